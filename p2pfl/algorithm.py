@@ -1,0 +1,154 @@
+"""What an algorithm is: pure functions over blocks of rows.
+
+A block stacks one quantity of several nodes along its first axis: parameters are
+``[rows, d]``, a scalar is ``[rows, 1]``. The simulator holds one block with a row per
+node; a peer process holds a block with a single row. An algorithm is written for blocks
+and never learns which of the two it is running in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+S = TypeVar("S", bound=tuple[Any, ...])  # state of the rows: a NamedTuple of blocks
+M = TypeVar("M", bound=tuple[Tensor, ...])  # message: a flat NamedTuple of blocks
+R = TypeVar("R", bound=tuple[Tensor, ...])  # what is remembered of each sender
+
+
+class Rows(NamedTuple):
+    """Who the rows of a block are."""
+
+    nodes: Tensor  # [rows], int64: the id of the node behind each row
+    examples: Tensor  # [rows], int64: how many training examples that node holds
+
+
+@dataclass(frozen=True, slots=True)
+class Inbox(Generic[R]):
+    """What the rows of a block have heard, and how much each row makes of it.
+
+    In the simulator the senders are all nodes and `weights` is the mixing matrix, dense
+    or sparse (CSR). In a peer the senders are the peer itself and the neighbours it has
+    heard, in the order of their ids, and `weights` is one line of that matrix.
+    """
+
+    weights: Tensor  # [rows, senders]
+    heard: R  # fields [senders, ...]
+    own: Tensor  # [rows]: where each row stands among the senders
+
+    def mix(self, field: Tensor, by: Tensor | None = None) -> Tensor:
+        """Return the weighted sum over senders, ``[senders, d] -> [rows, d]``.
+
+        With `by` (``[senders, 1]``, non-negative) the weights are first scaled by it and
+        normalised, so that every row takes a convex combination.
+        """
+        weights = self.weights.to(field.dtype)
+        if by is None:
+            return weights @ field
+        by = by.to(field.dtype)
+        if weights.layout is torch.sparse_csr:
+            weights = _csr_like(weights, weights.values() * by[weights.col_indices(), 0])
+            return (weights @ field) / (weights @ torch.ones_like(by))
+        weights = weights * by.T
+        return (weights / weights.sum(1, keepdim=True)) @ field
+
+    def mean(self, field: Tensor, by: Tensor) -> Tensor:
+        """Return the mean over the senders a row has heard, in proportion to `by`.
+
+        The mixing weights only say who was heard. ``[senders, d], [senders, 1] -> [rows, d]``
+        """
+        return Inbox(_ones_where(self.weights), self.heard, self.own).mix(field, by)
+
+    def largest(self, field: Tensor) -> Tensor:
+        """Return the largest value among the senders heard, ``[senders, 1] -> [rows, 1]``."""
+        block, mask = self.gather(field)
+        return block.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(1)
+
+    def mine(self, field: Tensor) -> Tensor:
+        """Return what the others know of the rows themselves."""
+        return field[self.own]
+
+    def gather(self, field: Tensor) -> tuple[Tensor, Tensor]:
+        """Return every row's senders side by side, padded, with their mask.
+
+        ``[senders, d] -> [rows, k, d], [rows, k]`` where k is the largest number of senders
+        of any row: k times the memory of `mix`, for aggregations which are not linear.
+        """
+        if self.weights.layout is torch.sparse_csr:
+            start = self.weights.crow_indices()
+            count = start.diff()
+            slots = torch.arange(int(count.max()), device=field.device)
+            mask = slots < count[:, None]
+            place = (start[:-1, None] + slots).clamp(max=int(start[-1]) - 1)
+            return field[self.weights.col_indices()[place]], mask
+        mask, order = (self.weights != 0).sort(dim=1, descending=True, stable=True)
+        k = int(mask.sum(1).max())
+        return field[order[:, :k]], mask[:, :k]
+
+
+def _ones_where(weights: Tensor) -> Tensor:
+    if weights.layout is torch.sparse_csr:
+        return _csr_like(weights, (weights.values() != 0).to(weights.dtype))
+    return (weights != 0).to(weights.dtype)
+
+
+def _csr_like(weights: Tensor, values: Tensor) -> Tensor:
+    return torch.sparse_csr_tensor(
+        weights.crow_indices(), weights.col_indices(), values, weights.shape
+    )
+
+
+def newest(known: R | None, message: M) -> R:
+    """Remember only the latest message of a sender."""
+    return cast(R, message)
+
+
+class Needs(NamedTuple):
+    """What an algorithm asks of the network it runs on; a wrong pairing is refused.
+
+    Attributes:
+        weights: ``"mean"`` wants rows that sum to one, ``"mass"`` columns, ``"none"`` hears
+            nobody.
+        graph: ``"symmetric"`` wants every link to go both ways, ``"complete"`` wants
+            everybody to hear everybody.
+        static: the graph must not change from round to round.
+        every_message: a message that is lost, or taken a round late, breaks the method.
+        positive: the mixing matrix must have no eigenvalue at or below -1/3.
+        one_step: a round is exactly one local step.
+    """
+
+    weights: Literal["mean", "mass", "none"] = "mean"
+    graph: Literal["any", "symmetric", "complete"] = "any"
+    static: bool = False
+    every_message: bool = False
+    positive: bool = False
+    one_step: bool = False
+
+
+class Algorithm(NamedTuple, Generic[S, M, R]):
+    """Five pure functions, how a message is remembered, and what the network must be like.
+
+    Attributes:
+        init: initial state from initial parameters ``[rows, d]``, given who the rows are.
+        model: where the gradient is taken, and what is evaluated and saved.
+        step: one local step, given the gradient at `model`.
+        send: what the neighbours are told.
+        receive: what is made of their messages.
+        absorb: what is remembered of a sender after its next message.
+        needs: what is asked of the network.
+
+    State is given away: a function may write into the state it was given, and the caller
+    must not use it again.
+    """
+
+    init: Callable[[Tensor, Rows], S]
+    model: Callable[[S], Tensor]
+    step: Callable[[S, Tensor], S]
+    send: Callable[[S], M]
+    receive: Callable[[S, Inbox[R]], S]
+    absorb: Callable[[R | None, M], R] = newest
+    needs: Needs = Needs()

@@ -1,0 +1,33 @@
+"""What can go wrong, by who is at fault."""
+
+from __future__ import annotations
+
+
+class P2pflError(Exception):
+    """The root of every error this package raises on purpose."""
+
+
+class UserError(P2pflError):
+    """Something the user wrote or named cannot work; the message says what and why.
+
+    The command line prints the message as one line and exits with code 2.
+    """
+
+
+class RunError(P2pflError):
+    """A run failed through no mistake in its description (a peer died, a port was taken).
+
+    The command line prints the message as one line and exits with code 1.
+    """
+
+
+class ProtocolError(P2pflError):
+    """A rule of the protocol between peers was broken."""
+
+
+class LocalProtocolError(ProtocolError):
+    """Our own runtime told the peer something that cannot have happened: a bug here."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """Another peer sent something it must not send: drop it and count it, but go on."""
