@@ -98,11 +98,15 @@ def _ones_where(weights: Tensor) -> Tensor:
 
 def _csr_like(weights: Tensor, values: Tensor) -> Tensor:
     return torch.sparse_csr_tensor(
-        weights.crow_indices(), weights.col_indices(), values, weights.shape
+        weights.crow_indices(),
+        weights.col_indices(),
+        values,
+        weights.shape,
+        check_invariants=False,  # they hold, as in the matrix it was made of
     )
 
 
-def newest(known: R | None, message: M) -> R:
+def newest(known: R | None, message: M, d: int) -> R:
     """Remember only the latest message of a sender."""
     return cast(R, message)
 
@@ -138,11 +142,12 @@ class Algorithm(NamedTuple, Generic[S, M, R]):
         step: one local step, given the gradient at `model`.
         send: what the neighbours are told.
         receive: what is made of their messages.
-        absorb: what is remembered of a sender after its next message.
+        absorb: what is remembered of a sender after its next message, given the number of
+            parameters d; raises `ValueError` for a message no honest peer sends.
         needs: what is asked of the network.
 
-    State is given away: a function may write into the state it was given, and the caller
-    must not use it again.
+    Functions return new tensors and never write into those they were given (the optimiser's
+    state apart): a message may still be on its way out while the next local steps run.
     """
 
     init: Callable[[Tensor, Rows], S]
@@ -150,5 +155,5 @@ class Algorithm(NamedTuple, Generic[S, M, R]):
     step: Callable[[S, Tensor], S]
     send: Callable[[S], M]
     receive: Callable[[S, Inbox[R]], S]
-    absorb: Callable[[R | None, M], R] = newest
+    absorb: Callable[[R | None, M, int], R] = newest
     needs: Needs = Needs()

@@ -1,1 +1,1 @@
-"""."""
+"""The three drivers of one algorithm: a simulator, an emulator and a server."""

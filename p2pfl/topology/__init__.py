@@ -1,1 +1,66 @@
-"""."""
+"""Who talks to whom, and how much they make of it: graphs, schedules, weights, network files."""
+
+from __future__ import annotations
+
+from p2pfl.topology.draw import draw
+from p2pfl.topology.files import Link, Network, read_network
+from p2pfl.topology.graphs import (
+    GRAPHS,
+    barabasi_albert_graph,
+    chain_graph,
+    complete_graph,
+    erdos_renyi_graph,
+    exponential_graph,
+    grid_graph,
+    hypercube_graph,
+    random_regular_graph,
+    ring_graph,
+    star_graph,
+    torus_graph,
+    watts_strogatz_graph,
+)
+from p2pfl.topology.mixing import MIXING, Mixing, metropolis, push, uniform, weights
+from p2pfl.topology.schedule import (
+    Links,
+    Topology,
+    in_degrees,
+    links_between,
+    out_degrees,
+    static,
+)
+from p2pfl.topology.spectral import Analysis, analyse, rounds_to
+
+__all__ = [
+    "GRAPHS",
+    "MIXING",
+    "Analysis",
+    "Link",
+    "Links",
+    "Mixing",
+    "Network",
+    "Topology",
+    "analyse",
+    "barabasi_albert_graph",
+    "chain_graph",
+    "complete_graph",
+    "draw",
+    "erdos_renyi_graph",
+    "exponential_graph",
+    "grid_graph",
+    "hypercube_graph",
+    "in_degrees",
+    "links_between",
+    "metropolis",
+    "out_degrees",
+    "push",
+    "random_regular_graph",
+    "read_network",
+    "ring_graph",
+    "rounds_to",
+    "star_graph",
+    "static",
+    "torus_graph",
+    "uniform",
+    "watts_strogatz_graph",
+    "weights",
+]

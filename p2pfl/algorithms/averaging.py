@@ -1,0 +1,141 @@
+"""Train locally, then average: all-to-all, with neighbours, or not at all."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
+from p2pfl.learning.optim import Optimiser
+
+
+class Params(NamedTuple):
+    """A message which is a model and nothing else."""
+
+    x: Tensor  # [rows, d]
+
+
+class Counted(NamedTuple):
+    """A model and the number of training examples behind it."""
+
+    x: Tensor  # [rows, d]
+    examples: Tensor  # [rows, 1]
+
+
+class LocalState(NamedTuple):
+    """A model and its optimiser."""
+
+    x: Tensor
+    opt: Any
+
+
+class CountedState(NamedTuple):
+    """A model, its optimiser and the number of examples it is trained on."""
+
+    x: Tensor
+    opt: Any
+    examples: Tensor
+
+
+def fedavg(
+    opt: Optimiser, weight: Literal["examples", "uniform"] = "examples"
+) -> Algorithm[CountedState, Counted, Counted]:
+    """Average everybody's model, in proportion to their examples (McMahan et al. 2017).
+
+    The server's mean, computed by every peer for itself: all hear all, so all hold the same
+    model after each round. Messages are ``4 d + 4`` bytes to each other peer (float32). The
+    weights follow the counts and not the mixing rule, which is right on a complete graph
+    only: elsewhere "neighbours weighted by their counts" has a biased limit.
+    """
+
+    def init(x: Tensor, rows: Rows) -> CountedState:
+        examples = rows.examples if weight == "examples" else torch.ones_like(rows.examples)
+        return CountedState(x, opt.init(x), examples.to(x.dtype).unsqueeze(1))
+
+    def step(s: CountedState, grads: Tensor) -> CountedState:
+        update, state = opt.update(grads, s.opt, s.x)
+        return s._replace(x=s.x + update, opt=state)
+
+    def send(s: CountedState) -> Counted:
+        return Counted(s.x, s.examples)
+
+    def receive(s: CountedState, inbox: Inbox[Counted]) -> CountedState:
+        return s._replace(x=inbox.mean(inbox.heard.x, by=inbox.heard.examples))
+
+    return Algorithm(init, lambda s: s.x, step, send, receive, needs=Needs(graph="complete"))
+
+
+def dpsgd(
+    opt: Optimiser,
+    order: Literal["adapt_then_combine", "combine_then_adapt"] = "adapt_then_combine",
+) -> Algorithm[LocalState, Params, Params]:
+    """Decentralised SGD: local steps and averaging with the neighbours (Lian et al. 2017).
+
+    ``adapt_then_combine`` steps, then mixes: ``x <- W (x - lr g(x))``; on a complete graph
+    it is exactly SGD on everybody's batches. ``combine_then_adapt`` is the order of the
+    paper, ``x <- W x - lr g(x)``: the models exchanged are those from before the local
+    steps, so the exchange can go on while they run, at the price of a larger bias.
+    Messages are ``4 d`` bytes (float32).
+    """
+    if order == "combine_then_adapt":
+        return _combine_then_adapt(opt)
+
+    def init(x: Tensor, rows: Rows) -> LocalState:
+        return LocalState(x, opt.init(x))
+
+    def step(s: LocalState, grads: Tensor) -> LocalState:
+        update, state = opt.update(grads, s.opt, s.x)
+        return LocalState(s.x + update, state)
+
+    def receive(s: LocalState, inbox: Inbox[Params]) -> LocalState:
+        return s._replace(x=inbox.mix(inbox.heard.x))
+
+    return Algorithm(init, lambda s: s.x, step, lambda s: Params(s.x), receive)
+
+
+class WhileState(NamedTuple):
+    """A model, its optimiser and the model as it was before the local steps of this round."""
+
+    x: Tensor
+    opt: Any
+    before: Tensor
+
+
+def _combine_then_adapt(opt: Optimiser) -> Algorithm[WhileState, Params, Params]:
+    def init(x: Tensor, rows: Rows) -> WhileState:
+        return WhileState(x, opt.init(x), x)
+
+    def step(s: WhileState, grads: Tensor) -> WhileState:
+        update, state = opt.update(grads, s.opt, s.x)
+        return WhileState(s.x + update, state, s.before)
+
+    def receive(s: WhileState, inbox: Inbox[Params]) -> WhileState:
+        x = inbox.mix(inbox.heard.x) + (s.x - s.before)
+        return s._replace(x=x, before=x)
+
+    return Algorithm(init, lambda s: s.x, step, lambda s: Params(s.before), receive)
+
+
+def local(opt: Optimiser) -> Algorithm[LocalState, Params, Params]:
+    """Train alone and hear nobody: what a peer reaches on its own data."""
+    needs = Needs(weights="none")
+    return dpsgd(opt)._replace(receive=lambda s, inbox: s, needs=needs)
+
+
+class Plain(NamedTuple):
+    """A vector to be averaged and nothing else."""
+
+    x: Tensor
+
+
+def average() -> Algorithm[Plain, Params, Params]:
+    """Average vectors by mixing alone, without training; used to agree on statistics."""
+    return Algorithm(
+        lambda x, rows: Plain(x),
+        lambda s: s.x,
+        lambda s, grads: s,
+        lambda s: Params(s.x),
+        lambda s, inbox: Plain(inbox.mix(inbox.heard.x)),
+    )

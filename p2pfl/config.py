@@ -1,0 +1,259 @@
+"""Sections: a table in the experiment file is a call, and the factory's signature its schema.
+
+    algorithm = {name = "choco", gamma = 0.3, codec = {name = "top_k", share = 0.1}}
+
+calls ``choco(optimiser, gamma=0.3, codec=top_k(share=0.1))``. Values are checked against
+the annotations, so an unknown name, an unknown key or a wrong type is an error that says
+which key, which value, and what would do. ``"torus:rows=4,cols=6"`` is short for a section.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from p2pfl.algorithms import ALGORITHMS
+from p2pfl.codec import CODECS, Codec
+from p2pfl.data.datasets import DATASETS
+from p2pfl.data.holdout import HOLDOUTS
+from p2pfl.data.partition import PARTITIONERS
+from p2pfl.errors import UserError
+from p2pfl.learning.losses import LOSSES
+from p2pfl.learning.models import MODELS
+from p2pfl.learning.optim import OPTIMISERS, Optimiser
+from p2pfl.learning.schedules import SCHEDULES, Schedule
+from p2pfl.peer.stopping import STOP_RULES, StopRule
+from p2pfl.topology.graphs import GRAPHS
+from p2pfl.topology.mixing import MIXING
+
+Value = Any  # what TOML holds: str, int, float, bool, list, dict
+Table = Mapping[str, Callable[..., Any]]
+
+# Sections which may stand inside other sections, by the type they make.
+NESTED: dict[Any, Table] = {
+    Codec: CODECS,
+    Optimiser: OPTIMISERS,
+    Schedule: SCHEDULES,
+    StopRule: STOP_RULES,
+}
+
+
+class Kind(NamedTuple):
+    """What may stand in a section.
+
+    Attributes:
+        table: the factories by name. A section with one factory named ``""`` has no name.
+        default: the name when none is given.
+        given: how many leading parameters the program supplies itself.
+    """
+
+    table: Table
+    default: str | None = None
+    given: int = 0
+
+
+class Section(NamedTuple):
+    """A checked section: what to call and with what, defaults included."""
+
+    name: str
+    values: dict[str, Value]  # as in the file; nested sections are `Section`s
+    factory: Callable[..., Any]
+
+    def build(self, path: str, *given: Any) -> Any:  # noqa: ANN401
+        """Call the factory; a `ValueError` becomes a `UserError` which names the section."""
+        values = {key: _build(value, f"{path}.{key}") for key, value in self.values.items()}
+        try:
+            return self.factory(*given, **values)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    def plain(self) -> dict[str, Value]:
+        """Return the section as it could stand in a file, every value spelled out."""
+        named = {"name": self.name} if self.name else {}
+        plain = {key: _plain(value) for key, value in self.values.items()}
+        return named | {key: value for key, value in plain.items() if value is not None}
+
+
+def read(path: str, value: Value, kind: Kind) -> Section:
+    """Check the value of a section.
+
+    Args:
+        path: where it stands, for error messages, as ``"algorithm.codec"``.
+        value: a table, or a string ``"name:key=value,..."``.
+        kind: what may stand there.
+
+    Raises:
+        UserError: it names the key, the value and the choices.
+    """
+    table = dict(parse_spec(value) if isinstance(value, str) else _table(path, value))
+    if list(kind.table) == [""]:
+        name = ""
+    else:
+        name = table.pop("name", kind.default)
+        if name is None:
+            raise UserError(f"{path}.name is missing; choices: {_list(kind.table)}")
+        if name not in kind.table:
+            raise UserError(f"{path}.name = {name!r} is unknown{_choices(name, kind.table)}")
+    factory = kind.table[name]
+    hints = typing.get_type_hints(factory)
+    parameters = list(inspect.signature(factory).parameters.values())[kind.given :]
+    known = {parameter.name: parameter for parameter in parameters}
+    for key in table:
+        if key not in known:
+            raise UserError(f"{path}.{key} is unknown{_choices(key, known, name)}")
+    values = {
+        key: _value(f"{path}.{key}", table.get(key, parameter.default), hints[key])
+        for key, parameter in known.items()
+    }
+    return Section(name, values, factory)
+
+
+def parse_spec(text: str) -> dict[str, Value]:
+    """Read ``name:key=value,key=value``; values are written as in TOML, quotes are optional.
+
+    >>> parse_spec("torus:rows=4,cols=6")
+    {'name': 'torus', 'rows': 4, 'cols': 6}
+    """
+    name, _, rest = text.partition(":")
+    table: dict[str, Value] = {"name": name.strip()}
+    for part in _split(rest):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"{text!r}: {part!r} is not of the form key=value")
+        table[key.strip()] = parse_value(value.strip())
+    return table
+
+
+def parse_value(text: str) -> Value:
+    """Read a value as TOML would, or take it for a string.
+
+    >>> parse_value("0.5"), parse_value("ring"), parse_value("[1, 2]")
+    (0.5, 'ring', [1, 2])
+    """
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _split(text: str) -> list[str]:
+    """Cut at commas which are not inside brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part for part in parts if part.strip()]
+
+
+def _value(path: str, value: Value, hint: Any) -> Value:  # noqa: ANN401
+    if value is inspect.Parameter.empty:
+        raise UserError(f"{path} is missing")
+    table, several = _nested(hint)
+    if table is not None and several and isinstance(value, list):
+        return [read(f"{path}[{i}]", part, Kind(table)) for i, part in enumerate(value)]
+    if table is not None and not several and isinstance(value, str | dict):
+        return read(path, value, Kind(table))
+    if table is not None and value is None:
+        return None
+    try:
+        return msgspec.convert(value, _without_nested(hint), strict=True)
+    except msgspec.ValidationError as error:
+        text = str(error).replace("`", "").replace("Expected", "expected", 1)
+        raise UserError(f"{path} = {value!r}: {text}{_literals(hint)}") from None
+
+
+def _nested(hint: Any) -> tuple[Table | None, bool]:  # noqa: ANN401
+    """Return which sections a parameter takes, if any, and whether it takes a list of them."""
+    for part in _alternatives(hint):
+        origin = typing.get_origin(part)
+        if origin is list:
+            table, _ = _nested(typing.get_args(part)[0])
+            return table, True
+        for made, table in NESTED.items():
+            if part == made or origin is made:
+                return table, False
+    return None, False
+
+
+def _without_nested(hint: Any) -> Any:  # noqa: ANN401
+    parts = tuple(part for part in _alternatives(hint) if _nested(part)[0] is None)
+    return typing.Union[parts] if parts else None  # noqa: UP007 - built at run time
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:  # noqa: ANN401
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _build(value: Value, path: str) -> Value:
+    if isinstance(value, Section):
+        return value.build(path)
+    if isinstance(value, list):
+        return [_build(part, f"{path}[{i}]") for i, part in enumerate(value)]
+    return value
+
+
+def _plain(value: Value) -> Value:
+    if isinstance(value, Section):
+        return value.plain()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value
+
+
+def _table(path: str, value: Value) -> Mapping[str, Value]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{path} = {value!r}: a section or a string is wanted here")
+    return value
+
+
+def _choices(wrong: Any, right: Iterable[str], of: str = "") -> str:  # noqa: ANN401
+    near = difflib.get_close_matches(str(wrong), list(right), 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    listed = _list(right) or "no keys"
+    return f"{hint or ';'} {of} takes: {listed}" if of else f"{hint or ';'} choices: {listed}"
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def _literals(hint: Any) -> str:  # noqa: ANN401
+    values = [
+        value
+        for part in _alternatives(hint)
+        if typing.get_origin(part) is typing.Literal
+        for value in typing.get_args(part)
+    ]
+    return f" (choices: {', '.join(map(repr, values))})" if values else ""
+
+
+__all__ = [
+    "ALGORITHMS",
+    "DATASETS",
+    "GRAPHS",
+    "HOLDOUTS",
+    "LOSSES",
+    "MIXING",
+    "MODELS",
+    "OPTIMISERS",
+    "PARTITIONERS",
+    "Kind",
+    "Section",
+    "parse_spec",
+    "parse_value",
+    "read",
+]

@@ -1,0 +1,110 @@
+"""The data sets an experiment can name: those scikit-learn carries, and the user's files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from p2pfl.data.dataset import Dataset, Source
+from p2pfl.data.encoder import Column, Encoder
+from p2pfl.data.idx import idx
+from p2pfl.data.tabular import csv
+
+
+def digits() -> Source:
+    """Handwritten digits: 1797 images ``[1, 8, 8]`` in [0, 1], 10 classes.
+
+    Alpaydin & Kaynak (1998), UCI; shipped with scikit-learn.
+    """
+
+    def load(data_dir: Path, only: int | None = None) -> Dataset:
+        from sklearn.datasets import load_digits  # slow to import, rarely needed
+
+        bunch = load_digits()
+        x = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16
+        y = torch.tensor(bunch.target, dtype=torch.int64)
+        return Dataset(x, y, classes=tuple(str(name) for name in bunch.target_names))
+
+    return Source(load)
+
+
+def breast_cancer() -> Source:
+    """Wisconsin breast cancer: 569 rows, 30 numbers, 2 classes (0 = malignant).
+
+    Street, Wolberg & Mangasarian (1993), UCI; shipped with scikit-learn.
+    """
+
+    def load(data_dir: Path, only: int | None = None) -> Dataset:
+        from sklearn.datasets import load_breast_cancer
+
+        return _classification(load_breast_cancer())
+
+    return Source(load)
+
+
+def wine() -> Source:
+    """Wine recognition: 178 rows, 13 numbers, 3 classes.
+
+    Aeberhard & Forina (1991), UCI; shipped with scikit-learn.
+    """
+
+    def load(data_dir: Path, only: int | None = None) -> Dataset:
+        from sklearn.datasets import load_wine
+
+        return _classification(load_wine())
+
+    return Source(load)
+
+
+def diabetes() -> Source:
+    """Diabetes progression: 442 rows, 10 numbers, regression.
+
+    The target is raw, a disease score of 25 to 346 (mean 152, standard deviation 77), so
+    a squared error is in thousands. Efron et al. (2004); shipped with scikit-learn.
+    """
+
+    def load(data_dir: Path, only: int | None = None) -> Dataset:
+        from sklearn.datasets import load_diabetes
+
+        bunch = load_diabetes(scaled=False)
+        return _table(bunch, torch.tensor(bunch.target, dtype=torch.float32), ())
+
+    return Source(load)
+
+
+DATASETS: dict[str, Callable[..., Source]] = {
+    "digits": digits,
+    "breast_cancer": breast_cancer,
+    "wine": wine,
+    "diabetes": diabetes,
+    "idx": idx,
+    "csv": csv,
+}
+"""The factories by the name a section gives."""
+
+
+class _Bunch(Protocol):
+    """What scikit-learn's loaders return."""
+
+    data: npt.NDArray[np.float64]
+    target: npt.NDArray[np.float64]
+    target_names: list[str]
+    feature_names: list[str]
+
+
+def _classification(bunch: _Bunch) -> Dataset:
+    y = torch.tensor(bunch.target, dtype=torch.int64)
+    return _table(bunch, y, tuple(str(name) for name in bunch.target_names))
+
+
+def _table(bunch: _Bunch, y: torch.Tensor, classes: tuple[str, ...]) -> Dataset:
+    encoder = Encoder(tuple(Column(str(name)) for name in bunch.feature_names))
+    x = torch.tensor(bunch.data, dtype=torch.float32)
+    return Dataset(
+        x, y, encoder.features, classes=classes, numeric=encoder.numeric, encoder=encoder
+    )

@@ -1,0 +1,400 @@
+"""An experiment: one file that says what is learned, by whom, from what and how.
+
+The same experiment runs in all three runtimes. Reading it checks everything that can be
+checked without the data, so a mistake is found before anything has started.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import tomli_w
+import torch
+from torch import Tensor
+
+from p2pfl import __version__
+from p2pfl.algorithm import Algorithm
+from p2pfl.algorithms import proximal
+from p2pfl.config import Section, Value, parse_value, read
+from p2pfl.data.dataset import Source
+from p2pfl.data.shards import Federation, Shards, federate
+from p2pfl.data.statistics import Affine
+from p2pfl.errors import UserError
+from p2pfl.learning.backends import BACKENDS
+from p2pfl.learning.losses import LOSSES, default_loss
+from p2pfl.learning.task import ModelTask, per_node
+from p2pfl.learning.training import local_steps
+from p2pfl.pairing import check_pairing, default_mixing
+from p2pfl.peer.gossiper import Tempo
+from p2pfl.peer.rounds import Pace
+from p2pfl.runtime.network import NetworkModel
+from p2pfl.runtime.setup import Setup
+from p2pfl.sections import DEFAULTS, SECTIONS, Evaluation, Output, Rounds, Timer, Training
+from p2pfl.topology.files import Network
+from p2pfl.topology.mixing import Mixing, weights
+from p2pfl.topology.schedule import Links, Topology, static
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# Both ends of a link need not agree on these: they concern one peer, or the emulator.
+PRIVATE = ("name", "evaluation", "network", "output")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked experiment. Make one with `load` or `from_dict`.
+
+    Attributes:
+        name: what run folders are called.
+        seed: draws everything: initial weights, partition, batches, lots.
+        nodes: how many peers there are.
+        sections: the sections, every default spelled out.
+        base: the folder that relative paths in the file start from.
+    """
+
+    name: str
+    seed: int
+    nodes: int
+    sections: Mapping[str, Section]
+    base: Path
+
+    @classmethod
+    def load(cls, path: str | Path, changes: Iterable[str] = ()) -> Experiment:
+        """Read an experiment file, or one that ships with the package, by its name.
+
+        Args:
+            path: a TOML file, or a name as in ``p2pfl experiments``.
+            changes: ``"pace.rounds=2"`` and the like, made before anything is checked.
+
+        Raises:
+            UserError: the file is missing, is not TOML, or describes what cannot be.
+        """
+        found = find(path)
+        try:
+            tables = tomllib.loads(found.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{found} is not valid TOML: {error}") from error
+        except OSError as error:
+            raise UserError(f"{found} cannot be read: {error.strerror}") from error
+        tables.setdefault("name", found.stem)
+        return cls.from_dict(tables, found.parent, changes)
+
+    @classmethod
+    def from_dict(
+        cls, tables: Mapping[str, Value], base: str | Path = ".", changes: Iterable[str] = ()
+    ) -> Experiment:
+        """Check an experiment given as nested dictionaries, laid out as in a file."""
+        tables = change(tables, changes)
+        for key in tables:
+            if key not in SECTIONS and key not in ("name", "seed", "nodes"):
+                choices = ", ".join(["name", "seed", "nodes", *SECTIONS])
+                raise UserError(f"{key} is no section of an experiment; choices: {choices}")
+        name, seed = tables.get("name", "experiment"), tables.get("seed", 0)
+        if not isinstance(name, str) or not name or "/" in name:
+            raise UserError(f"name = {name!r}: expected a text without '/'")
+        if type(seed) is not int or not 0 <= seed < 2**63:
+            raise UserError(f"seed = {seed!r}: expected a whole number from 0 to 2^63 - 1")
+        base = Path(base).resolve()
+        sections = {
+            key: read(key, _located(key, tables.get(key, DEFAULTS.get(key, {})), base), kind)
+            for key, kind in SECTIONS.items()
+            if key != "mixing"
+        }
+        nodes = _count_nodes(tables.get("nodes"), sections)
+        mixing = tables.get("mixing") or default_mixing(_algorithm(sections).needs)
+        sections["mixing"] = read("mixing", mixing, SECTIONS["mixing"])
+        experiment = cls(name, seed, nodes, sections, base)
+        experiment._check()
+        return experiment
+
+    def to_dict(self) -> dict[str, Value]:
+        """Return the experiment with every default spelled out, as it could stand in a file."""
+        plain = {key: section.plain() for key, section in self.sections.items()}
+        return {"name": self.name, "seed": self.seed, "nodes": self.nodes, **plain}
+
+    def to_toml(self) -> str:
+        """Return the experiment as the text of a file."""
+        return tomli_w.dumps(self.to_dict())
+
+    def terms(self, task: ModelTask) -> dict[str, str]:
+        """Return what all peers of a run must agree on, by key, for the handshake."""
+        flat: dict[str, str] = {"version": ".".join(__version__.split(".")[:2])}
+        for key, value in _flatten({k: v for k, v in self.to_dict().items() if k not in PRIVATE}):
+            # Where a peer keeps its files is its own business; what they say is compared.
+            flat[key] = "" if key.split(".")[-1] == "path" else str(value)
+        flat["model.parameters"] = f"{task.d} ({task.spec.digest[:12]})"
+        links = b"".join(
+            part.numpy().tobytes() for links in self.topology.rounds() for part in links[:2]
+        )
+        flat["topology.links"] = hashlib.sha256(links).hexdigest()[:12]
+        return flat
+
+    @property
+    def training(self) -> Training:
+        """The section ``training``."""
+        return self._build("training")  # type: ignore[no-any-return]
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The section ``evaluation``."""
+        return self._build("evaluation")  # type: ignore[no-any-return]
+
+    @property
+    def output(self) -> Output:
+        """The section ``output``."""
+        return self._build("output")  # type: ignore[no-any-return]
+
+    @property
+    def standardise(self) -> str:
+        """The section ``preprocess``: whose statistics are used, if any."""
+        return self._build("preprocess")  # type: ignore[no-any-return]
+
+    @cached_property
+    def pace(self) -> Rounds | Timer:
+        """The section ``pace``."""
+        return self._build("pace")  # type: ignore[no-any-return]
+
+    @cached_property
+    def algorithm(self) -> Algorithm[Any, Any, Any]:
+        """The algorithm with its optimiser, and FedProx's pull around it if asked for."""
+        return _algorithm(self.sections)
+
+    @cached_property
+    def mixing(self) -> Mixing:
+        """The mixing rule."""
+        return self._build("mixing")  # type: ignore[no-any-return]
+
+    @cached_property
+    def drawn(self) -> nx.Graph | Network:
+        """The graph, or the network file, that the section ``topology`` names."""
+        return self._build("topology", self.nodes)  # type: ignore[no-any-return]
+
+    @cached_property
+    def topology(self) -> Topology:
+        """Who talks to whom; nobody to anybody for algorithms that hear nobody."""
+        if self.algorithm.needs.weights == "none":
+            nobody = Links(*torch.empty(2, 0, dtype=torch.int64), self.nodes)
+            return Topology(self.nodes, lambda round: nobody, 1, "none")
+        graph = self.drawn.graph if isinstance(self.drawn, Network) else self.drawn
+        return static(graph, self.sections["topology"].name)
+
+    @cached_property
+    def network(self) -> NetworkModel:
+        """The modelled network, with what a network file says of single links and nodes."""
+        links: dict[tuple[int, int], dict[str, float]] = {}
+        speeds: dict[int, float] = {}
+        if isinstance(self.drawn, Network):
+            speeds = self.drawn.speed
+            for ends, link in self.drawn.links.items():
+                links[ends] = {k: v for k, v in link._asdict().items() if v is not None}
+        model: NetworkModel = self._build("network", links, speeds)(self.seed)
+        return model
+
+    def federation(self, data_dir: Path | None = None, only: int | None = None) -> Federation:
+        """Load the data and share them out; with ``only=k`` just what peer k holds.
+
+        Args:
+            data_dir: the folder that relative paths start from, by default the file's own.
+            only: the node whose training examples are kept.
+        """
+        source: Source = self._build("data")
+        if source.files is not None and source.files != self.nodes:
+            raise UserError(f"nodes = {self.nodes}, but data.path lists {source.files} files")
+        dataset = source.load(data_dir or self.base, only)
+        partitioner, holdout = self._build("partition"), self._build("holdout")
+        try:
+            return federate(dataset, partitioner, holdout, self.nodes, self.seed, only)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def task(
+        self, federation: Federation, affine: Affine | None, device: str = "cpu"
+    ) -> ModelTask:
+        """Return the learning problem of the nodes whose data `federation` holds.
+
+        Args:
+            federation: their data.
+            affine: how to standardise, ``[held, f]``, a row for each of them; None: not.
+            device: where to compute.
+        """
+        training = self.training
+        name = training.loss
+        loss = default_loss(len(federation.classes)) if name == "auto" else LOSSES[name]()
+        try:
+            outputs = loss.outputs(len(federation.classes))
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                model = self._build("model")(federation.shape, outputs)
+        except ValueError as error:
+            raise UserError(f"model: {error}") from error
+        return ModelTask(
+            model,
+            loss,
+            federation.train,
+            self._test(federation),
+            batch_size=training.batch_size,
+            seed=self.seed,
+            affine=per_node(affine, federation.train.nodes) if affine else None,
+            backend=BACKENDS[training.backend],
+            dtype=DTYPES[training.dtype],
+            device=device,
+        )
+
+    def setup(self, task: ModelTask) -> Setup:
+        """Return what a runtime needs to run this experiment on a task."""
+        topology, mixing, evaluation = self.topology, self.mixing, self.evaluation
+
+        @lru_cache(maxsize=topology.period or 1)
+        def matrix(phase: int) -> Tensor:
+            return weights(topology.links(phase), mixing).to(task.device)
+
+        pace: Pace | Tempo
+        if isinstance(self.pace, Timer):
+            period, ticks, _ = self.pace
+            pace = Tempo(period, ticks, evaluate_every=evaluation.every, seed=self.seed)
+        else:
+            width = topology.reach() if self.pace.stop else 1
+            rounds, patience, stop = self.pace.rounds, self.pace.patience, self.pace.stop
+            pace = Pace(rounds, 1, patience, evaluation.every, stop, max(width, 1))
+        return Setup(
+            self.algorithm,
+            task,
+            topology,
+            mixing,
+            pace,
+            lambda nodes: self.local_steps(task.examples(nodes)),
+            lambda round: matrix(round % (topology.period or math.inf)),
+        )
+
+    def local_steps(self, examples: Tensor) -> Tensor:
+        """Return the local steps in a round of nodes with so many examples, int64 ``[rows]``."""
+        epochs = self.pace.local_epochs if isinstance(self.pace, Rounds) else None
+        if epochs is not None:
+            return local_steps(examples, self.training.batch_size, epochs)
+        return torch.full_like(examples, self.pace.local_steps or 1)
+
+    def _test(self, federation: Federation) -> Any:  # noqa: ANN401
+        if self.evaluation.on == "own":
+            return federation.own_test
+        return federation.test
+
+    def _build(self, key: str, *given: Any) -> Any:  # noqa: ANN401
+        return self.sections[key].build(key, *given)
+
+    def _check(self) -> None:
+        for key in ("data", "partition", "holdout", "model", "output", "preprocess"):
+            self._build(key)
+        _ = (self.network, self.evaluation)
+        holdout = self.sections["holdout"].name
+        if self.evaluation.on == "own" and holdout != "per_node":
+            raise UserError(
+                f"evaluation.on = 'own' asks for holdout.name = 'per_node', not {holdout!r}"
+            )
+        check_pairing(self)
+
+
+def find(path: str | Path) -> Path:
+    """Return the file a user means: a path, or the name of an experiment that ships with us."""
+    given = Path(path)
+    if given.exists() or given.suffix or "/" in str(path):
+        if not given.is_file():
+            raise UserError(f"there is no experiment file {path}")
+        return given
+    names = shipped()
+    if str(path) not in names:
+        raise UserError(
+            f"there is no experiment {str(path)!r}; give a .toml file or one of: "
+            + ", ".join(names)
+        )
+    return names[str(path)]
+
+
+def shipped() -> dict[str, Path]:
+    """Return the experiments that ship with the package, by name."""
+    folder = Path(str(resources.files("p2pfl") / "experiments"))
+    return {file.stem: file for file in sorted(folder.glob("*.toml"))}
+
+
+def change(tables: Mapping[str, Value], changes: Iterable[str]) -> dict[str, Value]:
+    """Return the tables with ``key.key=value`` changes made.
+
+    >>> change({"pace": {"rounds": 20}}, ["pace.rounds=2", "topology=ring"])
+    {'pace': {'rounds': 2}, 'topology': 'ring'}
+    """
+    changed: dict[str, Value] = _copy(tables)
+    for text in changes:
+        path, equals, value = text.partition("=")
+        if not equals or not path.strip():
+            raise UserError(f"--set {text!r} is not of the form key=value, as in pace.rounds=2")
+        *above, last = path.strip().split(".")
+        table = changed
+        for key in above:
+            inner = table.setdefault(key, {})
+            if isinstance(inner, str):  # a section written short: "ring" is {name = "ring"}
+                inner = table[key] = {"name": inner}
+            if not isinstance(inner, dict):
+                raise UserError(f"--set {text!r}: {key} is not a section")
+            table = inner
+        table[last] = parse_value(value.strip())
+    return changed
+
+
+def _copy(value: Value) -> Value:
+    if isinstance(value, Mapping):
+        return {key: _copy(part) for key, part in value.items()}
+    return value
+
+
+def _located(key: str, value: Value, base: Path) -> Value:
+    """Let relative paths of files which belong to the experiment start at its folder."""
+    if key == "topology" and isinstance(value, str) and Path(value).suffix and ":" not in value:
+        value = {"name": "file", "path": value}
+    if not isinstance(value, dict):
+        return value
+    if key == "topology" and isinstance(value.get("path"), str):
+        return {**value, "path": str(base / value["path"])}
+    if key == "model" and isinstance(value.get("factory"), str):
+        place, colon, function = value["factory"].rpartition(":")
+        if place.endswith(".py"):
+            return {**value, "factory": f"{base / place}{colon}{function}"}
+    return value
+
+
+def _algorithm(sections: Mapping[str, Section]) -> Algorithm[Any, Any, Any]:
+    optimiser = sections["optimiser"].build("optimiser")
+    algorithm: Algorithm[Any, Any, Any] = sections["algorithm"].build("algorithm", optimiser)
+    mu = sections["training"].build("training").proximal
+    return proximal(algorithm, mu) if mu else algorithm
+
+
+def _count_nodes(nodes: Value, sections: Mapping[str, Section]) -> int:
+    """Return how many nodes there are, as said or as it follows from the rest."""
+    if nodes is not None:
+        if type(nodes) is not int or nodes < 1:
+            raise UserError(f"nodes = {nodes!r}: expected a whole number, at least 1")
+        return nodes
+    topology, data = sections["topology"], sections["data"]
+    if topology.name == "file":
+        network: Network = topology.build("topology", None)
+        return network.graph.number_of_nodes()
+    rows, cols = topology.values.get("rows"), topology.values.get("cols")
+    if rows and cols:
+        return int(rows * cols)
+    source: Source = data.build("data")
+    return source.files or 8
+
+
+def _flatten(value: Value, path: str = "") -> Iterable[tuple[str, Value]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _flatten(part, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value

@@ -1,0 +1,111 @@
+"""How good the models of some rows are on some examples."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from p2pfl.learning.backends import REFUSALS, close
+from p2pfl.learning.losses import Loss
+from p2pfl.learning.modules import Pure, predict
+
+_BATCH_BYTES = 4 << 20  # examples evaluated together, times the rows of a block
+
+
+class Scores(NamedTuple):
+    """How good each row is."""
+
+    loss: Tensor  # [rows]: the mean loss
+    acc: Tensor  # [rows]: the share that is correct; NaN where that has no meaning
+
+
+class Evaluator:
+    """Score blocks of rows in evaluation mode, in bounded memory.
+
+    Several rows are stacked by `torch.func.vmap` if that works for the model, which is
+    tried once; a single row never is.
+    """
+
+    def __init__(self, model: Pure, loss: Loss) -> None:
+        self._model, self._loss = model, loss
+        self._stacked: bool | None = None
+
+    def __call__(self, params: Tensor, buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Scores:
+        """Return the scores of rows ``[rows, d]`` on examples.
+
+        `buffers` are the estimated statistics of each row, ``[rows, ...]``. The examples
+        are ``[rows, b, ...]``, each row having its own, or ``[1, b, ...]`` for all; the
+        targets, ``[b]``, are the same for all. Without examples the scores are NaN.
+        """
+        views = self._model.spec.unflatten(params)
+        sums = params.new_zeros(len(params), 2)
+        with torch.no_grad():
+            for part in _chunks(x, len(params)):
+                sums += self._sums(views, buffers, x[:, part], y[part])
+        loss, acc = (sums / len(y)).unbind(1)
+        return Scores(loss, acc)
+
+    def _sums(
+        self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor
+    ) -> Tensor:
+        if len(next(iter(params.values()))) <= 1 or self._stacked is False:
+            return self._loop(params, buffers, x, y)
+        if self._stacked is None:
+            self._stacked = self._works(params, buffers, x[:2, :8], y[:8])
+            return self._sums(params, buffers, x, y)
+        return self._stack(params, buffers, x, y)
+
+    def _works(
+        self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor
+    ) -> bool:
+        two = ({name: value[:2] for name, value in part.items()} for part in (params, buffers))
+        params, buffers = two
+        try:
+            found = self._stack(params, buffers, x, y)
+        except REFUSALS:
+            return False
+        return close(found, self._loop(params, buffers, x, y))
+
+    def _stack(
+        self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor
+    ) -> Tensor:
+        own = len(x) > 1  # else the examples are shared, and need not be repeated
+        stacked = torch.func.vmap(self._row, in_dims=(0, 0, 0 if own else None, None))
+        sums: Tensor = stacked(params, buffers, x if own else x[0], y)
+        return sums
+
+    def _loop(
+        self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor
+    ) -> Tensor:
+        rows = len(next(iter(params.values())))
+        return torch.stack(
+            [
+                self._row(
+                    {name: value[i] for name, value in params.items()},
+                    {name: value[i] for name, value in buffers.items()},
+                    x[i] if len(x) > 1 else x[0],
+                    y,
+                )
+                for i in range(rows)
+            ]
+        )
+
+    def _row(
+        self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor
+    ) -> Tensor:
+        """Return the sum of the losses and the number of correct answers, ``[2]``."""
+        outputs = predict(self._model, params, buffers, x)
+        loss = self._loss.each(outputs, y).sum()
+        correct = self._loss.correct
+        hits = torch.full_like(loss, math.nan) if correct is None else correct(outputs, y).sum()
+        return torch.stack([loss, hits.to(loss.dtype)])
+
+
+def _chunks(x: Tensor, rows: int) -> list[slice]:
+    """Cut examples ``[..., b, ...]`` so that what so many rows make of a chunk is bounded."""
+    column = max(rows * x[:1, :1].numel() * x.element_size(), 1)
+    size = max(16, _BATCH_BYTES // column)
+    return [slice(i, i + size) for i in range(0, x.shape[1], size)]

@@ -1,0 +1,119 @@
+"""Which algorithm goes with which topology, mixing rule and pace; wrong pairs are refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from p2pfl.algorithm import Needs
+from p2pfl.errors import UserError
+from p2pfl.sections import Timer
+from p2pfl.topology.mixing import weights
+
+if TYPE_CHECKING:
+    from p2pfl.experiment import Experiment
+
+DENSE = 2000  # nodes up to which eigenvalues are worked out
+
+
+def default_mixing(needs: Needs) -> dict[str, object]:
+    """Return the mixing rule which suits an algorithm best."""
+    if needs.weights == "mass":
+        return {"name": "push"}
+    return {"name": "metropolis", "lazy": needs.positive}
+
+
+def check_pairing(experiment: Experiment) -> None:
+    """Refuse what cannot work together.
+
+    Raises:
+        UserError: it names the two sections, and what would do.
+    """
+    _check_weights(experiment)
+    _check_graph(experiment)
+    _check_pace(experiment)
+    if experiment.algorithm.needs.positive:
+        _check_spectrum(experiment)
+
+
+def _check_weights(experiment: Experiment) -> None:
+    needs, rule = experiment.algorithm.needs.weights, experiment.mixing
+    name, mixing = _names(experiment, "algorithm", "mixing")
+    if needs == "mean" and rule.conserves == "mass":
+        raise UserError(
+            f"mixing.name = {mixing!r} splits a mass (its columns sum to one), but"
+            f" algorithm.name = {name!r} takes means: use metropolis or uniform,"
+            " or algorithm.name = 'push_sum'"
+        )
+    if needs == "mass" and rule.conserves == "mean":
+        raise UserError(
+            f"mixing.name = {mixing!r} takes means, but algorithm.name = {name!r} adds up"
+            " shares of a mass (columns that sum to one): use push"
+        )
+
+
+def _check_graph(experiment: Experiment) -> None:
+    needs, topology = experiment.algorithm.needs, experiment.topology
+    name, graph = _names(experiment, "algorithm", "topology")
+    if needs.graph == "complete" and not topology.is_complete:
+        raise UserError(
+            f"algorithm.name = {name!r} averages by counts, which is right only where everybody"
+            f" hears everybody, and topology.name = {graph!r} is not complete: use dpsgd, or"
+            " push_sum with weight = 'examples'"
+        )
+    if needs.graph == "symmetric" and not topology.is_symmetric:
+        raise UserError(
+            f"algorithm.name = {name!r} needs links that go both ways, and topology.name ="
+            f" {graph!r} has others: use an undirected graph, or algorithm.name = 'push_sum'"
+        )
+    if needs.static and topology.period != 1:
+        raise UserError(
+            f"algorithm.name = {name!r} needs neighbours that stay, and topology.name ="
+            f" {graph!r} changes them from round to round"
+        )
+
+
+def _check_pace(experiment: Experiment) -> None:
+    needs, pace = experiment.algorithm.needs, experiment.pace
+    (name,) = _names(experiment, "algorithm")
+    if isinstance(pace, Timer):
+        if needs.every_message or needs.weights == "mass" or needs.graph == "complete":
+            raise UserError(
+                f"algorithm.name = {name!r} works in rounds, not by pace.name = 'timer':"
+                " use gossip, dpsgd or local"
+            )
+        return
+    if needs.every_message and pace.patience == 0:
+        raise UserError(
+            f"algorithm.name = {name!r} needs every message in its round: pace.patience = 0"
+            " does not wait for them"
+        )
+    if needs.one_step and pace.local_steps != 1:
+        raise UserError(
+            f"algorithm.name = {name!r} takes exactly one step a round: set pace.local_steps = 1"
+        )
+    metric = pace.stop.metric if pace.stop else ""
+    if metric.startswith("eval") and experiment.sections["holdout"].name == "none":
+        raise UserError(
+            f"pace.stop.metric = {metric!r} is never measured with holdout.name = 'none'"
+        )
+
+
+def _check_spectrum(experiment: Experiment) -> None:
+    topology = experiment.topology
+    if topology.n > DENSE or experiment.sections["mixing"].values.get("lazy"):
+        return  # a lazy matrix has no negative eigenvalues
+    matrix = weights(topology.links(0), experiment.mixing).to_dense()
+    smallest = float(torch.linalg.eigvalsh(matrix)[0])
+    if smallest <= -1 / 3 + 1e-9:
+        name, graph = _names(experiment, "algorithm", "topology")
+        raise UserError(
+            f"algorithm.name = {name!r} diverges on topology.name = {graph!r} with these"
+            f" weights: their smallest eigenvalue is {smallest:.3f}, not above -1/3;"
+            ' use mixing = {name = "metropolis", lazy = true}'
+        )
+
+
+def _names(experiment: Experiment, *sections: str) -> list[str]:
+    return [experiment.sections[section].name for section in sections]

@@ -1,0 +1,152 @@
+"""The vocabulary of a peer: events it is told, effects it asks for.
+
+Events are past participles and effects are imperatives. Neither is ever mutated, and
+between them they are all that a runtime and a peer say to each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from torch import Tensor
+
+PeerId: TypeAlias = int
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The runtime is ready to carry out effects."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The local steps asked for with `Train` are done."""
+
+    step: int  # the first of them, as in `Train`
+    state: Any  # the algorithm's state after them
+    loss: float  # mean over the steps; NaN when there were none
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The evaluation asked for with `Evaluate` is done."""
+
+    round: int
+    loss: float
+    acc: float  # NaN where accuracy has no meaning
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A neighbour's message has arrived; the messages of one neighbour arrive in order."""
+
+    sender: PeerId
+    round: int
+    degree: int  # how many peers it was sent to
+    score: float  # the sender's share in the agreement on when to stop
+    message: tuple[Tensor, ...]  # fields [1, ...]
+    size: int = 0  # bytes on the wire
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """A timer set with `SetTimer` has run out."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUp:
+    """A neighbour has joined."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDown:
+    """A neighbour has left or is presumed dead; what it sent before still counts."""
+
+    peer: PeerId
+
+
+Event: TypeAlias = Started | Trained | Evaluated | Received | TimerFired | PeerUp | PeerDown
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Take `count` local steps from `state`, the first being `step`; answer with `Trained`.
+
+    The answer depends on nothing but this, so a runtime may work it out when it likes.
+    """
+
+    step: int
+    count: int
+    state: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Deliver a message to each of the peers in `to`."""
+
+    to: tuple[PeerId, ...]
+    round: int
+    degree: int
+    score: float
+    message: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """Answer with `TimerFired` after this many seconds."""
+
+    after: float
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A round is over."""
+
+    round: int
+    loss: float  # mean training loss of its local steps
+    params: Tensor  # [1, d]: the model it ended with
+    received: int  # bytes
+    missed: tuple[PeerId, ...] = ()  # neighbours that were waited for in vain
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Measure the model a round ended with; answer with `Evaluated`."""
+
+    round: int
+    params: Tensor  # [1, d]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """There is nothing more to do."""
+
+    reason: str
+
+
+Effect: TypeAlias = Train | Send | SetTimer | Report | Evaluate | Stop
+
+
+class Machine(Protocol):
+    """What a runtime asks of a peer."""
+
+    me: PeerId
+
+    @property
+    def params(self) -> Tensor:
+        """The current model, ``[1, d]``."""
+
+    def handle(self, event: Event) -> list[Effect]:
+        """Take in one event and return the effects it calls for.
+
+        Raises:
+            RemoteProtocolError: another peer broke the rules; nothing has changed.
+            LocalProtocolError: the runtime did; this peer cannot go on.
+            RunError: training has diverged.
+        """

@@ -1,0 +1,145 @@
+"""A peer without rounds: push to one neighbour on a timer, merge whatever comes.
+
+The same `Algorithm` runs here as in `Peer`; only the order of events differs. A model that
+arrives during a local step is merged when the step is done.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Generic, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from p2pfl.algorithm import Algorithm, Inbox, M, Rows, S
+from p2pfl.errors import RemoteProtocolError, RunError
+from p2pfl.peer.events import (
+    Effect,
+    Evaluate,
+    Evaluated,
+    Event,
+    PeerDown,
+    PeerId,
+    PeerUp,
+    Received,
+    Report,
+    Send,
+    SetTimer,
+    Started,
+    Stop,
+    TimerFired,
+    Train,
+    Trained,
+)
+from p2pfl.peer.rounds import stack
+
+
+class Tempo(NamedTuple):
+    """How often a peer speaks up, and how many times in all.
+
+    Attributes:
+        period: seconds between two pushes.
+        ticks: how many pushes.
+        steps: local steps after each merge.
+        evaluate_every: measure the model at every so many pushes, and after the last.
+        seed: draws whom to push to.
+    """
+
+    period: float
+    ticks: int
+    steps: int = 1
+    evaluate_every: int = 1
+    seed: int = 0
+
+
+class Gossiper(Generic[S, M]):
+    """One node of asynchronous gossip learning (Ormándi et al. 2013)."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm[S, M, M],
+        neighbours: tuple[PeerId, ...],
+        tempo: Tempo,
+        params: Tensor,
+        rows: Rows,
+    ) -> None:
+        self.me: PeerId = int(rows.nodes[0])
+        self.algorithm, self.tempo = algorithm, tempo
+        self.state = algorithm.init(params, rows)
+        self.neighbours = set(neighbours)
+        self.step = 0
+        self._known = frozenset(neighbours)
+        self._training = False
+        self._mail: dict[PeerId, Received] = {}  # the newest of each sender, unmerged
+        self._loss, self._received_bytes = math.nan, 0
+        self._random = random.Random(f"{tempo.seed} {self.me}")
+
+    @property
+    def params(self) -> Tensor:
+        """The current model, ``[1, d]``."""
+        return self.algorithm.model(self.state)
+
+    def handle(self, event: Event) -> list[Effect]:
+        """Take in one event and return the effects it calls for; see `Machine`."""
+        match event:
+            case Started():
+                return [SetTimer(self.tempo.period, 0), *self._train()]
+            case Trained():
+                return self._trained(event)
+            case Received():
+                return self._receive(event)
+            case TimerFired(round=tick):
+                return self._push(tick)
+            case PeerUp(peer=peer):
+                self.neighbours.add(peer)
+            case PeerDown(peer=peer):
+                self.neighbours.discard(peer)
+            case Evaluated():
+                pass
+        return []
+
+    def _receive(self, event: Received) -> list[Effect]:
+        if event.sender not in self._known:
+            raise RemoteProtocolError(f"{event.sender} is not a neighbour")
+        self._received_bytes += event.size
+        self._mail[event.sender] = event
+        return self._train()
+
+    def _trained(self, event: Trained) -> list[Effect]:
+        if self.tempo.steps and not math.isfinite(event.loss):
+            raise RunError(
+                f"node {self.me} diverged at step {event.step}: its training loss is {event.loss}"
+                " (a smaller learning rate, or clipping, may help)"
+            )
+        self.state, self._loss, self._training = event.state, event.loss, False
+        self.step += self.tempo.steps
+        return self._train() if self._mail else []
+
+    def _train(self) -> list[Effect]:
+        if self._training:
+            return []
+        for sender in sorted(self._mail):
+            self._merge(cast(M, self._mail.pop(sender).message))
+        self._training = True
+        return [Train(self.step, self.tempo.steps, self.state)]
+
+    def _merge(self, theirs: M) -> None:
+        mine = self.algorithm.send(self.state)
+        halves = torch.full((1, 2), 0.5, dtype=torch.float64, device=mine[0].device)
+        own = torch.tensor([0], device=mine[0].device)
+        self.state = self.algorithm.receive(self.state, Inbox(halves, stack([mine, theirs]), own))
+
+    def _push(self, tick: int) -> list[Effect]:
+        effects: list[Effect] = []
+        if self.neighbours:
+            to = self._random.choice(sorted(self.neighbours))
+            effects.append(Send((to,), tick, 1, -math.inf, self.algorithm.send(self.state)))
+        effects.append(Report(tick, self._loss, self.params, self._received_bytes))
+        self._received_bytes = 0
+        last = tick + 1 >= self.tempo.ticks
+        if last or (tick + 1) % self.tempo.evaluate_every == 0:
+            effects.append(Evaluate(tick, self.params))
+        effects.append(Stop("all ticks done") if last else SetTimer(self.tempo.period, tick + 1))
+        return effects

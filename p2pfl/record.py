@@ -1,0 +1,460 @@
+"""What a run leaves: a folder that is valid at every moment, also of a run that was broken off.
+
+::
+
+    DIR/experiment.toml            the experiment, every default spelled out
+    DIR/metrics.csv                one line per node and round; empty: not measured
+    DIR/events.jsonl               one JSON object per line
+    DIR/models/mean.safetensors    the final models, also node-0003.safetensors and so on
+    DIR/summary.json               its "status" is "running" until the run has ended
+    DIR/sketches.f32               a peer's own folder: a sketch of its model for each line
+    DIR/peers/003/                 the folders of peers that ran as processes
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+import os
+import time
+import tomllib
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from p2pfl import __version__
+from p2pfl.errors import RunError, UserError
+from p2pfl.runtime.setup import Row, Status
+from p2pfl.runtime.sketch import WIDTH, distances
+
+if TYPE_CHECKING:
+    from p2pfl.predictor import Predictor
+
+Metrics = dict[str, npt.NDArray[Any]]
+"""The table of a run, a column for each field of `Row`: int64 or float64, NaN: not measured."""
+
+EXPERIMENT, METRICS, EVENTS = "experiment.toml", "metrics.csv", "events.jsonl"
+MODELS, SUMMARY, SKETCHES, PEERS = "models", "summary.json", "sketches.f32", "peers"
+
+_TYPES: Mapping[str, type] = typing.get_type_hints(Row)
+
+
+class Recorder:
+    """Write a run folder.
+
+    Args:
+        folder: where; made if it is missing, and it must be empty.
+        experiment_toml: the experiment as the text of a file.
+        meta: what the summary holds from the start, as ``on="simulate", base="/home/me"``.
+
+    Raises:
+        UserError: the folder holds something already, or cannot be made.
+    """
+
+    def __init__(self, folder: Path, experiment_toml: str, **meta: Any) -> None:  # noqa: ANN401
+        self.folder, self._meta = folder, meta
+        self._clock = time.perf_counter()
+        _occupy(folder, experiment_toml)
+        self._metrics = (folder / METRICS).open("w", encoding="utf-8", newline="\n")
+        self._events = (folder / EVENTS).open("w", encoding="utf-8", newline="\n")
+        self._sketches: io.BufferedWriter | None = None
+        self._metrics.write(",".join(Row._fields) + "\n")
+        self.rows([])
+        self._summarise("running", {}, None)
+        self.event("started")
+
+    def rows(self, rows: Sequence[Row]) -> None:
+        """Add lines to the metrics, in the order given."""
+        with _writing(self.folder / METRICS):
+            self._metrics.write("".join(map(_line, rows)))
+            self._metrics.flush()
+
+    def row(self, row: Row, sketch: Tensor | None) -> None:
+        """Add a peer's own line and the sketch of its model, ``[WIDTH]`` or ``[1, WIDTH]``.
+
+        Without a sketch, the model of this round counts as unknown.
+        """
+        if sketch is None:
+            sketch = torch.full((WIDTH,), math.nan)
+        with _writing(self.folder / SKETCHES):
+            if self._sketches is None:
+                self._sketches = (self.folder / SKETCHES).open("wb")
+            self._sketches.write(sketch.detach().cpu().float().reshape(WIDTH).numpy().tobytes())
+            self._sketches.flush()
+        self.rows([row])
+
+    def event(self, kind: str, **fields: Any) -> None:  # noqa: ANN401
+        """Note that something happened, with the seconds since the recorder was made."""
+        wall = round(time.perf_counter() - self._clock, 6)
+        line = json.dumps(_strict({"wall_s": wall, "event": kind, **fields}), allow_nan=False)
+        with _writing(self.folder / EVENTS):
+            self._events.write(line + "\n")
+            self._events.flush()
+
+    def model(
+        self,
+        which: int | Literal["mean"],
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, str],
+    ) -> None:
+        """Save the model of a node, or the mean model, as `predictor.save_tensors` gives it."""
+        from safetensors.torch import save  # not needed by runs that keep no model
+
+        name = which if isinstance(which, str) else f"node-{which:04d}"
+        path = self.folder / MODELS / f"{name}.safetensors"
+        data = save(dict(tensors), {**metadata, "node": str(which)})
+        with _writing(path):
+            path.parent.mkdir(exist_ok=True)
+            _replace(path, data)
+
+    def finish(self, status: Status, summary: Mapping[str, Any], error: str | None = None) -> None:
+        """Write the summary for good and close the files.
+
+        Args:
+            status: how the run has ended.
+            summary: what `summarise` returned, and anything else worth keeping.
+            error: what went wrong, in words.
+        """
+        self.event(status, **({"error": error} if error is not None else {}))
+        self._summarise(status, summary, error)
+        for file in (self._metrics, self._events, self._sketches):
+            if file is not None:
+                file.close()
+
+    def _summarise(self, status: Status, summary: Mapping[str, Any], error: str | None) -> None:
+        about = {"version": __version__, **self._meta, **summary, "status": status}
+        if error is not None:
+            about["error"] = error
+        text = json.dumps(_strict(about), indent=2, ensure_ascii=False, allow_nan=False)
+        with _writing(self.folder / SUMMARY):
+            _replace(self.folder / SUMMARY, f"{text}\n".encode())
+
+
+def new_folder(base: Path, name: str) -> Path:
+    """Make and return the first of ``base/name``, ``base/name-2``, ... that is not there yet.
+
+    Two runs started at the same moment get two folders.
+
+    Raises:
+        UserError: no folder can be made there.
+    """
+    for number in itertools.count(1):
+        folder = base / (name if number == 1 else f"{name}-{number}")
+        try:
+            base.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError as error:
+            if base.is_dir():
+                continue
+            raise UserError(f"{base} is not a folder; choose another --out") from error
+        except OSError as error:
+            raise UserError(f"{folder} cannot be made: {error.strerror or error}") from error
+        return folder
+    raise AssertionError("unreachable")
+
+
+class Facts(NamedTuple):
+    """What a summary says of a run and its metrics do not."""
+
+    experiment: str
+    on: str
+    algorithm: str
+    topology: str
+    seed: int
+    nodes: int
+    node_updates: int = 0  # local steps of all nodes
+    wall_s: float = math.nan
+    virtual_s: float = math.nan  # NaN: the last there is in the metrics
+    train_s: float = math.nan
+    eval_acc_mean_model: float = math.nan
+    eval_loss_mean_model: float = math.nan
+    reason: str = ""  # why the run has stopped
+    missed: int = 0  # messages waited for in vain
+    rejected: int = 0  # messages refused
+
+
+def summarise(metrics: Metrics, facts: Facts) -> dict[str, Any]:
+    """Return the summary of a run; NaN becomes null when it is written.
+
+    Accuracy and loss are those of each node's own last evaluation; the consensus distance is
+    the mean over the nodes in the last round in which it is known. Bytes are totals.
+    """
+    _, acc = last_measured(metrics, "eval_acc")
+    _, loss = last_measured(metrics, "eval_loss")
+    far = metrics["consensus_distance"]
+    known = metrics["round"][~np.isnan(far)]
+    last = known.max() if len(known) else -1
+    timed = metrics["virtual_s"][~np.isnan(metrics["virtual_s"])]
+    virtual = timed.max() if math.isnan(facts.virtual_s) and len(timed) else facts.virtual_s
+    summary = facts._asdict() | {
+        "rounds": int(metrics["round"].max()) + 1 if len(metrics["round"]) else 0,
+        "eval_acc_mean": _mean(acc),
+        "eval_acc_worst": float(acc.min()) if len(acc) else math.nan,
+        "eval_loss_mean": _mean(loss),
+        "consensus_distance": _mean(far[~np.isnan(far) & (metrics["round"] == last)]),
+        "bytes_sent": int(metrics["bytes_sent"].sum()),
+        "bytes_received": int(metrics["bytes_received"].sum()),
+        "node_updates_per_s": facts.node_updates / facts.wall_s if facts.wall_s else math.nan,
+        "virtual_s": float(virtual),
+        "version": __version__,
+    }
+    return typing.cast("dict[str, Any]", _strict(summary))
+
+
+def last_measured(
+    metrics: Metrics, column: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return the nodes in which `column` was ever measured, ascending, and its last values."""
+    there = np.flatnonzero(~np.isnan(metrics[column]))
+    newest_first = there[np.argsort(metrics["round"][there], kind="stable")][::-1]
+    nodes, first = np.unique(metrics["node"][newest_first], return_index=True)
+    return nodes, metrics[column][newest_first][first]
+
+
+def columns(rows: Sequence[Row]) -> Metrics:
+    """Return rows as columns."""
+    fields = zip(*rows, strict=True) if rows else ((),) * len(Row._fields)
+    return {
+        name: np.array(values, dtype=np.int64 if _TYPES[name] is int else np.float64)
+        for name, values in zip(Row._fields, fields, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that was read."""
+
+    folder: Path
+    summary: dict[str, Any]
+    experiment: dict[str, Any]
+    metrics: Metrics
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """What came out of a run.
+
+    Attributes:
+        folder: where it was written; None: nowhere.
+        summary: as in ``summary.json``.
+        metrics: the table as columns; see also `rounds`.
+        models: makes the model of a node, or for None the mean model.
+    """
+
+    folder: Path | None
+    summary: dict[str, Any]
+    metrics: Metrics
+    models: Callable[[int | None], Predictor]
+
+    @property
+    def rounds(self) -> Any:  # noqa: ANN401 - a DataFrame where pandas is installed
+        """The metrics as a `pandas.DataFrame`, or without pandas as a list of dictionaries."""
+        try:
+            import pandas as pd
+        except ImportError:
+            lists = [values.tolist() for values in self.metrics.values()]
+            return [dict(zip(self.metrics, row, strict=True)) for row in zip(*lists, strict=True)]
+        return pd.DataFrame(self.metrics)
+
+    def model(self, node: int | None = None) -> Predictor:
+        """Return the final model of a node, or the mean model, with its preprocessing."""
+        return self.models(node)
+
+    def __repr__(self) -> str:
+        get = self.summary.get
+        acc = get("eval_acc_mean")
+        lines = [f"{get('experiment', 'run')} on {get('on', '?')}: {get('status', '?')}"]
+        lines.append(f"{get('nodes', '?')} nodes, {get('rounds', 0)} rounds")
+        if acc is not None:
+            worst = get("eval_acc_worst", math.nan)
+            lines.append(f"accuracy {acc:.4f} (worst node {worst:.4f})")
+        lines.append("in memory" if self.folder is None else f"in {self.folder}")
+        return f"<Result {'; '.join(lines)}>"
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a run folder, also of a run that was broken off or is still going on.
+
+    Where processes wrote peer by peer and nobody has put their metrics together, that is done.
+
+    Raises:
+        UserError: it is no run folder, or a file in it is missing or damaged.
+    """
+    folder = Path(path)
+    summary, experiment = read_summary(folder), read_experiment(folder)
+    rows = _read_rows(folder / METRICS)
+    if not rows and (folder / PEERS).is_dir():
+        rows = merge_peers(folder)
+    return Run(folder, summary, experiment, columns(rows))
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Read ``summary.json``; a `UserError` says if the folder is no run."""
+    text = _read(folder, SUMMARY)
+    try:
+        summary = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{folder / SUMMARY} is not valid JSON: {error}") from error
+    if not isinstance(summary, dict):
+        raise UserError(f"{folder / SUMMARY} is not the summary of a run")
+    return summary
+
+
+def read_experiment(folder: Path) -> dict[str, Any]:
+    """Read ``experiment.toml``; a `UserError` says if the folder is no run."""
+    text = _read(folder, EXPERIMENT)
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{folder / EXPERIMENT} is not valid TOML: {error}") from error
+
+
+def merge_peers(folder: Path) -> list[Row]:
+    """Put together what peers that ran as processes have written, by round and node.
+
+    The distance of each model from the mean model is estimated from the sketches of the
+    peers which have that round; of one peer alone among several it is not known.
+
+    Raises:
+        UserError: there are no peers in the folder, or one of their files is damaged.
+    """
+    peers = sorted(path for path in (folder / PEERS).glob("*") if (path / METRICS).is_file())
+    if not peers:
+        raise UserError(f"{folder}: no peer has left metrics in {PEERS}/")
+    by_round: dict[int, list[tuple[Row, Tensor]]] = {}
+    for peer in peers:
+        rows = _read_rows(peer / METRICS)
+        for row, mark in zip(rows, _read_sketches(peer / SKETCHES, len(rows)), strict=True):
+            by_round.setdefault(row.round, []).append((row, mark))
+    merged = []
+    for number in sorted(by_round):
+        together = sorted(by_round[number], key=lambda pair: pair[0].node)
+        far = _distances(torch.stack([mark for _, mark in together]), alone=len(peers) == 1)
+        merged += [
+            row._replace(consensus_distance=d) for (row, _), d in zip(together, far, strict=True)
+        ]
+    return merged
+
+
+def _distances(sketches: Tensor, alone: bool) -> list[float]:
+    known = sketches.isfinite().all(1)
+    far = torch.full((len(sketches),), math.nan, dtype=torch.float64)
+    if alone or int(known.sum()) > 1:
+        far[known] = distances(sketches[known].double())
+    result: list[float] = far.tolist()
+    return result
+
+
+def _read_sketches(path: Path, rows: int) -> Tensor:
+    """Return the sketches of so many rows, ``[rows, WIDTH]``, NaN for those that are missing."""
+    try:
+        found = np.frombuffer(path.read_bytes()[: rows * WIDTH * 4 // 4 * 4], dtype=np.float32)
+    except FileNotFoundError:
+        found = np.empty(0, dtype=np.float32)
+    whole = len(found) // WIDTH
+    marks = torch.full((rows, WIDTH), math.nan)
+    marks[:whole] = torch.from_numpy(found[: whole * WIDTH].reshape(whole, WIDTH).copy())
+    return marks
+
+
+def _read_rows(path: Path) -> list[Row]:
+    """Read metrics; a last line that was not written to its end is left out."""
+    header, *lines = _read(path.parent, path.name).split("\n")
+    if header.split(",") != list(Row._fields):
+        raise UserError(f"{path}: its columns are not those of a run of this version")
+    return [_row(path, number, line) for number, line in enumerate(lines[:-1], start=2)]
+
+
+def _row(path: Path, number: int, line: str) -> Row:
+    texts = line.split(",")
+    try:
+        return Row(
+            *(
+                (int(text) if kind is int else float(text or "nan"))
+                for text, kind in zip(texts, _TYPES.values(), strict=True)
+            )
+        )
+    except ValueError:
+        raise UserError(f"{path}, line {number}: {line[:80]!r} is not a line of metrics") from None
+
+
+def _line(row: Row) -> str:
+    return ",".join(_cell(value, _TYPES[name]) for name, value in row._asdict().items()) + "\n"
+
+
+def _cell(value: float, kind: type) -> str:
+    if kind is int:
+        return str(int(value))
+    return "" if math.isnan(value) else repr(float(value))
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _strict(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can hold
+    """Return a value as strict JSON can hold it: a number that is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): _strict(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(part) for part in value]
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        return _strict(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _read(folder: Path, name: str) -> str:
+    path = folder / name
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        if not folder.is_dir():
+            raise UserError(f"there is no run folder {folder}") from error
+        raise UserError(f"{folder} is not a run folder: it has no {name}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _occupy(folder: Path, experiment_toml: str) -> None:
+    """Make the folder and put the experiment there, if nobody else has."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise FileExistsError
+        with (folder / EXPERIMENT).open("x", encoding="utf-8", newline="\n") as file:
+            file.write(experiment_toml)
+    except FileExistsError as error:
+        what = "holds files already" if folder.is_dir() else "is not a folder"
+        raise UserError(f"{folder} {what}; choose another --out") from error
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file so that at every moment either the old or the new one is there, whole."""
+    draft = path.with_name(f".{path.name}.tmp")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

@@ -1,0 +1,95 @@
+"""How long things take in the emulator, and which messages are lost.
+
+Every draw is keyed by what it is about (the link and the number of the message on it, or
+the node and its step), so the same seed gives the same network whatever happens first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from p2pfl import rng
+from p2pfl.peer.events import PeerId
+
+
+class Delivery(NamedTuple):
+    """What becomes of one message."""
+
+    leaves: float  # when the sender's line is free again
+    arrives: float  # inf: lost
+
+
+@dataclass(frozen=True)
+class NetworkModel:
+    """A model of the network and of the speed of the nodes.
+
+    Attributes:
+        latency: seconds a message is under way, beside its transmission.
+        jitter: the latency of each message is stretched by a factor drawn uniformly from
+            ``[1, 1 + jitter]``.
+        bandwidth: bytes per second of a link; ``inf``: transmission takes no time.
+        uplink: bytes per second that leave a node over all its links; ``inf``: no limit.
+        loss: probability that a message is lost.
+        compute: seconds a local step takes on a node of speed 1.
+        compute_jitter: as `jitter`, for the local steps of a round.
+        slow: share of nodes, drawn by the seed, which are `slow_factor` times slower.
+        slow_factor: how many times slower they are.
+        seed: draws all of this.
+        links: latency, bandwidth and loss of single links ``(sender, receiver)``, which go
+            before the values above.
+        speeds: the speed of single nodes; 2.0 is twice as fast.
+    """
+
+    latency: float = 0.001
+    jitter: float = 0.0
+    bandwidth: float = math.inf
+    uplink: float = math.inf
+    loss: float = 0.0
+    compute: float = 0.01
+    compute_jitter: float = 0.0
+    slow: float = 0.0
+    slow_factor: float = 10.0
+    seed: int = 0
+    links: Mapping[tuple[PeerId, PeerId], Mapping[str, float]] = field(default_factory=dict)
+    speeds: Mapping[PeerId, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("latency", "jitter", "compute", "compute_jitter"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} = {getattr(self, name)} is not a finite number >= 0")
+        for name in ("bandwidth", "uplink", "slow_factor"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} = {getattr(self, name)} is not above 0")
+        for name in ("loss", "slow"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)} is not in [0, 1]")
+
+    def training(self, node: PeerId, step: int, count: int) -> float:
+        """Return how long `count` local steps take, in seconds."""
+        factor = self.slow_factor if self._draw(1, node, 0) < self.slow else 1.0
+        factor /= self.speeds.get(node, 1.0)
+        return count * self.compute * factor * (1 + self.compute_jitter * self._draw(2, node, step))
+
+    def delivery(self, link: tuple[PeerId, PeerId], number: int, size: int, now: float) -> Delivery:
+        """Return when message `number` of a link, of `size` bytes and ready `now`, arrives."""
+        special = self.links.get(link, {})
+        latency = special.get("latency", self.latency)
+        bandwidth = special.get("bandwidth", self.bandwidth)
+        loss = special.get("loss", self.loss)
+        key = link[0] * 2**31 + link[1]
+        leaves = now + size / self.uplink
+        sent = now + size / min(bandwidth, self.uplink)
+        if loss and self._draw(3, key, number) < loss:
+            return Delivery(leaves, math.inf)
+        return Delivery(leaves, sent + latency * (1 + self.jitter * self._draw(4, key, number)))
+
+    def _draw(self, use: int, which: int, number: int) -> float:
+        if not (self.jitter or self.loss or self.compute_jitter or self.slow or self.links):
+            return 0.5
+        key = rng.fold(rng.keys(self.seed, torch.tensor([which])), use)
+        return rng.uniform(rng.fold(key, number), 1).item()

@@ -1,0 +1,189 @@
+"""Runtime three: one peer, its sockets and the real clock."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+import zmq
+
+from p2pfl.algorithm import newest
+from p2pfl.errors import RemoteProtocolError
+from p2pfl.learning.training import train
+from p2pfl.peer.events import (
+    Effect,
+    Evaluate,
+    Evaluated,
+    Event,
+    Report,
+    Send,
+    SetTimer,
+    Started,
+    Stop,
+    TimerFired,
+    Train,
+    Trained,
+)
+from p2pfl.runtime import wire
+from p2pfl.runtime.links import Links
+from p2pfl.runtime.setup import Ending, Row, Setup
+from p2pfl.runtime.sketch import sketch
+
+# How long the loop may sleep: a signal (Ctrl-C) is noticed after so many milliseconds.
+NAP = 250
+
+OnRow = Callable[[Row, torch.Tensor], None]
+
+
+class Server:
+    """Carry out the effects of one peer and tell it what happens.
+
+    The loop waits for the network, the clock and the worker thread, and never for training:
+    local steps and evaluations run one after the other in the worker.
+    """
+
+    def __init__(self, setup: Setup, node: int, links: Links, phase: int = 1) -> None:
+        self.setup, self.node, self.links = setup, node, links
+        self.machine = setup.peer(node)
+        message = setup.algorithm.send(self._blank_state())
+        links.expect(phase, wire.schema(message), self._replaceable)
+        self._nodes = torch.tensor([node])
+        self._examples = int(setup.task.examples(self._nodes)[0])
+        self._name = f"worker-{phase}"
+        self._wake = links.inproc(self._name)
+        self._worker = ThreadPoolExecutor(1, initializer=self._open_waker)
+        self._results: list[Future[Event]] = []
+        self._timers: list[tuple[float, int]] = []
+        self._rows: dict[int, tuple[Row, torch.Tensor]] = {}  # waiting for their evaluation
+        self._evaluating: set[int] = set()
+        self._sent: Counter[int] = Counter()
+        self._missed = 0
+        self._stopped = ""
+
+    @property
+    def _replaceable(self) -> bool:
+        mean = self.setup.mixing.conserves == "mean"
+        return mean and self.setup.algorithm.absorb is newest
+
+    def _blank_state(self) -> Any:  # noqa: ANN401
+        nodes = torch.tensor([self.node])
+        return self.setup.algorithm.init(self.setup.task.init(nodes), self.setup.rows(nodes))
+
+    def run(self, on_row: OnRow, go_on: Callable[[], bool] = lambda: True) -> Ending:
+        """Serve until the peer is done, or `go_on` says no.
+
+        Args:
+            on_row: told of every round that has ended, with the sketch of its model.
+            go_on: asked a few times a second.
+
+        Raises:
+            RunError: training has diverged.
+        """
+        self._clock = time.perf_counter()
+        try:
+            self._tell(Started())
+            while go_on() and not (self._stopped and not self._results):
+                self._turn()
+                for row, mark in self._finished_rows():
+                    on_row(row, mark)
+        finally:
+            self._worker.submit(self._close_waker)
+            self._worker.shutdown()
+            self.links.poller.unregister(self._wake)
+            self._wake.close(0)
+        reason = self._stopped or "interrupted"
+        rejected = self.links.rejected.total()
+        return Ending(self.machine.params, self._nodes, reason, math.nan, self._missed, rejected)
+
+    def _open_waker(self) -> None:
+        self._waker = self.links.waker(self._name)
+
+    def _close_waker(self) -> None:
+        self._waker.close(0)
+
+    def _turn(self) -> None:
+        due = self._timers[0][0] if self._timers else None
+        wait = self.links.until_due(due)
+        self.links.poller.poll(NAP if wait is None else min(wait, NAP))
+        while self._wake.get(zmq.EVENTS) & zmq.POLLIN:
+            self._wake.recv()
+        while self._results and self._results[0].done():
+            event = self._results.pop(0).result()
+            if isinstance(event, Evaluated):
+                self._evaluated(event)
+            self._tell(event)
+        for event in self.links.events():  # all input before any timer
+            self._tell(event)
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            self._tell(TimerFired(heapq.heappop(self._timers)[1]))
+
+    def _tell(self, event: Event) -> None:
+        try:
+            effects = self.machine.handle(event)
+        except RemoteProtocolError as error:
+            self.links.rejected[str(error)] += 1
+            return
+        for effect in effects:
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Train():
+                self._results.append(self._worker.submit(self._work, effect))
+            case Evaluate(round=number):
+                self._evaluating.add(number)
+                self._results.append(self._worker.submit(self._work, effect))
+            case Send():
+                self._sent[effect.round] += len(effect.to) * wire.size(self.node, effect)
+                self.links.send(effect)
+            case SetTimer(after=after, round=number):
+                heapq.heappush(self._timers, (time.monotonic() + after, number))
+            case Report():
+                self._missed += len(effect.missed)
+                self._rows[effect.round] = (self._row(effect), sketch(effect.params))
+            case Stop(reason=reason):
+                self._stopped = reason
+
+    def _row(self, report: Report) -> Row:
+        return Row(
+            round=report.round,
+            node=self.node,
+            train_loss=report.loss,
+            eval_loss=math.nan,
+            eval_acc=math.nan,
+            num_examples=self._examples,
+            consensus_distance=math.nan,
+            bytes_sent=self._sent.pop(report.round, 0),
+            bytes_received=report.received,
+            wall_s=time.perf_counter() - self._clock,
+            virtual_s=math.nan,
+        )
+
+    def _finished_rows(self) -> list[tuple[Row, torch.Tensor]]:
+        """Take out the rows which wait for no evaluation."""
+        ready = sorted(self._rows.keys() - self._evaluating)
+        return [self._rows.pop(number) for number in ready]
+
+    def _evaluated(self, event: Evaluated) -> None:
+        row, mark = self._rows[event.round]
+        self._rows[event.round] = (row._replace(eval_loss=event.loss, eval_acc=event.acc), mark)
+        self._evaluating.discard(event.round)
+
+    def _work(self, effect: Train | Evaluate) -> Event:
+        try:
+            if isinstance(effect, Evaluate):
+                loss, acc = self.setup.task.evaluate(effect.params, self._nodes)
+                return Evaluated(effect.round, loss.item(), acc.item())
+            first, count = torch.tensor([effect.step]), torch.tensor([effect.count])
+            state, mean = train(
+                self.setup.algorithm, self.setup.task, effect.state, self._nodes, first, count
+            )
+            return Trained(effect.step, state, mean.item())
+        finally:
+            self._waker.send(b"")

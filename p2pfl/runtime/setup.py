@@ -1,0 +1,85 @@
+"""What the three runtimes are given, and what they give back: one run, row by row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from p2pfl.algorithm import Algorithm, Rows
+from p2pfl.learning.task import Task
+from p2pfl.peer.events import Machine
+from p2pfl.peer.gossiper import Gossiper, Tempo
+from p2pfl.peer.rounds import Pace, Peer, View
+from p2pfl.topology.mixing import Mixing
+from p2pfl.topology.schedule import Topology
+
+
+class Row(NamedTuple):
+    """One node in one round; the columns of ``metrics.csv``.
+
+    `consensus_distance` is the squared distance of the node's model from the mean model,
+    both at the end of the round. What was not measured is NaN.
+    """
+
+    round: int
+    node: int
+    train_loss: float
+    eval_loss: float
+    eval_acc: float
+    num_examples: int
+    consensus_distance: float
+    bytes_sent: int
+    bytes_received: int
+    wall_s: float
+    virtual_s: float
+
+
+class Ending(NamedTuple):
+    """How a run came out."""
+
+    params: Tensor  # [rows, d]
+    nodes: Tensor  # [rows]
+    reason: str
+    virtual_s: float = math.nan
+    missed: int = 0  # messages waited for in vain
+    rejected: int = 0  # messages refused
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that makes a run what it is, whichever runtime drives it."""
+
+    algorithm: Algorithm[Any, Any, Any]
+    task: Task
+    topology: Topology
+    mixing: Mixing
+    pace: Pace | Tempo
+    steps: Callable[[Tensor], Tensor]  # local steps of each node in a round
+    weights: Callable[[int], Tensor]  # round -> mixing matrix
+
+    def rows(self, nodes: Tensor) -> Rows:
+        """Say who the nodes are."""
+        return Rows(nodes, self.task.examples(nodes))
+
+    def peer(self, node: int) -> Machine:
+        """Return the state machine of one node."""
+        nodes = torch.tensor([node])
+        params, steps = self.task.init(nodes), int(self.steps(nodes)[0])
+        if isinstance(self.pace, Tempo):
+            sends_to, _ = self.topology.view(node, 0)
+            tempo = self.pace._replace(steps=steps)
+            return Gossiper(self.algorithm, sends_to, tempo, params, self.rows(nodes))
+        pace = self.pace._replace(steps=steps)
+        views = self._views(node)
+        return Peer(self.algorithm, self.mixing, views, pace, params, self.rows(nodes))
+
+    def _views(self, node: int) -> Callable[[int], View]:
+        return lambda round: View(*self.topology.view(node, round))
+
+
+Status = Literal["running", "finished", "interrupted", "failed"]

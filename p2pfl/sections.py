@@ -1,0 +1,250 @@
+"""The sections of an experiment file: what may stand in each, and what it defaults to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import networkx as nx
+
+from p2pfl.algorithms import ALGORITHMS
+from p2pfl.config import Kind
+from p2pfl.data.batches import BatchSize
+from p2pfl.data.datasets import DATASETS
+from p2pfl.data.holdout import HOLDOUTS
+from p2pfl.data.partition import PARTITIONERS
+from p2pfl.learning.models import MODELS
+from p2pfl.learning.optim import OPTIMISERS
+from p2pfl.peer.stopping import StopRule
+from p2pfl.runtime.network import NetworkModel
+from p2pfl.topology.files import Network, read_network
+from p2pfl.topology.graphs import GRAPHS
+from p2pfl.topology.mixing import MIXING
+
+
+class Training(NamedTuple):
+    """How a peer trains; see `training`."""
+
+    batch_size: BatchSize
+    loss: str
+    backend: str
+    dtype: str
+    proximal: float
+
+
+def training(
+    batch_size: BatchSize = 32,
+    loss: Literal["auto", "cross_entropy", "binary", "squared"] = "auto",
+    backend: Literal["auto", "looped", "vmapped", "debug"] = "auto",
+    dtype: Literal["float32", "float64"] = "float32",
+    proximal: float = 0.0,
+) -> Training:
+    """Say how a peer trains.
+
+    Args:
+        batch_size: examples in a batch, or ``"full"`` for all a node holds.
+        loss: ``"auto"`` is cross-entropy for classes and squared error for numbers.
+        backend: how gradients are computed; ``"auto"`` finds out what works.
+        dtype: of parameters and gradients.
+        proximal: weight of FedProx's pull towards the model of the last mixing.
+    """
+    if isinstance(batch_size, int) and batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size} is below 1")
+    if proximal < 0:
+        raise ValueError(f"proximal = {proximal} is below 0")
+    return Training(batch_size, loss, backend, dtype, proximal)
+
+
+class Rounds(NamedTuple):
+    """A pace in rounds; see `rounds`."""
+
+    rounds: int
+    local_steps: int | None
+    local_epochs: int | None
+    patience: float
+    stop: StopRule | None
+
+
+def rounds(
+    rounds: int = 20,
+    local_steps: int | None = None,
+    local_epochs: int | None = None,
+    patience: float = 30.0,
+    stop: StopRule | None = None,
+) -> Rounds:
+    """Train and exchange in rounds.
+
+    Args:
+        rounds: how many at most.
+        local_steps: local steps in a round; or
+        local_epochs: passes over the node's own data in a round (1 if neither is given).
+        patience: seconds to wait for neighbours after sending. ``inf``: for ever, in step.
+            0: never, asynchronous. A neighbour that missed a deadline is not waited for
+            again until it has caught up.
+        stop: a rule on which all peers agree to stop early.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds = {rounds} is below 1")
+    if local_steps is not None and local_epochs is not None:
+        raise ValueError("give either local_steps or local_epochs, not both")
+    for name, value in (("local_steps", local_steps), ("local_epochs", local_epochs)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} = {value} is below 1")
+    if not patience >= 0:
+        raise ValueError(f"patience = {patience} is not a number >= 0")
+    if stop and patience == 0:
+        raise ValueError("a stopping rule needs rounds in step: patience must be above 0")
+    epochs = 1 if local_steps is None and local_epochs is None else local_epochs
+    return Rounds(rounds, local_steps, epochs, patience, stop)
+
+
+class Timer(NamedTuple):
+    """A pace by the clock; see `timer`."""
+
+    period: float
+    ticks: int
+    local_steps: int
+
+
+def timer(period: float = 0.1, ticks: int = 100, local_steps: int = 1) -> Timer:
+    """Push to one random neighbour every `period` seconds, merge and train on arrival.
+
+    Args:
+        period: seconds between two pushes.
+        ticks: how many pushes.
+        local_steps: local steps after each merge.
+    """
+    if not 0 < period < math.inf:
+        raise ValueError(f"period = {period} is not a finite number above 0")
+    for name, value in (("ticks", ticks), ("local_steps", local_steps)):
+        if value < 1:
+            raise ValueError(f"{name} = {value} is below 1")
+    return Timer(period, ticks, local_steps)
+
+
+class Evaluation(NamedTuple):
+    """When and on what models are measured; see `evaluation`."""
+
+    every: int
+    on: str
+    baselines: bool
+
+
+def evaluation(
+    every: int = 1, on: Literal["pooled", "own"] = "pooled", baselines: bool = False
+) -> Evaluation:
+    """Say when and on what models are measured.
+
+    Args:
+        every: after every so many rounds, and after the last.
+        on: all test examples, or those each node held out of its own data (which asks for
+            ``holdout = "per_node"``).
+        baselines: also train every node alone, and one node on everybody's data, for as
+            many examples, to compare with.
+    """
+    if every < 1:
+        raise ValueError(f"every = {every} is below 1")
+    return Evaluation(every, on, baselines)
+
+
+def preprocess(standardise: Literal["none", "own", "pooled"] = "none") -> str:
+    """Say how numeric features are standardised, and missing ones filled in (by the mean).
+
+    Args:
+        standardise: by the node's own statistics, or by everybody's: peers then average
+            counts, sums and squares over the network before they train, and no row leaves.
+    """
+    return standardise
+
+
+class Output(NamedTuple):
+    """What a run leaves; see `output`."""
+
+    dir: str
+    models: str
+
+
+def output(dir: str = "runs", models: Literal["all", "mean", "none"] = "all") -> Output:
+    """Say what a run leaves behind.
+
+    Args:
+        dir: where run folders are made when no ``--out`` is given.
+        models: which final models are saved; of more than 64 nodes only the mean.
+    """
+    return Output(dir, models)
+
+
+def network(  # noqa: PLR0913 - a section: every parameter is a key of the file
+    links: dict[tuple[int, int], dict[str, float]],
+    speeds: dict[int, float],
+    *,
+    latency: float = 0.001,
+    jitter: float = 0.0,
+    bandwidth: float = math.inf,
+    uplink: float = math.inf,
+    loss: float = 0.0,
+    compute: float = 0.01,
+    compute_jitter: float = 0.0,
+    slow: float = 0.0,
+    slow_factor: float = 10.0,
+    seed: int | None = None,
+) -> Callable[[int], NetworkModel]:
+    """Model the network and the nodes, for the emulator; see `NetworkModel`.
+
+    Single links and nodes may differ: what a network file says of them goes first.
+    """
+    model = NetworkModel(
+        latency=latency,
+        jitter=jitter,
+        bandwidth=bandwidth,
+        uplink=uplink,
+        loss=loss,
+        compute=compute,
+        compute_jitter=compute_jitter,
+        slow=slow,
+        slow_factor=slow_factor,
+        links=links,
+        speeds=speeds,
+    )
+    return lambda other: replace(model, seed=other if seed is None else seed)
+
+
+def network_file(n: int | None, path: str) -> Network:
+    """Take the topology from a file: GraphML, JSON node-link, edge list or TOML."""
+    found = read_network(Path(path))
+    nodes = found.graph.number_of_nodes()
+    if n is not None and n != nodes:
+        raise ValueError(f"nodes = {n}, but {path} has {nodes}")
+    return found
+
+
+TOPOLOGIES: dict[str, Callable[..., nx.Graph | Network]] = {**GRAPHS, "file": network_file}
+
+SECTIONS: MappingProxyType[str, Kind] = MappingProxyType(
+    {
+        "data": Kind(DATASETS, "digits"),
+        "holdout": Kind(HOLDOUTS, "random"),
+        "partition": Kind(PARTITIONERS, "iid"),
+        "preprocess": Kind({"": preprocess}),
+        "model": Kind(MODELS, "mlp"),
+        "training": Kind({"": training}),
+        "optimiser": Kind(OPTIMISERS, "sgd"),
+        "algorithm": Kind(ALGORITHMS, "fedavg", given=1),
+        "topology": Kind(TOPOLOGIES, "complete", given=1),
+        "mixing": Kind(MIXING),
+        "pace": Kind({"rounds": rounds, "timer": timer}, "rounds"),
+        "evaluation": Kind({"": evaluation}),
+        "network": Kind({"": network}, given=2),
+        "output": Kind({"": output}),
+    }
+)
+
+# What stands in a section that the file leaves out; the rest follows from the signatures.
+DEFAULTS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
+    {"optimiser": {"name": "sgd", "lr": 0.1}}
+)
+

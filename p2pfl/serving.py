@@ -1,0 +1,193 @@
+"""One peer of an experiment, in this process: load its data, meet the others, take part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from p2pfl.algorithms import average
+from p2pfl.data.shards import Federation
+from p2pfl.data.statistics import Affine, moments_by_node, standardise
+from p2pfl.errors import UserError
+from p2pfl.experiment import DTYPES, Experiment
+from p2pfl.learning.evaluation import Scores
+from p2pfl.learning.task import ModelTask, per_node
+from p2pfl.peer.rounds import Pace
+from p2pfl.runtime import wire
+from p2pfl.runtime.links import Links, Terms
+from p2pfl.runtime.serve import OnRow, Server
+from p2pfl.runtime.setup import Ending, Setup
+from p2pfl.topology.mixing import metropolis, push
+from p2pfl.topology.spectral import rounds_to
+
+AGREED = 1e-13  # how far statistics may still differ between peers, as a part of their spread
+MOST_ROUNDS = 10_000
+
+
+@dataclass(frozen=True)
+class Post:
+    """Where a peer stands.
+
+    Attributes:
+        node: its id.
+        bind: the address it listens on.
+        addresses: where the others listen, by id; more than its neighbours do no harm.
+        data_dir: the folder relative data paths start from, by default the experiment's.
+        device: where it computes.
+        join_timeout: seconds to wait for its neighbours at the start.
+        linger: seconds to wait for its last messages to be read at the end.
+    """
+
+    node: int
+    bind: str
+    addresses: Mapping[int, str]
+    data_dir: Path | None = None
+    device: str = "cpu"
+    join_timeout: float = 60.0
+    linger: float = 10.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a peer ends with."""
+
+    ending: Ending
+    federation: Federation
+    task: ModelTask
+    affine: Affine | None
+
+
+def serve(
+    experiment: Experiment,
+    post: Post,
+    on_row: OnRow,
+    go_on: Callable[[], bool] = lambda: True,
+    on_phase: Callable[[str], None] = lambda phase: None,
+) -> Served:
+    """Take part in an experiment as one of its peers.
+
+    Args:
+        experiment: the same at every peer; the handshake compares.
+        post: which peer this is.
+        on_row: told of every round that has ended.
+        go_on: asked a few times a second; when it says no, the peer says goodbye.
+        on_phase: told ``"loading"``, ``"meeting"``, ``"averaging statistics"``, ``"training"``.
+
+    Raises:
+        UserError: the experiment cannot work, or a neighbour takes part in another one.
+        RunError: an address is taken, a neighbour does not turn up, training diverged.
+    """
+    node = post.node
+    if not 0 <= node < experiment.nodes:
+        raise UserError(f"--id {node}: the nodes of this experiment are 0 to {experiment.nodes - 1}")
+    on_phase("loading")
+    federation = experiment.federation(post.data_dir, only=node)
+    task = experiment.task(federation, None, post.device)
+    setup = experiment.setup(task)
+    terms = Terms(experiment.terms(task))
+    addresses = _neighbours(experiment, post)
+    links = Links(node, post.bind, addresses, terms, _largest(setup, federation, node))
+    reason = "failed"
+    try:
+        on_phase("meeting")
+        links.meet(post.join_timeout, go_on)
+        affine = _standardise(experiment, federation, links, node, on_phase)
+        if affine is not None:
+            task.affine = per_node(affine, federation.train.nodes)
+        on_phase("training")
+        ending = Server(setup, node, links).run(on_row, go_on)
+        reason = ending.reason
+    finally:
+        links.close(reason, post.linger if reason != "failed" else 1.0)
+    return Served(ending, federation, task, affine)
+
+
+def _neighbours(experiment: Experiment, post: Post) -> dict[int, str]:
+    """Return the addresses of everybody this peer ever talks to."""
+    topology = experiment.topology
+    ids: set[int] = set()
+    for round in range(topology.period or 1):
+        ids.update(*topology.view(post.node, round))
+    missing = sorted(ids - post.addresses.keys())
+    if missing:
+        raise UserError(f"peer {post.node}: no address is given for its neighbours {missing}")
+    return {peer: post.addresses[peer] for peer in sorted(ids)}
+
+
+def _largest(setup: Setup, federation: Federation, node: int) -> int:
+    """Return the size of the largest buffer that anybody has reason to send us."""
+    nodes = torch.tensor([node])
+    state = setup.algorithm.init(setup.task.init(nodes), setup.rows(nodes))
+    fields = wire.schema(setup.algorithm.send(state)).fields
+    return max(24 * math.prod(federation.shape), *(field.nbytes for field in fields))
+
+
+def _standardise(
+    experiment: Experiment,
+    federation: Federation,
+    links: Links,
+    node: int,
+    on_phase: Callable[[str], None],
+) -> Affine | None:
+    """Return the constants of this node's features, ``[1, f]``, or None."""
+    how = experiment.standardise
+    if how == "none" or federation.numeric is None:
+        return None
+    own = moments_by_node(federation.train, federation.numeric)
+    if how == "pooled":
+        on_phase("averaging statistics")
+        averaged = _average(experiment, own.flatten(1), links, node)
+        own = averaged.reshape(own.shape)
+    return standardise(own, federation.numeric, DTYPES[experiment.training.dtype])
+
+
+def _average(experiment: Experiment, vector: Tensor, links: Links, node: int) -> Tensor:
+    """Average a vector over the network, ``[1, k] -> [1, k]``, up to a common factor."""
+    topology = experiment.topology
+    mixing = metropolis() if topology.is_symmetric else push()
+    try:
+        rounds = rounds_to(topology, mixing, AGREED)
+    except ValueError as error:
+        raise UserError(f"preprocess.standardise = 'pooled': {error}") from error
+    if rounds > MOST_ROUNDS:
+        raise UserError(
+            f"preprocess.standardise = 'pooled' takes {rounds} rounds on this topology:"
+            " take a denser one, or standardise = 'own'"
+        )
+    pace = Pace(rounds, 0, math.inf, rounds)
+    task = _Vectors(vector)
+    none = torch.zeros(1, dtype=torch.int64)
+    setup = Setup(average(), task, topology, mixing, pace, lambda nodes: none, _no_matrix)
+    return Server(setup, node, links, phase=0).run(lambda row, mark: None).params
+
+
+def _no_matrix(round: int) -> Tensor:
+    raise NotImplementedError("a peer works out its own line of the matrix")
+
+
+class _Vectors:
+    """A task without learning: every node starts from a vector of its own."""
+
+    def __init__(self, vector: Tensor) -> None:
+        self._vector = vector
+
+    @property
+    def d(self) -> int:
+        return self._vector.shape[1]
+
+    def init(self, nodes: Tensor) -> Tensor:
+        return self._vector.clone()
+
+    def examples(self, nodes: Tensor) -> Tensor:
+        return torch.ones_like(nodes)
+
+    def grad(self, params: Tensor, nodes: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        return params.new_zeros(len(params)), torch.zeros_like(params)
+
+    def evaluate(self, params: Tensor, nodes: Tensor) -> Scores:
+        return Scores(*params.new_full((2, len(params)), math.nan))

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from learning_cases import build, local, shards
+from torch import Tensor
+
+from p2pfl.algorithm import Rows
+from p2pfl.learning import ModelTask, Quadratics, local_steps, losses, optim, schedules, train
+from p2pfl.learning.tree import concat, leaves, put, split, take, tree_map
+
+OPT = optim.chain([optim.clip_norm(1.0), optim.adam(schedules.exponential(0.1, 0.9))])
+
+
+def run(task, nodes, first, count, opt=OPT):
+    algorithm = local(opt)
+    state = algorithm.init(task.init(nodes), Rows(nodes, task.examples(nodes)))
+    return train(algorithm, task, state, nodes, first, count)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.integers(0, 50))
+@settings(max_examples=25, deadline=None)
+def test_unequal_counts_are_each_row_alone(counts, first):
+    task = Quadratics(6, 3, noise=0.1)
+    nodes = torch.arange(len(counts)).flip(0)
+    begin, count = nodes + first, torch.tensor(counts)
+    state, loss = run(task, nodes, begin, count)
+    for i in range(len(counts)):
+        one = slice(i, i + 1)
+        alone, own = run(task, nodes[one], begin[one], count[one])
+        for leaf, expected in zip(leaves(state), leaves(alone), strict=True):
+            torch.testing.assert_close(leaf[one], expected, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(loss[one], own, rtol=1e-12, atol=0, equal_nan=True)
+        assert loss[i].isnan() == (counts[i] == 0)
+
+
+def test_steps_by_hand():
+    task, nodes = Quadratics(2, 3), torch.arange(2)
+    state, loss = run(task, nodes, nodes * 0, torch.tensor([3, 3]), optim.sgd(0.1))
+    x, total = torch.zeros(2, 3, dtype=torch.float64), 0.0
+    for step in range(3):
+        value, grads = task.grad(x, nodes, nodes * 0 + step)
+        x, total = x - 0.1 * grads, total + value
+    torch.testing.assert_close(state.x, x, rtol=1e-14, atol=0)
+    torch.testing.assert_close(loss, total / 3, rtol=1e-14, atol=0)
+
+
+def test_no_steps_and_no_rows():
+    task, nodes = Quadratics(2, 3), torch.arange(2)
+    state, loss = run(task, nodes, nodes, nodes * 0)
+    assert loss.isnan().all()
+    assert not state.x.any()
+    state, loss = run(task, nodes[:0], nodes[:0], nodes[:0])
+    assert state.x.shape == (0, 3)
+    assert loss.shape == (0,)
+
+
+def test_equal_counts_copy_nothing():
+    task, nodes = Quadratics(3, 2), torch.arange(3)
+    algorithm = local(optim.sgd(0.1, momentum=0.9))
+    state = algorithm.init(task.init(nodes), Rows(nodes, nodes))
+    trace = next(leaves(state.opt)).data_ptr()
+    state, _ = train(algorithm, task, state, nodes, nodes, torch.full_like(nodes, 4))
+    assert next(leaves(state.opt)).data_ptr() == trace
+
+
+def test_local_epochs_of_a_model_learn():
+    _, model = build("mlp")
+    made = shards([40, 17, 5], (6,))
+    made.x[:, 0] = made.y * 2.0
+    task = ModelTask(model, losses.cross_entropy(), made, made.rows_of(0), batch_size=8)
+    nodes = torch.arange(3)
+    count = local_steps(task.examples(nodes), 8, 20)
+    assert count.tolist() == [100, 60, 20]
+    before = task.evaluate(task.init(nodes), nodes)
+    state, loss = run(task, nodes, nodes * 0, count, optim.sgd(0.3))
+    after = task.evaluate(state.x, nodes)
+    assert (after.loss < before.loss)[:2].all()
+    assert loss.isfinite().all()
+
+
+@given(st.lists(st.integers(0, 200), min_size=1), st.integers(1, 50), st.integers(0, 4))
+def test_local_steps(counts, batch_size, epochs):
+    found = local_steps(torch.tensor(counts), batch_size, epochs).tolist()
+    assert found == [epochs * -(-count // batch_size) for count in counts]
+    full = local_steps(torch.tensor(counts), "full", epochs).tolist()
+    assert full == [epochs * bool(count) for count in counts]
+
+
+@pytest.mark.parametrize(("batch_size", "epochs"), [(0, 1), (3, -1)])
+def test_local_steps_checks(batch_size, epochs):
+    with pytest.raises(ValueError, match="must be a whole number"):
+        local_steps(torch.tensor([3]), batch_size, epochs)
+
+
+class State(NamedTuple):
+    x: Tensor
+    more: tuple
+
+
+def tree():
+    x = torch.arange(8.0).reshape(4, 2)
+    return State(x, (torch.arange(4).unsqueeze(1), (), (x + 1,)))
+
+
+def same(one, two):
+    assert type(one) is type(two)
+    for left, right in zip(leaves(one), leaves(two), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_take_and_put():
+    rows = torch.tensor([2, 0])
+    part = take(tree(), rows)
+    assert isinstance(part, State)
+    assert part.more[0].tolist() == [[2], [0]]
+    assert part.more[1] == ()
+    changed = put(tree(), rows, tree_map(lambda leaf: leaf * 10, part))
+    same(take(changed, rows), tree_map(lambda leaf: leaf * 10, part))
+    rest = torch.tensor([1, 3])
+    same(take(changed, rest), take(tree(), rest))
+
+
+def test_put_writes_in_place_unless_memory_is_shared():
+    x, row = torch.zeros(3, 2), torch.ones(1, 2)
+    found = put((x, x, row.expand(3, 2)), torch.tensor([1]), (row * 4, row * 5, row * 6))
+    assert found[0] is x
+    assert [leaf.sum(1).tolist() for leaf in found] == [[0, 8, 0], [0, 10, 0], [2, 12, 2]]
+    assert row.tolist() == [[1, 1]]
+
+
+def test_split_and_concat():
+    parts = split(tree(), 4)
+    assert len(parts) == 4
+    same(concat(parts), tree())
+
+
+def test_a_tree_has_only_tensors_and_tuples():
+    with pytest.raises(TypeError, match="tuples of tensors, not list"):
+        take([torch.zeros(2)], torch.tensor([0]))
