@@ -1,3 +1,39 @@
-"""Decentralised learning: peers train on their own data and average, with no server."""
+"""Decentralised learning: peers train on their own data and average, with no server.
+
+>>> import p2pfl
+>>> experiment = p2pfl.Experiment.from_dict({"nodes": 3, "pace": {"rounds": 2}})
+>>> result = p2pfl.run(experiment, on="simulate")
+>>> result.summary["rounds"]
+2
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+__all__ = ["Experiment", "Predictor", "Result", "__version__", "load", "run"]
+
+if TYPE_CHECKING:
+    from p2pfl.experiment import Experiment
+    from p2pfl.predictor import Predictor, load
+    from p2pfl.record import Result
+    from p2pfl.session import run
+
+# Looked up when first used: importing the package should not import torch.
+_HOMES = {
+    "Experiment": "p2pfl.experiment",
+    "Predictor": "p2pfl.predictor",
+    "Result": "p2pfl.record",
+    "load": "p2pfl.predictor",
+    "run": "p2pfl.session",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name not in _HOMES:
+        raise AttributeError(f"module 'p2pfl' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

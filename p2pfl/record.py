@@ -357,13 +357,11 @@ def _distances(sketches: Tensor, alone: bool) -> list[float]:
 
 def _read_sketches(path: Path, rows: int) -> Tensor:
     """Return the sketches of so many rows, ``[rows, WIDTH]``, NaN for those that are missing."""
-    try:
-        found = np.frombuffer(path.read_bytes()[: rows * WIDTH * 4 // 4 * 4], dtype=np.float32)
-    except FileNotFoundError:
-        found = np.empty(0, dtype=np.float32)
-    whole = len(found) // WIDTH
+    data = path.read_bytes() if path.is_file() else b""
+    whole = min(rows, len(data) // (4 * WIDTH))
     marks = torch.full((rows, WIDTH), math.nan)
-    marks[:whole] = torch.from_numpy(found[: whole * WIDTH].reshape(whole, WIDTH).copy())
+    found = np.frombuffer(data, dtype="<f4", count=whole * WIDTH)
+    marks[:whole] = torch.from_numpy(found.reshape(whole, WIDTH).copy())
     return marks
 
 
@@ -389,7 +387,7 @@ def _row(path: Path, number: int, line: str) -> Row:
 
 
 def _line(row: Row) -> str:
-    return ",".join(_cell(value, _TYPES[name]) for name, value in row._asdict().items()) + "\n"
+    return ",".join(map(_cell, row, _TYPES.values())) + "\n"
 
 
 def _cell(value: float, kind: type) -> str:

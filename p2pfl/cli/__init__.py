@@ -1,1 +1,58 @@
-"""."""
+"""The command line: ``p2pfl VERB``.
+
+Errors are one readable line. Exit code 2 is the user's mistake, 1 a run that failed.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from p2pfl.cli.peer import peer
+from p2pfl.cli.predict import predict
+from p2pfl.cli.report import report
+from p2pfl.cli.run import run
+from p2pfl.cli.show import experiments, partition_show, topology_show, version
+from p2pfl.errors import P2pflError, RunError, UserError
+
+app = typer.Typer(
+    help="Decentralised learning: peers train on their own data and average, with no server.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(run)
+app.command()(peer)
+app.command()(report)
+app.command()(predict)
+app.command()(experiments)
+
+topology = typer.Typer(help="Look at topologies.", no_args_is_help=True, rich_markup_mode=None)
+topology.command("show")(topology_show)
+app.add_typer(topology, name="topology")
+
+partition = typer.Typer(help="Look at partitions.", no_args_is_help=True, rich_markup_mode=None)
+partition.command("show")(partition_show)
+app.add_typer(partition, name="partition")
+
+app.callback()(version)
+
+
+def main() -> None:
+    """Run the command line, and turn errors into one line and an exit code."""
+    try:
+        app()
+    except UserError as error:
+        _fail(error, 2)
+    except P2pflError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        _fail(RunError("interrupted"), 130)
+
+
+def _fail(error: Exception, code: int) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"p2pfl: {error}", markup=False)
+    sys.exit(code)

@@ -1,8 +1,7 @@
 """Local optimisers: pairs of pure functions over blocks of rows, after optax.
 
-The arithmetic is that of `torch.optim`, row by row. The gradients and the parameters are
-only read. The state is a tuple of tensors with rows first and is given away: an optimiser
-may write into the state it is handed, and the caller must not use it again.
+The arithmetic is that of `torch.optim`, row by row. The state is a tuple of tensors with
+rows first. Nothing an optimiser is given is written into.
 """
 
 from __future__ import annotations
@@ -161,7 +160,7 @@ def _add_decay(name: str, rate: float) -> Optimiser:
 def _heavy_ball(momentum: float, nesterov: bool) -> Optimiser:
     def update(grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
         (trace,) = state
-        trace.mul_(momentum).add_(grads)
+        trace = torch.add(grads, trace, alpha=momentum)
         ahead = torch.add(grads, trace, alpha=momentum) if nesterov else trace
         return ahead, Trace(trace)
 
@@ -196,8 +195,8 @@ def _adam(
         steps, first, second = state
         rate = _rate(lr, steps, params)
         steps = steps + 1
-        first.lerp_(grads, 1 - beta1)
-        second.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
+        first = first.lerp(grads, 1 - beta1)
+        second = second.mul(beta2).addcmul_(grads, grads, value=1 - beta2)
         change = second.sqrt().div_(_correction(beta2, steps, params).sqrt()).add_(eps)
         torch.div(first, change, out=change)
         change.mul_(-rate / _correction(beta1, steps, params))

@@ -28,7 +28,7 @@ def train(
     Args:
         algorithm: where gradients are taken and what is made of them.
         task: what gives the gradients.
-        state: of the rows; it is given away.
+        state: of the rows.
         nodes: the node behind each row, int64 ``[rows]``.
         first: int64 ``[rows]``.
         count: int64 ``[rows]``, each >= 0.

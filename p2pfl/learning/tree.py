@@ -46,20 +46,11 @@ def take(tree: T, rows: Tensor) -> T:
 
 
 def put(tree: T, rows: Tensor, part: T) -> T:
-    """Write `part`, as of `take`, over the rows it came from, and return the tree.
+    """Return a copy of the tree with `part`, as of `take`, over the rows it came from.
 
-    The tree is given away: its leaves are written in place, apart from those which share
-    their memory with another leaf or with themselves (an expanded row), which are copied.
+    A copy, since leaves may share memory with each other, or with a message under way.
     """
-    seen: set[int] = set()
-
-    def write(leaf: Tensor, new: Tensor) -> Tensor:
-        place = leaf.untyped_storage().data_ptr()
-        shared = place in seen or 0 in leaf.stride()
-        seen.add(place)
-        return leaf.index_copy(0, rows, new) if shared else leaf.index_copy_(0, rows, new)
-
-    return tree_map(write, tree, part)
+    return tree_map(lambda leaf, new: leaf.index_copy(0, rows, new), tree, part)
 
 
 def concat(trees: Sequence[T]) -> T:

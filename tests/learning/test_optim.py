@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfl.learning import optim, schedules
-from p2pfl.learning.tree import concat, leaves, take
+from p2pfl.learning.tree import concat, leaves, take, tree_map
 
 ROWS, D, STEPS = 3, 5, 20
 
@@ -156,11 +156,12 @@ def test_rows_may_stand_at_different_counts(name):
 def test_type_is_kept_and_inputs_are_only_read(name, dtype):
     opt = ALL[name]
     params, grads = start().to(dtype), gradients(0).to(dtype)
-    kept = params.clone(), grads.clone()
-    update, _ = opt.update(grads, opt.init(params), params)
+    _, state = opt.update(grads, opt.init(params), params)
+    given = (params, grads, state)
+    kept = tree_map(torch.clone, given)
+    update, _ = opt.update(grads, state, params)
     assert update.dtype is dtype
-    assert torch.equal(params, kept[0])
-    assert torch.equal(grads, kept[1])
+    assert all(map(torch.equal, leaves(given), leaves(kept)))
 
 
 def test_plain_sgd_has_no_state():

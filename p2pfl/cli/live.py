@@ -1,0 +1,126 @@
+"""What the user sees while a run goes on: one live view of all peers, or lines in a log."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from p2pfl.runtime.setup import Row
+
+SHOWN = 24  # peers in the live table; more would not fit a screen
+
+
+class LiveView:
+    """Show progress on standard error: a live table on a terminal, else a line now and then."""
+
+    def __init__(self, nodes: int, rounds: int, title: str) -> None:
+        self.nodes, self.rounds, self.title = nodes, rounds, title
+        self._console = Console(stderr=True)
+        self._last: dict[int, Row] = {}
+        self._measured: dict[int, Row] = {}
+        self._phase: dict[int, str] = {}
+        self._printed = 0.0
+        self._started = time.monotonic()
+        self._live = Live(
+            get_renderable=self._render,
+            console=self._console,
+            refresh_per_second=8,
+            transient=True,
+        )
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def rows(self, rows: Sequence[Row]) -> None:
+        """Take note of nodes that have ended a round."""
+        for row in rows:
+            self._last[row.node] = row
+            self._phase[row.node] = "training"
+            if not (math.isnan(row.eval_loss) and math.isnan(row.eval_acc)):
+                self._measured[row.node] = row
+        due = time.monotonic() - self._printed > 1.0
+        if due and not self._console.is_terminal and len(self._last) == self.nodes:
+            self._printed = time.monotonic()
+            self._console.print(self._line(), markup=False, highlight=False, soft_wrap=True)
+
+    def phase(self, node: int, phase: str) -> None:
+        """Take note of what a node is doing."""
+        self._phase[node] = phase
+
+    def _line(self) -> str:
+        done = 1 + min((row.round for row in self._last.values()), default=-1)
+        parts = [f"round {done}/{self.rounds}", *self._scores()]
+        return "  ".join(parts)
+
+    def _scores(self) -> list[str]:
+        if not self._measured:
+            return []
+        accuracies = [row.eval_acc for row in self._measured.values()]
+        if not any(math.isnan(value) for value in accuracies):
+            mean, worst = sum(accuracies) / len(accuracies), min(accuracies)
+            return [f"accuracy mean {mean:.4f}", f"worst {worst:.4f}"]
+        losses = [row.eval_loss for row in self._measured.values()]
+        return [f"loss mean {sum(losses) / len(losses):.4f}", f"worst {max(losses):.4f}"]
+
+    def _render(self) -> RenderableType:
+        done = 1 + min((row.round for row in self._last.values()), default=-1)
+        done = done if len(self._last) == self.nodes else 0
+        seconds = time.monotonic() - self._started
+        bar = Table.grid(padding=(0, 1))
+        text = "  ".join([f"{seconds:.0f} s", *self._scores()])
+        bar.add_row(
+            Text(self.title, style="bold"),
+            ProgressBar(total=self.rounds, completed=done, width=30),
+            Text(f"round {done}/{self.rounds}"),
+            Text(text),
+        )
+        return Group(bar, self._table()) if self._phase and self.nodes <= SHOWN else bar
+
+    def _table(self) -> Table:
+        table = Table(box=None, padding=(0, 1))
+        for heading in ("peer", "round", "train loss", "accuracy", "sent", ""):
+            table.add_column(heading, justify="left" if not heading else "right")
+        for node in sorted(self._phase):
+            row, seen = self._last.get(node), self._measured.get(node)
+            table.add_row(
+                str(node),
+                str(row.round + 1) if row else "-",
+                f"{row.train_loss:.4f}" if row else "-",
+                f"{seen.eval_acc:.4f}" if seen and not math.isnan(seen.eval_acc) else "-",
+                human_bytes(row.bytes_sent) if row else "-",
+                self._phase[node],
+            )
+        return table
+
+
+def human_bytes(count: float) -> str:
+    """Return a number of bytes for people.
+
+    >>> human_bytes(1234567)
+    '1.2 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
