@@ -26,14 +26,14 @@ from p2pfl.algorithm import Algorithm
 from p2pfl.algorithms import proximal
 from p2pfl.config import Section, Value, parse_value, read
 from p2pfl.data.dataset import Source
-from p2pfl.data.shards import Federation, Shards, federate
-from p2pfl.data.statistics import Affine
+from p2pfl.data.shards import Federation, federate
+from p2pfl.data.statistics import Affine, moments_by_node, standardise
 from p2pfl.errors import UserError
 from p2pfl.learning.backends import BACKENDS
-from p2pfl.learning.losses import LOSSES, default_loss
+from p2pfl.learning.losses import LOSSES, Loss, default_loss
 from p2pfl.learning.task import ModelTask, per_node
 from p2pfl.learning.training import local_steps
-from p2pfl.pairing import check_pairing, default_mixing
+from p2pfl.pairing import check_pairing, default_mixing, remarks
 from p2pfl.peer.gossiper import Tempo
 from p2pfl.peer.rounds import Pace
 from p2pfl.runtime.network import NetworkModel
@@ -181,7 +181,8 @@ class Experiment:
     def topology(self) -> Topology:
         """Who talks to whom; nobody to anybody for algorithms that hear nobody."""
         if self.algorithm.needs.weights == "none":
-            nobody = Links(*torch.empty(2, 0, dtype=torch.int64), self.nodes)
+            none = torch.empty(0, dtype=torch.int64)
+            nobody = Links(none, none, self.nodes)
             return Topology(self.nodes, lambda round: nobody, 1, "none")
         graph = self.drawn.graph if isinstance(self.drawn, Network) else self.drawn
         return static(graph, self.sections["topology"].name)
@@ -215,9 +216,7 @@ class Experiment:
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    def task(
-        self, federation: Federation, affine: Affine | None, device: str = "cpu"
-    ) -> ModelTask:
+    def task(self, federation: Federation, affine: Affine | None, device: str = "cpu") -> ModelTask:
         """Return the learning problem of the nodes whose data `federation` holds.
 
         Args:
@@ -225,9 +224,7 @@ class Experiment:
             affine: how to standardise, ``[held, f]``, a row for each of them; None: not.
             device: where to compute.
         """
-        training = self.training
-        name = training.loss
-        loss = default_loss(len(federation.classes)) if name == "auto" else LOSSES[name]()
+        training, loss = self.training, self.loss(federation)
         try:
             outputs = loss.outputs(len(federation.classes))
             with torch.random.fork_rng(devices=[]):
@@ -247,6 +244,34 @@ class Experiment:
             dtype=DTYPES[training.dtype],
             device=device,
         )
+
+    def loss(self, federation: Federation) -> Loss:
+        """Return what is minimised on these data."""
+        name = self.training.loss
+        return default_loss(len(federation.classes)) if name == "auto" else LOSSES[name]()
+
+    def affine(self, federation: Federation) -> Affine | None:
+        """Return how the data of each node are standardised, ``[held, f]``, or None.
+
+        With everybody's data in one place, pooled statistics are simply added up; peers
+        reach the same numbers by averaging over the network.
+        """
+        if self.standardise == "none" or federation.numeric is None:
+            return None
+        moments = moments_by_node(federation.train, federation.numeric)
+        if self.standardise == "pooled":
+            moments = moments.mean(0, keepdim=True).expand_as(moments)
+        return standardise(moments, federation.numeric, DTYPES[self.training.dtype])
+
+    @property
+    def rounds(self) -> int:
+        """The most rounds, or ticks, that a run of this experiment takes."""
+        return self.pace.ticks if isinstance(self.pace, Timer) else self.pace.rounds
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What the user should know beforehand and is no mistake."""
+        return remarks(self)
 
     def setup(self, task: ModelTask) -> Setup:
         """Return what a runtime needs to run this experiment on a task."""
@@ -321,6 +346,22 @@ def shipped() -> dict[str, Path]:
     """Return the experiments that ship with the package, by name."""
     folder = Path(str(resources.files("p2pfl") / "experiments"))
     return {file.stem: file for file in sorted(folder.glob("*.toml"))}
+
+
+def topology_of(spec: str, nodes: int | None) -> nx.Graph | Network:
+    """Return the graph or the network file that ``p2pfl topology show`` is asked for.
+
+    Raises:
+        UserError: there is no such thing, or not with so many nodes.
+    """
+    section = read("topology", _located("topology", spec, Path.cwd()), SECTIONS["topology"])
+    if section.name == "file":
+        return section.build("topology", nodes)  # type: ignore[no-any-return]
+    rows, cols = section.values.get("rows"), section.values.get("cols")
+    n = nodes or (rows * cols if rows and cols else None)
+    if n is None:
+        raise UserError(f"{spec}: say how many nodes, as in --nodes 16")
+    return section.build("topology", n)  # type: ignore[no-any-return]
 
 
 def change(tables: Mapping[str, Value], changes: Iterable[str]) -> dict[str, Value]:

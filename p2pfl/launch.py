@@ -93,9 +93,10 @@ class Crew:
 def _without_main() -> Iterator[None]:
     """Keep the children from importing the program we run in; they do not need it."""
     main = sys.modules["__main__"]
-    kept = {key: main.__dict__.pop(key) for key in ("__file__", "__spec__") if key in vars(main)}
+    names = vars(main)
+    kept = [(key, names.pop(key)) for key in ("__file__", "__spec__") if key in names]
     main.__spec__ = None
     try:
         yield
     finally:
-        main.__dict__.update(kept)
+        names.update(kept)

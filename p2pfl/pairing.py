@@ -37,9 +37,30 @@ def check_pairing(experiment: Experiment) -> None:
         _check_spectrum(experiment)
 
 
+def remarks(experiment: Experiment) -> list[str]:
+    """Return what a user should know of a pairing that is allowed."""
+    needs, topology = experiment.algorithm.needs, experiment.topology
+    if needs.weights != "mean" or needs.graph == "complete":
+        return []
+    matrix = weights(topology.links(0), experiment.mixing)
+    spent = torch.ones(1, topology.n, dtype=matrix.dtype) @ matrix
+    if float((spent - 1).abs().max()) < 1e-9:
+        return []
+    mixing, graph = _names(experiment, "mixing", "topology")
+    return [
+        f"with mixing.name = {mixing!r} on topology.name = {graph!r} some nodes count for more"
+        " than others in what is agreed on; push_sum weighs all alike on any graph"
+    ]
+
+
 def _check_weights(experiment: Experiment) -> None:
     needs, rule = experiment.algorithm.needs.weights, experiment.mixing
     name, mixing = _names(experiment, "algorithm", "mixing")
+    if needs == "none" and experiment.standardise == "pooled":
+        raise UserError(
+            f"preprocess.standardise = 'pooled' asks the others, but algorithm.name = {name!r}"
+            " hears nobody: use standardise = 'own'"
+        )
     if needs == "mean" and rule.conserves == "mass":
         raise UserError(
             f"mixing.name = {mixing!r} splits a mass (its columns sum to one), but"

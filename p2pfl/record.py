@@ -164,7 +164,10 @@ def new_folder(base: Path, name: str) -> Path:
 
 
 class Facts(NamedTuple):
-    """What a summary says of a run and its metrics do not."""
+    """What a summary says of a run beside its metrics; NaN is what is not known.
+
+    Times go before those in the metrics.
+    """
 
     experiment: str
     on: str
@@ -174,7 +177,7 @@ class Facts(NamedTuple):
     nodes: int
     node_updates: int = 0  # local steps of all nodes
     wall_s: float = math.nan
-    virtual_s: float = math.nan  # NaN: the last there is in the metrics
+    virtual_s: float = math.nan
     train_s: float = math.nan
     eval_acc_mean_model: float = math.nan
     eval_loss_mean_model: float = math.nan
@@ -184,30 +187,39 @@ class Facts(NamedTuple):
 
 
 def summarise(metrics: Metrics, facts: Facts) -> dict[str, Any]:
-    """Return the summary of a run; NaN becomes null when it is written.
+    """Return the summary of a run, None for what is not known.
 
     Accuracy and loss are those of each node's own last evaluation; the consensus distance is
     the mean over the nodes in the last round in which it is known. Bytes are totals.
     """
+    summary = measured(metrics) | {
+        key: value for key, value in _strict(facts._asdict()).items() if value is not None
+    }
+    unknown = dict.fromkeys((*Facts._fields, "node_updates_per_s"))
+    if summary.get("wall_s"):
+        summary["node_updates_per_s"] = facts.node_updates / summary["wall_s"]
+    return {**unknown, **summary, "version": __version__}
+
+
+def measured(metrics: Metrics) -> dict[str, Any]:
+    """Return the part of a summary that follows from the metrics."""
     _, acc = last_measured(metrics, "eval_acc")
     _, loss = last_measured(metrics, "eval_loss")
-    far = metrics["consensus_distance"]
-    known = metrics["round"][~np.isnan(far)]
-    last = known.max() if len(known) else -1
-    timed = metrics["virtual_s"][~np.isnan(metrics["virtual_s"])]
-    virtual = timed.max() if math.isnan(facts.virtual_s) and len(timed) else facts.virtual_s
-    summary = facts._asdict() | {
-        "rounds": int(metrics["round"].max()) + 1 if len(metrics["round"]) else 0,
+    rounds, far = metrics["round"], metrics["consensus_distance"]
+    known = ~np.isnan(far)
+    last = rounds[known].max() if known.any() else -1
+    summary = {
+        "rounds": int(rounds.max()) + 1 if len(rounds) else 0,
         "eval_acc_mean": _mean(acc),
-        "eval_acc_worst": float(acc.min()) if len(acc) else math.nan,
+        "eval_acc_worst": float(acc.min()) if len(acc) else None,
         "eval_loss_mean": _mean(loss),
-        "consensus_distance": _mean(far[~np.isnan(far) & (metrics["round"] == last)]),
+        "consensus_distance": _mean(far[known & (rounds == last)]),
         "bytes_sent": int(metrics["bytes_sent"].sum()),
         "bytes_received": int(metrics["bytes_received"].sum()),
-        "node_updates_per_s": facts.node_updates / facts.wall_s if facts.wall_s else math.nan,
-        "virtual_s": float(virtual),
-        "version": __version__,
     }
+    for key in ("wall_s", "virtual_s"):
+        times = metrics[key][~np.isnan(metrics[key])]
+        summary[key] = float(times.max()) if len(times) else None
     return typing.cast("dict[str, Any]", _strict(summary))
 
 
@@ -235,7 +247,7 @@ class Run:
     """A run folder that was read."""
 
     folder: Path
-    summary: dict[str, Any]
+    summary: dict[str, Any]  # for a run that was broken off, what its metrics say
     experiment: dict[str, Any]
     metrics: Metrics
 
@@ -295,7 +307,11 @@ def read_run(path: str | Path) -> Run:
     rows = _read_rows(folder / METRICS)
     if not rows and (folder / PEERS).is_dir():
         rows = merge_peers(folder)
-    return Run(folder, summary, experiment, columns(rows))
+    metrics = columns(rows)
+    told = {key: value for key, value in measured(metrics).items() if value is not None}
+    # What a summary says of a run that is going on, it said before the first round.
+    summary = summary | told if summary.get("status") == "running" else told | summary
+    return Run(folder, summary, experiment, metrics)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -326,11 +342,9 @@ def merge_peers(folder: Path) -> list[Row]:
     peers which have that round; of one peer alone among several it is not known.
 
     Raises:
-        UserError: there are no peers in the folder, or one of their files is damaged.
+        UserError: one of their files is damaged.
     """
     peers = sorted(path for path in (folder / PEERS).glob("*") if (path / METRICS).is_file())
-    if not peers:
-        raise UserError(f"{folder}: no peer has left metrics in {PEERS}/")
     by_round: dict[int, list[tuple[Row, Tensor]]] = {}
     for peer in peers:
         rows = _read_rows(peer / METRICS)
@@ -376,11 +390,9 @@ def _read_rows(path: Path) -> list[Row]:
 def _row(path: Path, number: int, line: str) -> Row:
     texts = line.split(",")
     try:
-        return Row(
-            *(
-                (int(text) if kind is int else float(text or "nan"))
-                for text, kind in zip(texts, _TYPES.values(), strict=True)
-            )
+        return Row._make(
+            int(text) if kind is int else float(text or "nan")
+            for text, kind in zip(texts, _TYPES.values(), strict=True)
         )
     except ValueError:
         raise UserError(f"{path}, line {number}: {line[:80]!r} is not a line of metrics") from None

@@ -247,4 +247,3 @@ SECTIONS: MappingProxyType[str, Kind] = MappingProxyType(
 DEFAULTS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
     {"optimiser": {"name": "sgd", "lr": 0.1}}
 )
-

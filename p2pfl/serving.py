@@ -84,7 +84,9 @@ def serve(
     """
     node = post.node
     if not 0 <= node < experiment.nodes:
-        raise UserError(f"--id {node}: the nodes of this experiment are 0 to {experiment.nodes - 1}")
+        raise UserError(
+            f"--id {node}: the nodes of this experiment are 0 to {experiment.nodes - 1}"
+        )
     on_phase("loading")
     federation = experiment.federation(post.data_dir, only=node)
     task = experiment.task(federation, None, post.device)

@@ -70,7 +70,7 @@ def fedavg(
 def dpsgd(
     opt: Optimiser,
     order: Literal["adapt_then_combine", "combine_then_adapt"] = "adapt_then_combine",
-) -> Algorithm[LocalState, Params, Params]:
+) -> Algorithm[Any, Params, Params]:
     """Decentralised SGD: local steps and averaging with the neighbours (Lian et al. 2017).
 
     ``adapt_then_combine`` steps, then mixes: ``x <- W (x - lr g(x))``; on a complete graph
@@ -118,7 +118,7 @@ def _combine_then_adapt(opt: Optimiser) -> Algorithm[WhileState, Params, Params]
     return Algorithm(init, lambda s: s.x, step, lambda s: Params(s.before), receive)
 
 
-def local(opt: Optimiser) -> Algorithm[LocalState, Params, Params]:
+def local(opt: Optimiser) -> Algorithm[Any, Params, Params]:
     """Train alone and hear nobody: what a peer reaches on its own data."""
     needs = Needs(weights="none")
     return dpsgd(opt)._replace(receive=lambda s, inbox: s, needs=needs)

@@ -22,9 +22,9 @@ SHOWN = 24  # peers in the live table; more would not fit a screen
 class LiveView:
     """Show progress on standard error: a live table on a terminal, else a line now and then."""
 
-    def __init__(self, nodes: int, rounds: int, title: str) -> None:
+    def __init__(self, nodes: int, rounds: int, title: str, quiet: bool = False) -> None:
         self.nodes, self.rounds, self.title = nodes, rounds, title
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, quiet=quiet)
         self._last: dict[int, Row] = {}
         self._measured: dict[int, Row] = {}
         self._phase: dict[int, str] = {}

@@ -6,34 +6,22 @@ import ipaddress
 import json
 import signal
 import tomllib
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
 
+from p2pfl.cli.options import (
+    DataOption,
+    DeviceOption,
+    ExperimentArgument,
+    Format,
+    SeedOption,
+    SetOption,
+    changes,
+)
 from p2pfl.errors import UserError
-
-
-class Format(StrEnum):
-    """How results are printed."""
-
-    text = "text"
-    json = "json"
-
-
-ExperimentArgument = Annotated[
-    str, typer.Argument(metavar="EXPERIMENT", help="A .toml file, or the name of a shipped one.")
-]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the experiment.")
-]
-DataOption = Annotated[
-    Path | None, typer.Option("--data", metavar="DIR", help="Where relative data paths start.")
-]
-SeedOption = Annotated[int | None, typer.Option(help="Instead of the experiment's seed.")]
-DeviceOption = Annotated[str, typer.Option(help="Where to compute, as in cpu or cuda:0.")]
 
 
 def peer(  # noqa: PLR0913 - every parameter is an option of the command
@@ -66,11 +54,10 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
     Example:  p2pfl peer digits --id 0 --peers peers.toml
     """
     from p2pfl.experiment import Experiment
+    from p2pfl.local import peer_run
     from p2pfl.serving import Post
-    from p2pfl.session import peer_run
 
-    changes = [*(set_ or []), *([f"seed={seed}"] if seed is not None else [])]
-    checked = Experiment.load(experiment, changes)
+    checked = Experiment.load(experiment, changes(set_, seed))
     addresses = read_addresses(peers)
     listen = bind or addresses.get(id)
     if listen is None:

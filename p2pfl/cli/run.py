@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from p2pfl.cli.live import LiveView
-from p2pfl.cli.peer import (
+from p2pfl.cli.options import (
     DataOption,
     DeviceOption,
     ExperimentArgument,
     Format,
     SeedOption,
     SetOption,
+    changes,
 )
+from p2pfl.errors import RunError
+
+if TYPE_CHECKING:
+    from p2pfl.record import Result
+
+NODES_SHOWN = 64
 
 
 class On(StrEnum):
@@ -57,28 +64,37 @@ def run(  # noqa: PLR0913 - every parameter is an option of the command
     """
     from p2pfl.experiment import Experiment
     from p2pfl.record import new_folder
-    from p2pfl.report import node_table
-    from p2pfl.session import Watch, run_checked
+    from p2pfl.session import Watch, Where, check_device, run_checked
 
-    changes = [*(set_ or []), *([f"seed={seed}"] if seed is not None else [])]
-    checked = Experiment.load(experiment, changes)
+    check_device(device)
+    checked = Experiment.load(experiment, changes(set_, seed))
     folder = out or new_folder(Path(checked.output.dir), checked.name)
-    title = f"{checked.name} on {on.value}"
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    if not quiet:
-        for note in checked.notes:
-            console.print(f"note: {note}", markup=False)
-    view = None if quiet else LiveView(checked.nodes, checked.rounds, title)
-    watch = Watch() if view is None else Watch(view.rows, view.phase)
-    with view or _nothing():
-        result = run_checked(
-            checked, on.value, folder, data=data, device=device,
-            join_timeout=join_timeout, watch=watch,
-        )
+    for note in [] if quiet else checked.notes:
+        console.print(f"note: {note}", markup=False)
+    view = LiveView(checked.nodes, checked.rounds, f"{checked.name} on {on.value}", quiet)
+    where = Where(data, device, join_timeout)
+    with view:
+        watch = Watch(view.rows, view.phase)
+        result = run_checked(checked, on.value, folder, where, watch)
     if format is Format.json:
         typer.echo(json.dumps(result.summary))
     else:
-        Console(highlight=False).print(node_table(result))
-        typer.echo(f"results in {folder}   (p2pfl report {folder} draws them)")
-    if result.summary["status"] != "finished":
-        raise typer.Exit(130 if result.summary["status"] == "interrupted" else 1)
+        _print(result)
+    status = result.summary["status"]
+    if status == "failed":
+        raise RunError(f"{result.summary['error']} (the others' results are in {folder})")
+    if status == "interrupted":
+        raise KeyboardInterrupt
+
+
+def _print(result: Result) -> None:
+    from p2pfl.report import node_table, outcome
+
+    console = Console(highlight=False)
+    if len(set(result.metrics["node"].tolist())) <= NODES_SHOWN:
+        console.print(node_table(result))
+        console.print()
+    for line in outcome(result.summary):
+        typer.echo(line)
+    typer.echo(f"results in {result.folder}  (p2pfl report {result.folder} draws them)")

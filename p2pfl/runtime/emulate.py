@@ -56,7 +56,8 @@ class Emulator:
         self.setup, self.network = setup, network
         self.crashes = dict(crashes or {})
         self.peers = {node: setup.peer(node) for node in range(setup.topology.n)}
-        self.time, self.rejected, self.missed, self.batches = 0.0, 0, 0, 0
+        self.time, self.rejected, self.missed = 0.0, 0, 0
+        self.updates, self.batches = 0, 0  # local steps, and how many calls they took
         self._nodes = torch.arange(setup.topology.n)
         self._examples = setup.task.examples(self._nodes).tolist()
         self._heap: list[tuple[float, int, PeerId, Event | Train]] = []
@@ -78,7 +79,7 @@ class Emulator:
         params = torch.cat([self.peers[p].params for p in nodes.tolist()])
         reasons = set(self._stopped.values()) or {"nothing left to happen"}
         reason = ", ".join(sorted(reasons))
-        return Ending(params, nodes, reason, self.time, self.missed, self.rejected)
+        return Ending(params, nodes, reason, self.updates, self.time, self.missed, self.rejected)
 
     def rounds(self) -> Iterator[list[Row]]:
         """Run until nothing is left to happen; yield a round once every live peer ended it.
@@ -185,6 +186,7 @@ class Emulator:
                 self._ready[node] = Trained(asked.step, row, loss[i].item())
             self._pending.clear()
             self.batches += 1
+            self.updates += int(count.sum())
         return self._ready.pop(peer)
 
     def _at(self, due: float, peer: PeerId, event: Event | Train) -> None:

@@ -119,7 +119,7 @@ class Links:
             if left <= 0:
                 who = ", ".join(f"{p} at {self._addresses[p]}" for p in self._absent())
                 raise RunError(f"peer {self.me}: nothing heard within {timeout:g} s of peer {who}")
-            self.poller.poll(min(left, 0.2) * 1000)
+            self.poller.poll(round(1000 * min(left, 0.2)))
             self._answers()
             self._early += self._read()
             self._watch()
@@ -206,7 +206,7 @@ class Links:
 
     def _read(self) -> list[tuple[bytes, Header, list[memoryview]]]:
         """Read everything there is on the listener; hellos and goodbyes are dealt with here."""
-        models = []
+        models: list[tuple[bytes, Header, list[memoryview]]] = []
         while True:
             try:
                 identity, *frames = self._listener.recv_multipart(zmq.NOBLOCK, copy=False)
@@ -260,7 +260,7 @@ class Links:
 
     def _answers(self) -> None:
         for peer, link in list(self._links.items()):
-            while not link.socket.closed and link.socket.get(zmq.EVENTS) & zmq.POLLIN:
+            while not link.socket.closed and _is_readable(link.socket):
                 frames = link.socket.recv_multipart()
                 try:
                     header = wire.unpack(frames[0])
@@ -283,7 +283,7 @@ class Links:
         now = time.monotonic()
         given_up = []
         for peer, link in list(self._links.items()):
-            while link.monitor.get(zmq.EVENTS) & zmq.POLLIN:
+            while _is_readable(link.monitor):
                 event = recv_monitor_message(link.monitor)["event"]
                 broken = event == zmq.EVENT_DISCONNECTED
                 link.broken_since = now if broken else None
@@ -307,3 +307,7 @@ class Links:
             self.poller.unregister(link.socket)
             self.poller.unregister(link.monitor)
             link.close(0)
+
+
+def _is_readable(socket: zmq.Socket[bytes]) -> bool:
+    return bool(socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)  # type: ignore[operator]

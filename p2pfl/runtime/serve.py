@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import math
 import time
@@ -63,7 +64,7 @@ class Server:
         self._rows: dict[int, tuple[Row, torch.Tensor]] = {}  # waiting for their evaluation
         self._evaluating: set[int] = set()
         self._sent: Counter[int] = Counter()
-        self._missed = 0
+        self._missed, self._updates = 0, 0
         self._stopped = ""
 
     @property
@@ -99,7 +100,14 @@ class Server:
             self._wake.close(0)
         reason = self._stopped or "interrupted"
         rejected = self.links.rejected.total()
-        return Ending(self.machine.params, self._nodes, reason, math.nan, self._missed, rejected)
+        return Ending(
+            self.machine.params,
+            self._nodes,
+            reason,
+            self._updates,
+            missed=self._missed,
+            rejected=rejected,
+        )
 
     def _open_waker(self) -> None:
         self._waker = self.links.waker(self._name)
@@ -111,8 +119,9 @@ class Server:
         due = self._timers[0][0] if self._timers else None
         wait = self.links.until_due(due)
         self.links.poller.poll(NAP if wait is None else min(wait, NAP))
-        while self._wake.get(zmq.EVENTS) & zmq.POLLIN:
-            self._wake.recv()
+        with contextlib.suppress(zmq.Again):
+            while True:
+                self._wake.recv(zmq.NOBLOCK)
         while self._results and self._results[0].done():
             event = self._results.pop(0).result()
             if isinstance(event, Evaluated):
@@ -135,6 +144,7 @@ class Server:
     def _carry_out(self, effect: Effect) -> None:
         match effect:
             case Train():
+                self._updates += effect.count
                 self._results.append(self._worker.submit(self._work, effect))
             case Evaluate(round=number):
                 self._evaluating.add(number)

@@ -45,6 +45,7 @@ class Ending(NamedTuple):
     params: Tensor  # [rows, d]
     nodes: Tensor  # [rows]
     reason: str
+    updates: int = 0  # local steps, of all rows
     virtual_s: float = math.nan
     missed: int = 0  # messages waited for in vain
     rejected: int = 0  # messages refused

@@ -34,7 +34,7 @@ class Simulator:
         rows = setup.rows(self.nodes)
         self.examples = rows.examples.tolist()
         self.state: Any = setup.algorithm.init(setup.task.init(self.nodes), rows)
-        self.reason = "all rounds done"
+        self.reason, self.updates = "all rounds done", 0
         self._clock = time.perf_counter()
         self._stopping = _Stopping(self.pace, len(self.nodes))
 
@@ -46,7 +46,7 @@ class Simulator:
     @property
     def ending(self) -> Ending:
         """How the run has come out so far."""
-        return Ending(self.params, self.nodes, self.reason)
+        return Ending(self.params, self.nodes, self.reason, self.updates)
 
     def rounds(self) -> Iterator[list[Row]]:
         """Run to the end, round by round.
@@ -61,6 +61,7 @@ class Simulator:
                 algorithm, self.setup.task, self.state, self.nodes, k * steps, steps
             )
             self._check(k, loss, steps)
+            self.updates += int(steps.sum())
             self._stopping.begin(k, loss)
             message = algorithm.send(self.state)
             heard = algorithm.absorb(heard, message, self.params.shape[1])

@@ -114,7 +114,8 @@ def unpack(frame: bytes | memoryview) -> Header:
         raise RemoteProtocolError("malformed header")
     if type(kind) is not int or kind not in list(Kind):
         raise RemoteProtocolError(f"message of unknown kind {kind!r}")
-    return Header(Kind(kind), run, *numbers, score)
+    phase, sender, round, degree = numbers
+    return Header(Kind(kind), run, phase, sender, round, degree, score)
 
 
 def dump(header: Header, message: tuple[Tensor, ...]) -> list[bytes | memoryview]:

@@ -1,0 +1,72 @@
+"""The verb ``report``: runs side by side."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from p2pfl.record import Run, read_run
+from p2pfl.report import NODES_SHOWN, as_json, compare, node_table, unmeasured
+
+
+class Format(StrEnum):
+    """How results are written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the plots.", show_default="plots/ in the first run"),
+    ] = None,
+    format: Annotated[Format, typer.Option(help="How the tables are written.")] = Format.TEXT,
+    plots: Annotated[bool, typer.Option(help="Draw PNG files.")] = True,
+) -> None:
+    """Compare runs: a table, and plots of accuracy, loss, consensus, bytes and time.
+
+    A single run is also told node by node. A run that was broken off is told as far as it
+    came.
+
+    Example: p2pfl report runs/digits runs/digits-2
+    """
+    read = [read_run(path) for path in runs]
+    paths: list[Path] = []
+    if plots:
+        from p2pfl.plots import draw_runs  # brings matplotlib
+
+        paths = draw_runs(read, out or read[0].folder / "plots")
+    if format is Format.JSON:
+        found = {"runs": as_json(read), "plots": [str(path) for path in paths]}
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    _print(read)
+    typer.echo()
+    if missing := unmeasured(read):
+        typer.echo(f"not measured: {', '.join(missing)}")
+    for path in paths:
+        typer.echo(f"drawn: {path}")
+
+
+def _print(runs: list[Run]) -> None:
+    console = Console()
+    table = compare(runs)
+    needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    if not console.is_terminal:  # a file has room
+        console = Console(width=max(needed, console.width))
+    elif needed > console.width:
+        table = compare(runs, upright=True)
+    console.print(table)
+    if len(runs) == 1 and (runs[0].summary.get("nodes") or 0) <= NODES_SHOWN:
+        console.print()
+        console.print(node_table(runs[0]))
+    for run in runs:
+        if run.summary.get("error"):
+            console.print(f"{run.folder}: {run.summary['error']}", style="red", markup=False)

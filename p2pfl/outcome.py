@@ -1,0 +1,151 @@
+"""What a run has come to: its models, the mean model, and what it is to be compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from p2pfl.data.shards import Federation, Shards
+from p2pfl.data.statistics import Affine
+from p2pfl.experiment import Experiment
+from p2pfl.learning.task import ModelTask
+from p2pfl.peer.rounds import Pace
+from p2pfl.predictor import Predictor, Signature, save_tensors
+from p2pfl.record import Recorder
+from p2pfl.runtime.setup import Ending
+from p2pfl.runtime.simulate import Simulator
+
+MOST_SAVED = 64  # nodes up to which every node's model is saved
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The models at the end of a run and the data they are judged by."""
+
+    experiment: Experiment
+    federation: Federation
+    task: ModelTask
+    affine: Affine | None
+    ending: Ending
+
+    @cached_property
+    def pooled(self) -> ModelTask:
+        """The task of one node which holds everybody's data; the mean model belongs to it."""
+        return pooled_task(self.experiment, self.federation, self.affine, self.task.device)
+
+    @property
+    def signature(self) -> Signature:
+        """What goes into the models and what comes out."""
+        return Signature.of(self.federation, self.experiment.loss(self.federation))
+
+    def model(self, node: int | None) -> Predictor:
+        """Return the model of a node, or for None the mean model.
+
+        Raises:
+            KeyError: the node did not live to the end.
+        """
+        if node is None:
+            mean = self.ending.params.mean(0)
+            return Predictor.of(self.pooled, self.signature, mean, 0)
+        nodes = self.ending.nodes.tolist()
+        if node not in nodes:
+            raise KeyError(f"node {node} has no final model; these have: {nodes}")
+        params = self.ending.params[nodes.index(node)]
+        return Predictor.of(self.task, self.signature, params, node)
+
+    def summary(self) -> dict[str, float]:
+        """Measure the mean model and how far apart the models are."""
+        params = self.ending.params
+        mean = params.mean(0, keepdim=True)
+        loss, acc = self.pooled.evaluate(mean, torch.tensor([0]))
+        distance = (params - mean).square().sum(1).mean()
+        return {
+            "eval_loss_mean_model": loss.item(),
+            "eval_acc_mean_model": acc.item(),
+            "consensus_distance": distance.item(),
+        }
+
+    def save(self, recorder: Recorder, round: int) -> None:
+        """Save the final models, as the section ``output`` wants it."""
+        which = self.experiment.output.models
+        if which == "none":
+            return
+        recorder.model("mean", *save_tensors(self.model(None), round))
+        if which == "all" and len(self.ending.nodes) <= MOST_SAVED:
+            for node in self.ending.nodes.tolist():
+                recorder.model(node, *save_tensors(self.model(node), round))
+
+
+def pooled_task(
+    experiment: Experiment,
+    federation: Federation,
+    affine: Affine | None,
+    device: Any,  # noqa: ANN401
+) -> ModelTask:
+    """Return the task of a single node which holds everybody's training examples."""
+    own_test = federation.own_test
+    together = replace(
+        federation,
+        n=1,
+        train=_one_shard(federation.train),
+        own_test=_one_shard(own_test) if own_test else None,
+    )
+    mean = Affine(*(field.mean(0, keepdim=True) for field in affine)) if affine else None
+    return experiment.task(together, mean, device)
+
+
+def baselines(outcome: Outcome) -> dict[str, Any]:
+    """Train every node alone, and one node on everybody's data, for as many examples.
+
+    Returns:
+        ``alone``: the score of each node (accuracy, or loss for a regression),
+        ``alone_mean`` and ``pooled``.
+    """
+    experiment = outcome.experiment
+    setup = experiment.setup(outcome.task)
+    steps = setup.steps(torch.arange(experiment.nodes))
+    lonely = Experiment.from_dict(_without_exchange(experiment.to_dict()), experiment.base)
+    alone = _final(lonely, outcome.task, steps)
+    single = Experiment.from_dict(
+        _without_exchange({**experiment.to_dict(), "nodes": 1}), experiment.base
+    )
+    pooled = _final(single, outcome.pooled, steps.sum().reshape(1))
+    return {
+        "alone": alone.tolist(),
+        "alone_mean": alone.mean().item(),
+        "pooled": pooled.item(),
+    }
+
+
+def _final(experiment: Experiment, task: ModelTask, steps: Tensor) -> Tensor:
+    pace = Pace(experiment.rounds, evaluate_every=experiment.rounds)
+    setup = replace(experiment.setup(task), pace=pace, steps=lambda nodes: steps)
+    simulator = Simulator(setup)
+    for rows in simulator.rounds():
+        last = rows
+    acc = torch.tensor([row.eval_acc for row in last], dtype=torch.float64)
+    loss = torch.tensor([row.eval_loss for row in last], dtype=torch.float64)
+    return loss if acc.isnan().all() else acc
+
+
+def _without_exchange(tables: dict[str, Any]) -> dict[str, Any]:
+    """Return the experiment with the algorithm `local`, which fits any pace and network."""
+    pace = {key: value for key, value in tables["pace"].items() if key != "stop"}
+    return {
+        **tables,
+        "algorithm": {"name": "local"},
+        "topology": {"name": "complete"},
+        "mixing": {"name": "metropolis"},
+        "partition": {"name": "iid"},  # the data are shared out already
+        "preprocess": {"standardise": "none"},
+        "pace": pace,
+    }
+
+
+def _one_shard(shards: Shards) -> Shards:
+    zero = torch.zeros(1, dtype=torch.int64)
+    return Shards(shards.x, shards.y, zero, zero, torch.tensor([len(shards.y)]))

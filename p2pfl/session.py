@@ -1,0 +1,226 @@
+"""Run an experiment in one of the three runtimes, keep its books, and say how it went."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from p2pfl.errors import P2pflError, UserError
+from p2pfl.experiment import Experiment
+from p2pfl.outcome import Outcome, baselines
+from p2pfl.record import Facts, Metrics, Recorder, Result, columns, new_folder, summarise
+from p2pfl.runtime.emulate import Emulator
+from p2pfl.runtime.setup import Ending, Row, Status
+from p2pfl.runtime.simulate import Simulator
+
+On = Literal["simulate", "emulate", "local"]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told how a run goes on.
+
+    Attributes:
+        rows: told of nodes that have ended a round.
+        phase: told what a peer process is doing, by node.
+    """
+
+    rows: Callable[[Sequence[Row]], None] = lambda rows: None
+    phase: Callable[[int, str], None] = lambda node, phase: None
+
+
+@dataclass(frozen=True)
+class Where:
+    """What may differ from machine to machine.
+
+    Attributes:
+        data: the folder relative data paths start from; default: the experiment file's.
+        device: where to compute, as ``"cpu"`` or ``"cuda:0"``.
+        join_timeout: seconds that peer processes wait for each other at the start.
+    """
+
+    data: Path | None = None
+    device: str = "cpu"
+    join_timeout: float = 60.0
+
+
+def run(  # noqa: PLR0913 - the front door of the package
+    experiment: Experiment | str | Path | Mapping[str, Any],
+    on: On = "simulate",
+    *,
+    out: str | Path | None = None,
+    changes: Iterable[str] = (),
+    data: str | Path | None = None,
+    device: str = "cpu",
+    watch: Watch | None = None,
+) -> Result:
+    """Run an experiment.
+
+    Args:
+        experiment: an `Experiment`, a file, the name of one that ships with the package, or
+            nested dictionaries laid out as in a file.
+        on: ``"simulate"``, ``"emulate"`` or ``"local"`` (a process for each peer).
+        out: the folder to write; None keeps results in memory (``"local"`` makes a new
+            folder where the experiment says).
+        changes: ``"pace.rounds=2"`` and the like.
+        data: the folder that relative data paths start from.
+        device: where to compute.
+        watch: told how it goes on.
+
+    Returns:
+        the result. If only some peer processes died, it is that of the others, and its
+        summary says ``"failed"``; if Ctrl-C ended the run, it says ``"interrupted"``.
+
+    Raises:
+        UserError: the experiment cannot work, or the folder holds something already.
+        RunError: the run failed. Its folder, if any, is valid and says so.
+    """
+    if isinstance(experiment, Experiment):
+        checked = experiment
+        if changes:
+            checked = Experiment.from_dict(experiment.to_dict(), experiment.base, changes)
+    elif isinstance(experiment, Mapping):
+        checked = Experiment.from_dict(experiment, changes=changes)
+    else:
+        checked = Experiment.load(experiment, changes)
+    where = Where(Path(data) if data else None, device)
+    return run_checked(checked, on, Path(out) if out else None, where, watch or Watch())
+
+
+def run_checked(
+    experiment: Experiment, on: On, folder: Path | None, where: Where, watch: Watch
+) -> Result:
+    """Run a checked experiment and write what it leaves into `folder`; see `run`."""
+    check_device(where.device)
+    if on == "local" and folder is None:
+        folder = new_folder(Path(experiment.output.dir), experiment.name)
+    books = Books(experiment, on, folder)
+    try:
+        outcome, status, error = _drive(experiment, on, books, where, watch)
+        more = baselines(outcome) if experiment.evaluation.baselines and not error else {}
+        return books.close(status, outcome, more, error)
+    except KeyboardInterrupt:
+        books.close("interrupted")
+        raise
+    except P2pflError as error:
+        books.close("failed", error=str(error))
+        raise
+    except BaseException as error:
+        books.close("failed", error=repr(error))
+        raise
+
+
+def _drive(
+    experiment: Experiment, on: On, books: Books, where: Where, watch: Watch
+) -> tuple[Outcome, Status, str | None]:
+    if on == "local":
+        from p2pfl.local import run_local  # sockets and processes, which others do not need
+
+        return run_local(experiment, books, where, watch)
+    federation = experiment.federation(where.data)
+    affine = experiment.affine(federation)
+    task = experiment.task(federation, affine, where.device)
+    setup = experiment.setup(task)
+    driver: Simulator | Emulator
+    driver = Simulator(setup) if on == "simulate" else Emulator(setup, experiment.network)
+    status: Status = "finished"
+    try:
+        for rows in driver.rounds():
+            books.add(rows)
+            watch.rows(rows)
+    except KeyboardInterrupt:
+        status = "interrupted"
+    ending = driver.ending
+    if status == "interrupted":
+        ending = ending._replace(reason="interrupted")
+    return Outcome(experiment, federation, task, affine, ending), status, None
+
+
+class Books:
+    """The rows of a run, in memory and, if there is a folder, on disk."""
+
+    def __init__(self, experiment: Experiment, on: On, folder: Path | None) -> None:
+        self.experiment, self.on, self.folder = experiment, on, folder
+        self._kept: list[Metrics] = [columns([])]
+        self._clock = time.perf_counter()
+        self.recorder: Recorder | None = None
+        if folder is not None:
+            text = experiment.to_toml()
+            about = self._facts(None)._asdict() | {"base": str(experiment.base)}
+            self.recorder = Recorder(folder, text, **about)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Take note of rows."""
+        self._kept.append(columns(rows))
+        if self.recorder:
+            self.recorder.rows(rows)
+
+    def event(self, kind: str, **fields: Any) -> None:  # noqa: ANN401
+        """Take note that something happened."""
+        if self.recorder:
+            self.recorder.event(kind, **fields)
+
+    def close(
+        self,
+        status: Status,
+        outcome: Outcome | None = None,
+        more: Mapping[str, Any] | None = None,
+        error: str | None = None,
+    ) -> Result:
+        """Save the models, write the summary and return the result."""
+        metrics = {
+            name: np.concatenate([part[name] for part in self._kept]) for name in self._kept[0]
+        }
+        summary = summarise(metrics, self._facts(outcome.ending if outcome else None))
+        if outcome is not None:
+            summary |= outcome.summary()
+            if self.recorder:
+                outcome.save(self.recorder, int(summary["rounds"]))
+        summary |= {**(more or {}), "status": status}
+        if error is not None:
+            summary["error"] = error
+        if self.recorder:
+            self.recorder.finish(status, summary, error)
+        return Result(self.folder, summary, metrics, outcome.model if outcome else _no_model)
+
+    def _facts(self, ending: Ending | None) -> Facts:
+        experiment = self.experiment
+        return Facts(
+            experiment=experiment.name,
+            on=self.on,
+            algorithm=experiment.sections["algorithm"].name,
+            topology=experiment.sections["topology"].name,
+            seed=experiment.seed,
+            nodes=experiment.nodes,
+            node_updates=ending.updates if ending else 0,
+            wall_s=time.perf_counter() - self._clock,
+            virtual_s=ending.virtual_s if ending else math.nan,
+            reason=ending.reason if ending else "",
+            missed=ending.missed if ending else 0,
+            rejected=ending.rejected if ending else 0,
+        )
+
+
+def _no_model(node: int | None) -> Any:  # noqa: ANN401
+    raise UserError("the run did not get as far as a model")
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        UserError: it names the device.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {device}: {reason}") from error
