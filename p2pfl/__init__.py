@@ -16,18 +16,19 @@ __version__ = "0.1.0"
 __all__ = ["Experiment", "Predictor", "Result", "__version__", "load", "run"]
 
 if TYPE_CHECKING:
-    from p2pfl.experiment import Experiment
-    from p2pfl.predictor import Predictor, load
-    from p2pfl.record import Result
-    from p2pfl.session import run
+    from p2pfl.experiment.experiment import Experiment
+    from p2pfl.launch.session import run
+    from p2pfl.results.predictor import Predictor
+    from p2pfl.results.runs import Result
+    from p2pfl.results.saved import load
 
 # Looked up when first used: importing the package should not import torch.
 _HOMES = {
-    "Experiment": "p2pfl.experiment",
-    "Predictor": "p2pfl.predictor",
-    "Result": "p2pfl.record",
-    "load": "p2pfl.predictor",
-    "run": "p2pfl.session",
+    "Experiment": "p2pfl.experiment.experiment",
+    "Predictor": "p2pfl.results.predictor",
+    "Result": "p2pfl.results.runs",
+    "load": "p2pfl.results.saved",
+    "run": "p2pfl.launch.session",
 }
 
 

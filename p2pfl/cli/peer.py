@@ -53,9 +53,9 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
 
     Example:  p2pfl peer digits --id 0 --peers peers.toml
     """
-    from p2pfl.experiment import Experiment
-    from p2pfl.local import peer_run
-    from p2pfl.serving import Post
+    from p2pfl.experiment.experiment import Experiment
+    from p2pfl.launch.local import peer_run
+    from p2pfl.launch.serving import Post
 
     checked = Experiment.load(experiment, changes(set_, seed))
     addresses = read_addresses(peers)

@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from p2pfl.errors import UserError
-from p2pfl.predictor import Prediction, load
+from p2pfl.results.predictor import Prediction
+from p2pfl.results.saved import load
 
 
 class Format(StrEnum):

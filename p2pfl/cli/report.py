@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from p2pfl.record import Run, read_run
-from p2pfl.report import NODES_SHOWN, as_json, compare, node_table, unmeasured
-
-
-class Format(StrEnum):
-    """How results are written."""
-
-    TEXT = "text"
-    JSON = "json"
+from p2pfl.cli.options import Format
+from p2pfl.results.report import NODES_SHOWN, as_json, compare, node_table, unmeasured
+from p2pfl.results.runs import Run, read_run
 
 
 def report(
@@ -27,7 +20,7 @@ def report(
         Path | None,
         typer.Option(help="Folder for the plots.", show_default="plots/ in the first run"),
     ] = None,
-    format: Annotated[Format, typer.Option(help="How the tables are written.")] = Format.TEXT,
+    format: Annotated[Format, typer.Option(help="How the tables are written.")] = Format.text,
     plots: Annotated[bool, typer.Option(help="Draw PNG files.")] = True,
 ) -> None:
     """Compare runs: a table, and plots of accuracy, loss, consensus, bytes and time.
@@ -40,14 +33,14 @@ def report(
     read = [read_run(path) for path in runs]
     paths: list[Path] = []
     if plots:
-        from p2pfl.plots import draw_runs  # brings matplotlib
+        from p2pfl.results.plots import draw_runs  # brings matplotlib
 
         paths = draw_runs(read, out or read[0].folder / "plots")
-    if format is Format.JSON:
+    if format is Format.json:
         found = {"runs": as_json(read), "plots": [str(path) for path in paths]}
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
         return
-    _print(read)
+    show(read)
     typer.echo()
     if missing := unmeasured(read):
         typer.echo(f"not measured: {', '.join(missing)}")
@@ -55,7 +48,8 @@ def report(
         typer.echo(f"drawn: {path}")
 
 
-def _print(runs: list[Run]) -> None:
+def show(runs: list[Run]) -> None:
+    """Print the comparison of runs, and a single run node by node."""
     console = Console()
     table = compare(runs)
     needed = console.measure(table, options=console.options.update(max_width=1000)).maximum

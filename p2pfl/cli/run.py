@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -21,11 +21,6 @@ from p2pfl.cli.options import (
     changes,
 )
 from p2pfl.errors import RunError
-
-if TYPE_CHECKING:
-    from p2pfl.record import Result
-
-NODES_SHOWN = 64
 
 
 class On(StrEnum):
@@ -62,9 +57,11 @@ def run(  # noqa: PLR0913 - every parameter is an option of the command
 
     Example:  p2pfl run digits --on local --set pace.rounds=10 --seed 1
     """
-    from p2pfl.experiment import Experiment
-    from p2pfl.record import new_folder
-    from p2pfl.session import Watch, Where, check_device, run_checked
+    from p2pfl.cli.report import show
+    from p2pfl.experiment.experiment import Experiment
+    from p2pfl.launch.session import Watch, Where, check_device, run_checked
+    from p2pfl.results.record import new_folder
+    from p2pfl.results.runs import read_run, read_summary
 
     check_device(device)
     checked = Experiment.load(experiment, changes(set_, seed))
@@ -78,23 +75,12 @@ def run(  # noqa: PLR0913 - every parameter is an option of the command
         watch = Watch(view.rows, view.phase)
         result = run_checked(checked, on.value, folder, where, watch)
     if format is Format.json:
-        typer.echo(json.dumps(result.summary))
+        typer.echo(json.dumps(read_summary(folder)))
     else:
-        _print(result)
+        show([read_run(folder)])
+        typer.echo(f"\nresults in {folder}  (p2pfl report {folder} draws them)")
     status = result.summary["status"]
     if status == "failed":
         raise RunError(f"{result.summary['error']} (the others' results are in {folder})")
     if status == "interrupted":
         raise KeyboardInterrupt
-
-
-def _print(result: Result) -> None:
-    from p2pfl.report import node_table, outcome
-
-    console = Console(highlight=False)
-    if len(set(result.metrics["node"].tolist())) <= NODES_SHOWN:
-        console.print(node_table(result))
-        console.print()
-    for line in outcome(result.summary):
-        typer.echo(line)
-    typer.echo(f"results in {result.folder}  (p2pfl report {result.folder} draws them)")

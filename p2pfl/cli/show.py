@@ -37,9 +37,9 @@ def topology_show(
 
     Example:  p2pfl topology show torus:rows=4,cols=6 --draw torus.png
     """
-    from p2pfl.config import read
-    from p2pfl.experiment import topology_of
-    from p2pfl.sections import SECTIONS
+    from p2pfl.experiment.config import read
+    from p2pfl.experiment.experiment import topology_of
+    from p2pfl.experiment.sections import SECTIONS
     from p2pfl.topology import Network, analyse, static
     from p2pfl.topology import draw as draw_graph
 
@@ -81,7 +81,7 @@ def partition_show(
     Example:  p2pfl partition show digits --set partition.alpha=0.1
     """
     from p2pfl.data import counts_by_label
-    from p2pfl.experiment import Experiment
+    from p2pfl.experiment.experiment import Experiment
 
     checked = Experiment.load(experiment, changes(set_, seed))
     federation = checked.federation(data)
@@ -101,7 +101,7 @@ def experiments() -> None:
 
     Example:  p2pfl experiments
     """
-    from p2pfl.experiment import shipped
+    from p2pfl.experiment.experiment import shipped
 
     for name, path in shipped().items():
         comment = []

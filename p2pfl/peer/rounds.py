@@ -284,4 +284,4 @@ class Peer(Generic[S, M, R]):
 def stack(rows: list[R]) -> R:
     """Return one block with the rows of all blocks."""
     fields = [torch.cat(column) for column in zip(*rows, strict=True)]
-    return cast(R, type(rows[0])(*fields))
+    return type(rows[0])(*fields)

@@ -310,4 +310,4 @@ class Links:
 
 
 def _is_readable(socket: zmq.Socket[bytes]) -> bool:
-    return bool(socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)  # type: ignore[operator]
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)

@@ -12,9 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from p2pfl.errors import P2pflError, UserError
-from p2pfl.experiment import Experiment
-from p2pfl.outcome import Outcome, baselines
-from p2pfl.record import Facts, Metrics, Recorder, Result, columns, new_folder, summarise
+from p2pfl.experiment.experiment import Experiment
+from p2pfl.launch.outcome import Outcome, baselines
+from p2pfl.results.record import Recorder, new_folder
+from p2pfl.results.runs import Facts, Metrics, Result, columns, summarise
 from p2pfl.runtime.emulate import Emulator
 from p2pfl.runtime.setup import Ending, Row, Status
 from p2pfl.runtime.simulate import Simulator
@@ -120,7 +121,7 @@ def _drive(
     experiment: Experiment, on: On, books: Books, where: Where, watch: Watch
 ) -> tuple[Outcome, Status, str | None]:
     if on == "local":
-        from p2pfl.local import run_local  # sockets and processes, which others do not need
+        from p2pfl.launch.local import run_local  # sockets and processes, which others do not need
 
         return run_local(experiment, books, where, watch)
     federation = experiment.federation(where.data)

@@ -13,9 +13,9 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from p2pfl import config
 from p2pfl.errors import UserError
-from p2pfl.record import Run, last_measured
+from p2pfl.experiment import config
+from p2pfl.results.runs import Run, last_measured
 from p2pfl.topology import GRAPHS, read_network
 
 NODES_SHOWN = 64  # nodes up to which a run is told node by node

@@ -7,12 +7,11 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from p2pfl import config
 from p2pfl.data.encoder import Column, Encoder, Where, choices
 from p2pfl.data.shards import Federation
 from p2pfl.data.statistics import Affine
@@ -20,9 +19,6 @@ from p2pfl.data.table import Form, read_table
 from p2pfl.errors import UserError
 from p2pfl.learning.losses import Loss
 from p2pfl.learning.task import ModelTask
-from p2pfl.record import MODELS, PEERS, read_experiment, read_summary
-
-FORMAT = "p2pfl-model 1"
 
 Label = str | float
 Prediction = dict[str, Label]
@@ -247,133 +243,6 @@ class Predictor(nn.Module):
         if _are_values(header):
             raise UserError(f"{path}, line 1: these are values; the first line names the columns")
         return Encoder(tuple(Column(name) for name in header))
-
-
-def save_tensors(
-    predictor: Predictor, round: int | None = None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return what `load` needs of a predictor: copies of its tensors, and texts about them.
-
-    Args:
-        predictor: what is to be saved.
-        round: after how many rounds, if that is known.
-    """
-    texts = {
-        "format": FORMAT,
-        "standardises": str(int(predictor.standardises)),
-        "round": "" if round is None else str(round),
-        **predictor.signature.metadata(),
-    }
-    return {name: place.detach().cpu().clone() for name, place in _places(predictor).items()}, texts
-
-
-def load(run: str | Path, node: int | None = None) -> Predictor:
-    """Return a model that a run has left, ready to use.
-
-    A model of the user's own code is built by that code again, so it is run.
-
-    Args:
-        run: a run folder.
-        node: whose model; None is the mean model, or the only one there is.
-
-    Raises:
-        UserError: there is no such run or model, or the run's model section does not build
-            a model with the names and shapes that were saved.
-    """
-    folder = Path(run)
-    summary, experiment = read_summary(folder), read_experiment(folder)
-    path = _find(folder, node, str(summary.get("status")))
-    tensors, texts = _read(path)
-    try:
-        signature = Signature.from_metadata(texts)
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: its metadata are damaged: {error!r}") from error
-    module = _build(experiment.get("model", {}), signature, summary.get("base"))
-    module.to(tensors["shift"].dtype if "shift" in tensors else torch.float32)
-    features = torch.empty(math.prod(signature.shape))
-    affine = Affine(features, features) if texts.get("standardises") == "1" else None
-    predictor = Predictor(module, signature, affine)
-    _fill(predictor, tensors, path)
-    return predictor
-
-
-def _find(folder: Path, node: int | None, status: str) -> Path:
-    """Return the file of a node's model, or of the mean model."""
-    files = [*folder.glob(f"{PEERS}/*/{MODELS}/*.safetensors")]
-    saved = {path.stem: path for path in sorted(files)}
-    saved |= {path.stem: path for path in sorted((folder / MODELS).glob("*.safetensors"))}
-    if not saved:
-        why = "it is not finished" if status == "running" else f"its status is {status!r}"
-        raise UserError(f"{folder} holds no models: {why}")
-    name = "mean" if node is None else f"node-{node:04d}"
-    if name in saved:
-        return saved[name]
-    if node is None and len(saved) == 1:
-        return next(iter(saved.values()))
-    whose = "mean model" if node is None else f"model of node {node}"
-    there = choices(stem.removeprefix("node-").lstrip("0") or "0" for stem in saved)
-    raise UserError(f"{folder} holds no {whose}; there are: {there}")
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a file and the texts about them."""
-    from safetensors import SafetensorError, safe_open  # not needed to make a predictor
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            texts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if texts.get("format") != FORMAT:
-        raise UserError(f"{path} is not a model of this version of p2pfl ({FORMAT})")
-    return tensors, texts
-
-
-def _build(table: Any, signature: Signature, base: str | None) -> nn.Module:  # noqa: ANN401
-    """Build the model that the section says, as yet without its weights."""
-    section = config.read("model", table, config.Kind(config.MODELS))
-    if "factory" in section.values:
-        factory = _located(section.values["factory"], base)
-        section = section._replace(values={**section.values, "factory": factory})
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and overwritten
-        try:
-            module: nn.Module = section.build("model")(signature.shape, signature.outputs)
-        except ValueError as error:
-            raise UserError(f"model ({section.name}): {error}") from error
-    return module
-
-
-def _located(factory: str, base: str | None) -> str:
-    """Find a file of the user's code from the folder of the experiment, or from here."""
-    place, colon, name = factory.rpartition(":")
-    folders = [Path(base)] if base else []
-    tried = [folder / place for folder in (*folders, Path())]
-    tried += [folder / Path(place).name for folder in (*folders, Path())]  # it was moved
-    found = next((file for file in tried if place.endswith(".py") and file.is_file()), None)
-    return factory if found is None else f"{found}{colon}{name}"
-
-
-def _places(predictor: Predictor) -> dict[str, Tensor]:
-    """Return what is saved, by name: parameters and lasting buffers, shared ones once."""
-    lasting = predictor.state_dict(keep_vars=True)
-    places = {**dict(predictor.named_parameters()), **dict(predictor.named_buffers())}
-    return {name: place for name, place in places.items() if name in lasting}
-
-
-def _fill(predictor: Predictor, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy saved values into a predictor, if names and shapes are the same."""
-    places = _places(predictor)
-    shapes, found = ({name: t.shape for name, t in part.items()} for part in (places, tensors))
-    wrong = sorted({name for name, _ in shapes.items() ^ found.items()})
-    if wrong:
-        raise UserError(
-            f"{path} does not fit the model of the experiment: {choices(wrong)} differ; "
-            "was the section 'model', or the code it names, changed after the run?"
-        )
-    with torch.no_grad():
-        for name, place in places.items():
-            place.copy_(tensors[name])
 
 
 def _header(path: Path) -> tuple[list[str], str]:

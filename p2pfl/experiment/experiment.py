@@ -24,21 +24,29 @@ from torch import Tensor
 from p2pfl import __version__
 from p2pfl.algorithm import Algorithm
 from p2pfl.algorithms import proximal
-from p2pfl.config import Section, Value, parse_value, read
 from p2pfl.data.dataset import Source
 from p2pfl.data.shards import Federation, federate
 from p2pfl.data.statistics import Affine, moments_by_node, standardise
 from p2pfl.errors import UserError
+from p2pfl.experiment.config import Section, Value, parse_value, read
+from p2pfl.experiment.pairing import check_pairing, default_mixing, remarks
+from p2pfl.experiment.sections import (
+    DEFAULTS,
+    SECTIONS,
+    Evaluation,
+    Output,
+    Rounds,
+    Timer,
+    Training,
+)
 from p2pfl.learning.backends import BACKENDS
 from p2pfl.learning.losses import LOSSES, Loss, default_loss
 from p2pfl.learning.task import ModelTask, per_node
 from p2pfl.learning.training import local_steps
-from p2pfl.pairing import check_pairing, default_mixing, remarks
 from p2pfl.peer.gossiper import Tempo
 from p2pfl.peer.rounds import Pace
 from p2pfl.runtime.network import NetworkModel
 from p2pfl.runtime.setup import Setup
-from p2pfl.sections import DEFAULTS, SECTIONS, Evaluation, Output, Rounds, Timer, Training
 from p2pfl.topology.files import Network
 from p2pfl.topology.mixing import Mixing, weights
 from p2pfl.topology.schedule import Links, Topology, static
@@ -175,7 +183,7 @@ class Experiment:
     @cached_property
     def drawn(self) -> nx.Graph | Network:
         """The graph, or the network file, that the section ``topology`` names."""
-        return self._build("topology", self.nodes)  # type: ignore[no-any-return]
+        return self._build("topology", self.nodes)
 
     @cached_property
     def topology(self) -> Topology:
@@ -356,12 +364,12 @@ def topology_of(spec: str, nodes: int | None) -> nx.Graph | Network:
     """
     section = read("topology", _located("topology", spec, Path.cwd()), SECTIONS["topology"])
     if section.name == "file":
-        return section.build("topology", nodes)  # type: ignore[no-any-return]
+        return section.build("topology", nodes)
     rows, cols = section.values.get("rows"), section.values.get("cols")
     n = nodes or (rows * cols if rows and cols else None)
     if n is None:
         raise UserError(f"{spec}: say how many nodes, as in --nodes 16")
-    return section.build("topology", n)  # type: ignore[no-any-return]
+    return section.build("topology", n)
 
 
 def change(tables: Mapping[str, Value], changes: Iterable[str]) -> dict[str, Value]:
@@ -425,7 +433,7 @@ def _count_nodes(nodes: Value, sections: Mapping[str, Section]) -> int:
     topology, data = sections["topology"], sections["data"]
     if topology.name == "file":
         network: Network = topology.build("topology", None)
-        return network.graph.number_of_nodes()
+        return len(network.names)
     rows, cols = topology.values.get("rows"), topology.values.get("cols")
     if rows and cols:
         return int(rows * cols)

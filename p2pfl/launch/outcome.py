@@ -11,11 +11,12 @@ from torch import Tensor
 
 from p2pfl.data.shards import Federation, Shards
 from p2pfl.data.statistics import Affine
-from p2pfl.experiment import Experiment
+from p2pfl.experiment.experiment import Experiment
 from p2pfl.learning.task import ModelTask
 from p2pfl.peer.rounds import Pace
-from p2pfl.predictor import Predictor, Signature, save_tensors
-from p2pfl.record import Recorder
+from p2pfl.results.predictor import Predictor, Signature
+from p2pfl.results.record import Recorder
+from p2pfl.results.saved import save_tensors
 from p2pfl.runtime.setup import Ending
 from p2pfl.runtime.simulate import Simulator
 

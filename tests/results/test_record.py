@@ -15,14 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pfl.errors import UserError
-from p2pfl.record import (
+from p2pfl.results.record import Recorder, new_folder
+from p2pfl.results.runs import (
     Facts,
-    Recorder,
     Result,
     columns,
     last_measured,
     merge_peers,
-    new_folder,
     read_run,
     summarise,
 )
@@ -70,7 +69,8 @@ def test_a_finished_run_reads_back_as_it_was(tmp_path):
     st.lists(st.integers(0, 2**62), min_size=5, max_size=5),
 )
 def test_a_line_of_metrics_keeps_every_bit(floats, wholes):
-    from p2pfl.record import _line, _row
+    from p2pfl.results.record import _line
+    from p2pfl.results.runs import _row
 
     a, b, c, d, e, f = floats
     before = Row(wholes[0], wholes[1], a, b, c, wholes[2], d, wholes[3], wholes[4], e, f)
@@ -271,6 +271,7 @@ def test_a_result_shows_itself_and_its_rounds(monkeypatch):
 
 def test_importing_is_cheap():
     heavy = "{'pandas', 'matplotlib', 'rich', 'typer', 'sklearn'}"
-    code = f"import sys, p2pfl.record, p2pfl.predictor; print({heavy} & sys.modules.keys())"
+    ours = "p2pfl.results.record, p2pfl.results.predictor"
+    code = f"import sys, {ours}; print({heavy} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

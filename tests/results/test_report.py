@@ -10,9 +10,10 @@ from rich.console import Console
 
 from p2pfl.cli.report import Format, report
 from p2pfl.errors import UserError
-from p2pfl.plots import curve
-from p2pfl.record import Facts, Recorder, columns, read_run, summarise
-from p2pfl.report import compare, graph_of, labels, node_table, nodes, size
+from p2pfl.results.plots import curve
+from p2pfl.results.record import Recorder
+from p2pfl.results.report import compare, graph_of, labels, node_table, nodes, size
+from p2pfl.results.runs import Facts, columns, read_run, summarise
 from p2pfl.runtime.setup import Row
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -15,8 +15,9 @@ from p2pfl.data.datasets import DATASETS
 from p2pfl.data.holdout import HOLDOUTS
 from p2pfl.errors import UserError
 from p2pfl.learning import LOSSES, MODELS, ModelTask, default_loss, per_node
-from p2pfl.predictor import Predictor, Signature, load, save_tensors
-from p2pfl.record import Recorder
+from p2pfl.results.predictor import Predictor, Signature
+from p2pfl.results.record import Recorder
+from p2pfl.results.saved import load, save_tensors
 
 CLINIC = """age;kind;pain;ill
 41;a;1.5;no

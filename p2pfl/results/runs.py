@@ -1,31 +1,15 @@
-"""What a run leaves: a folder that is valid at every moment, also of a run that was broken off.
-
-::
-
-    DIR/experiment.toml            the experiment, every default spelled out
-    DIR/metrics.csv                one line per node and round; empty: not measured
-    DIR/events.jsonl               one JSON object per line
-    DIR/models/mean.safetensors    the final models, also node-0003.safetensors and so on
-    DIR/summary.json               its "status" is "running" until the run has ended
-    DIR/sketches.f32               a peer's own folder: a sketch of its model for each line
-    DIR/peers/003/                 the folders of peers that ran as processes
-"""
+"""Reading what runs have left: their metrics as columns, their summaries, and what peers wrote."""
 
 from __future__ import annotations
 
-import io
-import itertools
 import json
 import math
-import os
-import time
 import tomllib
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,134 +17,24 @@ import torch
 from torch import Tensor
 
 from p2pfl import __version__
-from p2pfl.errors import RunError, UserError
-from p2pfl.runtime.setup import Row, Status
+from p2pfl.errors import UserError
+from p2pfl.results.record import (
+    EXPERIMENT,
+    METRICS,
+    PEERS,
+    ROW_TYPES,
+    SKETCHES,
+    SUMMARY,
+    strict,
+)
+from p2pfl.runtime.setup import Row
 from p2pfl.runtime.sketch import WIDTH, distances
 
 if TYPE_CHECKING:
-    from p2pfl.predictor import Predictor
+    from p2pfl.results.predictor import Predictor
 
 Metrics = dict[str, npt.NDArray[Any]]
 """The table of a run, a column for each field of `Row`: int64 or float64, NaN: not measured."""
-
-EXPERIMENT, METRICS, EVENTS = "experiment.toml", "metrics.csv", "events.jsonl"
-MODELS, SUMMARY, SKETCHES, PEERS = "models", "summary.json", "sketches.f32", "peers"
-
-_TYPES: Mapping[str, type] = typing.get_type_hints(Row)
-
-
-class Recorder:
-    """Write a run folder.
-
-    Args:
-        folder: where; made if it is missing, and it must be empty.
-        experiment_toml: the experiment as the text of a file.
-        meta: what the summary holds from the start, as ``on="simulate", base="/home/me"``.
-
-    Raises:
-        UserError: the folder holds something already, or cannot be made.
-    """
-
-    def __init__(self, folder: Path, experiment_toml: str, **meta: Any) -> None:  # noqa: ANN401
-        self.folder, self._meta = folder, meta
-        self._clock = time.perf_counter()
-        _occupy(folder, experiment_toml)
-        self._metrics = (folder / METRICS).open("w", encoding="utf-8", newline="\n")
-        self._events = (folder / EVENTS).open("w", encoding="utf-8", newline="\n")
-        self._sketches: io.BufferedWriter | None = None
-        self._metrics.write(",".join(Row._fields) + "\n")
-        self.rows([])
-        self._summarise("running", {}, None)
-        self.event("started")
-
-    def rows(self, rows: Sequence[Row]) -> None:
-        """Add lines to the metrics, in the order given."""
-        with _writing(self.folder / METRICS):
-            self._metrics.write("".join(map(_line, rows)))
-            self._metrics.flush()
-
-    def row(self, row: Row, sketch: Tensor | None) -> None:
-        """Add a peer's own line and the sketch of its model, ``[WIDTH]`` or ``[1, WIDTH]``.
-
-        Without a sketch, the model of this round counts as unknown.
-        """
-        if sketch is None:
-            sketch = torch.full((WIDTH,), math.nan)
-        with _writing(self.folder / SKETCHES):
-            if self._sketches is None:
-                self._sketches = (self.folder / SKETCHES).open("wb")
-            self._sketches.write(sketch.detach().cpu().float().reshape(WIDTH).numpy().tobytes())
-            self._sketches.flush()
-        self.rows([row])
-
-    def event(self, kind: str, **fields: Any) -> None:  # noqa: ANN401
-        """Note that something happened, with the seconds since the recorder was made."""
-        wall = round(time.perf_counter() - self._clock, 6)
-        line = json.dumps(_strict({"wall_s": wall, "event": kind, **fields}), allow_nan=False)
-        with _writing(self.folder / EVENTS):
-            self._events.write(line + "\n")
-            self._events.flush()
-
-    def model(
-        self,
-        which: int | Literal["mean"],
-        tensors: Mapping[str, Tensor],
-        metadata: Mapping[str, str],
-    ) -> None:
-        """Save the model of a node, or the mean model, as `predictor.save_tensors` gives it."""
-        from safetensors.torch import save  # not needed by runs that keep no model
-
-        name = which if isinstance(which, str) else f"node-{which:04d}"
-        path = self.folder / MODELS / f"{name}.safetensors"
-        data = save(dict(tensors), {**metadata, "node": str(which)})
-        with _writing(path):
-            path.parent.mkdir(exist_ok=True)
-            _replace(path, data)
-
-    def finish(self, status: Status, summary: Mapping[str, Any], error: str | None = None) -> None:
-        """Write the summary for good and close the files.
-
-        Args:
-            status: how the run has ended.
-            summary: what `summarise` returned, and anything else worth keeping.
-            error: what went wrong, in words.
-        """
-        self.event(status, **({"error": error} if error is not None else {}))
-        self._summarise(status, summary, error)
-        for file in (self._metrics, self._events, self._sketches):
-            if file is not None:
-                file.close()
-
-    def _summarise(self, status: Status, summary: Mapping[str, Any], error: str | None) -> None:
-        about = {"version": __version__, **self._meta, **summary, "status": status}
-        if error is not None:
-            about["error"] = error
-        text = json.dumps(_strict(about), indent=2, ensure_ascii=False, allow_nan=False)
-        with _writing(self.folder / SUMMARY):
-            _replace(self.folder / SUMMARY, f"{text}\n".encode())
-
-
-def new_folder(base: Path, name: str) -> Path:
-    """Make and return the first of ``base/name``, ``base/name-2``, ... that is not there yet.
-
-    Two runs started at the same moment get two folders.
-
-    Raises:
-        UserError: no folder can be made there.
-    """
-    for number in itertools.count(1):
-        folder = base / (name if number == 1 else f"{name}-{number}")
-        try:
-            base.mkdir(parents=True, exist_ok=True)
-            folder.mkdir()
-        except FileExistsError as error:
-            if base.is_dir():
-                continue
-            raise UserError(f"{base} is not a folder; choose another --out") from error
-        except OSError as error:
-            raise UserError(f"{folder} cannot be made: {error.strerror or error}") from error
-        return folder
-    raise AssertionError("unreachable")
 
 
 class Facts(NamedTuple):
@@ -193,7 +67,7 @@ def summarise(metrics: Metrics, facts: Facts) -> dict[str, Any]:
     the mean over the nodes in the last round in which it is known. Bytes are totals.
     """
     summary = measured(metrics) | {
-        key: value for key, value in _strict(facts._asdict()).items() if value is not None
+        key: value for key, value in strict(facts._asdict()).items() if value is not None
     }
     unknown = dict.fromkeys((*Facts._fields, "node_updates_per_s"))
     if summary.get("wall_s"):
@@ -220,7 +94,7 @@ def measured(metrics: Metrics) -> dict[str, Any]:
     for key in ("wall_s", "virtual_s"):
         times = metrics[key][~np.isnan(metrics[key])]
         summary[key] = float(times.max()) if len(times) else None
-    return typing.cast("dict[str, Any]", _strict(summary))
+    return typing.cast("dict[str, Any]", strict(summary))
 
 
 def last_measured(
@@ -237,7 +111,7 @@ def columns(rows: Sequence[Row]) -> Metrics:
     """Return rows as columns."""
     fields = zip(*rows, strict=True) if rows else ((),) * len(Row._fields)
     return {
-        name: np.array(values, dtype=np.int64 if _TYPES[name] is int else np.float64)
+        name: np.array(values, dtype=np.int64 if ROW_TYPES[name] is int else np.float64)
         for name, values in zip(Row._fields, fields, strict=True)
     }
 
@@ -392,37 +266,14 @@ def _row(path: Path, number: int, line: str) -> Row:
     try:
         return Row._make(
             int(text) if kind is int else float(text or "nan")
-            for text, kind in zip(texts, _TYPES.values(), strict=True)
+            for text, kind in zip(texts, ROW_TYPES.values(), strict=True)
         )
     except ValueError:
         raise UserError(f"{path}, line {number}: {line[:80]!r} is not a line of metrics") from None
 
 
-def _line(row: Row) -> str:
-    return ",".join(map(_cell, row, _TYPES.values())) + "\n"
-
-
-def _cell(value: float, kind: type) -> str:
-    if kind is int:
-        return str(int(value))
-    return "" if math.isnan(value) else repr(float(value))
-
-
 def _mean(values: npt.NDArray[np.float64]) -> float:
     return float(values.mean()) if len(values) else math.nan
-
-
-def _strict(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can hold
-    """Return a value as strict JSON can hold it: a number that is not finite becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): _strict(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(part) for part in value]
-    if isinstance(value, np.ndarray | np.generic | Tensor):
-        return _strict(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value) if isinstance(value, Path) else value
 
 
 def _read(folder: Path, name: str) -> str:
@@ -435,36 +286,3 @@ def _read(folder: Path, name: str) -> str:
         raise UserError(f"{folder} is not a run folder: it has no {name}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-
-
-def _occupy(folder: Path, experiment_toml: str) -> None:
-    """Make the folder and put the experiment there, if nobody else has."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise FileExistsError
-        with (folder / EXPERIMENT).open("x", encoding="utf-8", newline="\n") as file:
-            file.write(experiment_toml)
-    except FileExistsError as error:
-        what = "holds files already" if folder.is_dir() else "is not a folder"
-        raise UserError(f"{folder} {what}; choose another --out") from error
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file so that at every moment either the old or the new one is there, whole."""
-    draft = path.with_name(f".{path.name}.tmp")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

@@ -12,11 +12,11 @@ from typing import Any, Literal, NamedTuple
 import networkx as nx
 
 from p2pfl.algorithms import ALGORITHMS
-from p2pfl.config import Kind
 from p2pfl.data.batches import BatchSize
 from p2pfl.data.datasets import DATASETS
 from p2pfl.data.holdout import HOLDOUTS
 from p2pfl.data.partition import PARTITIONERS
+from p2pfl.experiment.config import Kind
 from p2pfl.learning.models import MODELS
 from p2pfl.learning.optim import OPTIMISERS
 from p2pfl.peer.stopping import StopRule

@@ -14,7 +14,7 @@ from p2pfl.algorithms import average
 from p2pfl.data.shards import Federation
 from p2pfl.data.statistics import Affine, moments_by_node, standardise
 from p2pfl.errors import UserError
-from p2pfl.experiment import DTYPES, Experiment
+from p2pfl.experiment.experiment import DTYPES, Experiment
 from p2pfl.learning.evaluation import Scores
 from p2pfl.learning.task import ModelTask, per_node
 from p2pfl.peer.rounds import Pace

@@ -8,11 +8,11 @@ import torch
 
 from p2pfl.algorithm import Needs
 from p2pfl.errors import UserError
-from p2pfl.sections import Timer
+from p2pfl.experiment.sections import Timer
 from p2pfl.topology.mixing import weights
 
 if TYPE_CHECKING:
-    from p2pfl.experiment import Experiment
+    from p2pfl.experiment.experiment import Experiment
 
 DENSE = 2000  # nodes up to which eigenvalues are worked out
 

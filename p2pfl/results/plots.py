@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pfl.errors import UserError
-from p2pfl.record import Metrics, Run
-from p2pfl.report import graph_of, labels
+from p2pfl.results.report import graph_of, labels
+from p2pfl.results.runs import Metrics, Run
 from p2pfl.topology import draw
 
 if TYPE_CHECKING:

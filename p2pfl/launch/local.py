@@ -16,19 +16,21 @@ import torch
 from torch import Tensor
 
 from p2pfl.errors import P2pflError, RunError, UserError
-from p2pfl.experiment import Experiment
-from p2pfl.launch import Crew, News, free_addresses
-from p2pfl.outcome import Outcome
-from p2pfl.predictor import Predictor, Signature, load, save_tensors
-from p2pfl.record import Recorder, merge_peers, read_summary
+from p2pfl.experiment.experiment import Experiment
+from p2pfl.launch.crew import Crew, News, free_addresses
+from p2pfl.launch.outcome import Outcome
+from p2pfl.launch.serving import Post, serve
+from p2pfl.results.predictor import Predictor, Signature
+from p2pfl.results.record import Recorder
+from p2pfl.results.runs import merge_peers, read_summary
+from p2pfl.results.saved import load, save_tensors
 from p2pfl.runtime.setup import Ending, Row, Status
-from p2pfl.serving import Post, serve
 from p2pfl.topology.files import Network
 
 if TYPE_CHECKING:
-    from p2pfl.session import Books, Watch, Where
+    from p2pfl.launch.session import Books, Watch, Where
 
-PRELOAD = ["p2pfl.local"]
+PRELOAD = ["p2pfl.launch.local"]
 SCIKIT = ("digits", "breast_cancer", "wine", "diabetes")
 
 Say = Callable[[dict[str, Any]], None]
@@ -230,8 +232,8 @@ class _Watching:
 
     def _hear(self, node: int, news: News) -> None:
         if "row" in news:
-            row = {k: math.nan if v is None else v for k, v in news["row"].items()}
-            self.watch.rows([Row(*(row[name] for name in Row._fields))])
+            row: dict[str, Any] = news["row"]
+            self.watch.rows([Row(**{k: math.nan if v is None else v for k, v in row.items()})])
         elif "phase" in news:
             self._phase[node] = news["phase"]
             self._tell(node, news["phase"])

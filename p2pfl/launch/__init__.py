@@ -1,0 +1,1 @@
+"""Running experiments: in this process, or as a process for each peer."""
