@@ -38,7 +38,7 @@ partition = typer.Typer(help="Look at partitions.", no_args_is_help=True, rich_m
 partition.command("show")(partition_show)
 app.add_typer(partition, name="partition")
 
-app.callback()(version)
+app.callback(invoke_without_command=True, no_args_is_help=True)(version)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,7 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from p2pfl.runtime.setup import Row
+if TYPE_CHECKING:
+    from p2pfl.runtime.setup import Row
 
 SHOWN = 24  # peers in the live table; more would not fit a screen
 

@@ -8,13 +8,14 @@ import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from p2pfl.errors import UserError
-from p2pfl.results.predictor import Prediction
-from p2pfl.results.saved import load
+
+if TYPE_CHECKING:
+    from p2pfl.results.predictor import Prediction
 
 
 class Format(StrEnum):
@@ -48,6 +49,8 @@ def predict(
 
     Example: p2pfl predict runs/heart patients.csv --format csv
     """
+    from p2pfl.results.saved import load
+
     found = load(run, node).predict_csv(input_csv)
     text = _WRITERS[format or (Format.CSV if out else Format.TEXT)](found)
     if out is None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from p2pfl.cli.options import Format
-from p2pfl.results.report import NODES_SHOWN, as_json, compare, node_table, unmeasured
-from p2pfl.results.runs import Run, read_run
+
+if TYPE_CHECKING:
+    from p2pfl.results.runs import Run
 
 
 def report(
@@ -30,6 +31,9 @@ def report(
 
     Example: p2pfl report runs/digits runs/digits-2
     """
+    from p2pfl.results.report import as_json, unmeasured
+    from p2pfl.results.runs import read_run
+
     read = [read_run(path) for path in runs]
     paths: list[Path] = []
     if plots:
@@ -50,6 +54,8 @@ def report(
 
 def show(runs: list[Run]) -> None:
     """Print the comparison of runs, and a single run node by node."""
+    from p2pfl.results.report import NODES_SHOWN, compare, node_table
+
     console = Console()
     table = compare(runs)
     needed = console.measure(table, options=console.options.update(max_width=1000)).maximum

@@ -59,21 +59,21 @@ def run(  # noqa: PLR0913 - every parameter is an option of the command
     """
     from p2pfl.cli.report import show
     from p2pfl.experiment.experiment import Experiment
-    from p2pfl.launch.session import Watch, Where, check_device, run_checked
-    from p2pfl.results.record import new_folder
+    from p2pfl.launch.session import Place, Watch, Where, run_checked
     from p2pfl.results.runs import read_run, read_summary
 
-    check_device(device)
     checked = Experiment.load(experiment, changes(set_, seed))
-    folder = out or new_folder(Path(checked.output.dir), checked.name)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for note in [] if quiet else checked.notes:
         console.print(f"note: {note}", markup=False)
+    place = Place(out) if out else Place(Path(checked.output.dir), make=True)
     view = LiveView(checked.nodes, checked.rounds, f"{checked.name} on {on.value}", quiet)
-    where = Where(data, device, join_timeout)
     with view:
         watch = Watch(view.rows, view.phase)
-        result = run_checked(checked, on.value, folder, where, watch)
+        where = Where(data, device, join_timeout)
+        result = run_checked(checked, on.value, place, where, watch)
+    folder = result.folder
+    assert folder is not None
     if format is Format.json:
         typer.echo(json.dumps(read_summary(folder)))
     else:

@@ -129,4 +129,3 @@ def version(
     """Decentralised learning: peers train on their own data and average, with no server."""
     if show:
         typer.echo(f"p2pfl {__version__}")
-        raise typer.Exit

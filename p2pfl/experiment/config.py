@@ -221,9 +221,11 @@ def _table(path: str, value: Value) -> Mapping[str, Value]:
 
 
 def _choices(wrong: Any, right: Iterable[str], of: str = "") -> str:  # noqa: ANN401
+    if of and not list(right):
+        return f"; {of} takes no keys"
     near = difflib.get_close_matches(str(wrong), list(right), 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    listed = _list(right) or "no keys"
+    listed = _list(right)
     return f"{hint or ';'} {of} takes: {listed}" if of else f"{hint or ';'} choices: {listed}"
 
 

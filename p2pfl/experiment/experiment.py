@@ -93,14 +93,16 @@ class Experiment:
         except OSError as error:
             raise UserError(f"{found} cannot be read: {error.strerror}") from error
         tables.setdefault("name", found.stem)
-        return cls.from_dict(tables, found.parent, changes)
+        # What ships with the package finds the user's data where the user is.
+        base = Path.cwd() if found in shipped().values() else found.parent
+        return cls.from_dict(tables, base, changes)
 
     @classmethod
     def from_dict(
         cls, tables: Mapping[str, Value], base: str | Path = ".", changes: Iterable[str] = ()
     ) -> Experiment:
         """Check an experiment given as nested dictionaries, laid out as in a file."""
-        tables = change(tables, changes)
+        tables = change({**DEFAULTS, **tables}, changes)
         for key in tables:
             if key not in SECTIONS and key not in ("name", "seed", "nodes"):
                 choices = ", ".join(["name", "seed", "nodes", *SECTIONS])
@@ -112,7 +114,7 @@ class Experiment:
             raise UserError(f"seed = {seed!r}: expected a whole number from 0 to 2^63 - 1")
         base = Path(base).resolve()
         sections = {
-            key: read(key, _located(key, tables.get(key, DEFAULTS.get(key, {})), base), kind)
+            key: read(key, _located(key, tables.get(key, {}), base), kind)
             for key, kind in SECTIONS.items()
             if key != "mixing"
         }

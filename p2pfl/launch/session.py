@@ -11,9 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from p2pfl.data.shards import Federation
+from p2pfl.data.statistics import Affine
 from p2pfl.errors import P2pflError, UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch.outcome import Outcome, baselines
+from p2pfl.learning.task import ModelTask
 from p2pfl.results.record import Recorder, new_folder
 from p2pfl.results.runs import Facts, Metrics, Result, columns, summarise
 from p2pfl.runtime.emulate import Emulator
@@ -91,20 +94,43 @@ def run(  # noqa: PLR0913 - the front door of the package
     else:
         checked = Experiment.load(experiment, changes)
     where = Where(Path(data) if data else None, device)
-    return run_checked(checked, on, Path(out) if out else None, where, watch or Watch())
+    make = on == "local" and out is None
+    folder = Path(checked.output.dir) if make else Path(out) if out else None
+    return run_checked(checked, on, Place(folder, make), where, watch or Watch())
 
 
-def run_checked(
-    experiment: Experiment, on: On, folder: Path | None, where: Where, watch: Watch
-) -> Result:
-    """Run a checked experiment and write what it leaves into `folder`; see `run`."""
+@dataclass(frozen=True)
+class Place:
+    """Where a run is written.
+
+    Attributes:
+        folder: the run folder; None keeps the run in memory.
+        make: take a new folder below `folder` instead, named after the experiment.
+    """
+
+    folder: Path | None
+    make: bool = False
+
+
+def run_checked(experiment: Experiment, on: On, place: Place, where: Where, watch: Watch) -> Result:
+    """Run a checked experiment and write what it leaves; see `run`."""
     check_device(where.device)
-    if on == "local" and folder is None:
-        folder = new_folder(Path(experiment.output.dir), experiment.name)
+    # Whatever the user got wrong shows before there is a folder.
+    ready = None if on == "local" else prepare(experiment, on, where)
+    folder = place.folder
+    if place.make and folder is not None:
+        folder = new_folder(folder, experiment.name)
     books = Books(experiment, on, folder)
     try:
-        outcome, status, error = _drive(experiment, on, books, where, watch)
-        more = baselines(outcome) if experiment.evaluation.baselines and not error else {}
+        if ready is None:
+            from p2pfl.launch.local import run_local  # sockets and processes: only here
+
+            outcome, status, error = run_local(experiment, books, where, watch)
+        else:
+            (outcome, status), error = ready.drive(books, watch), None
+        more = {}
+        if experiment.evaluation.baselines and status == "finished":
+            more = baselines(outcome)
         return books.close(status, outcome, more, error)
     except KeyboardInterrupt:
         books.close("interrupted")
@@ -117,30 +143,40 @@ def run_checked(
         raise
 
 
-def _drive(
-    experiment: Experiment, on: On, books: Books, where: Where, watch: Watch
-) -> tuple[Outcome, Status, str | None]:
-    if on == "local":
-        from p2pfl.launch.local import run_local  # sockets and processes, which others do not need
+@dataclass(frozen=True)
+class Ready:
+    """A run in this process that could begin."""
 
-        return run_local(experiment, books, where, watch)
+    experiment: Experiment
+    federation: Federation
+    task: ModelTask
+    affine: Affine | None
+    driver: Simulator | Emulator
+
+    def drive(self, books: Books, watch: Watch) -> tuple[Outcome, Status]:
+        """Run to the end, or until Ctrl-C."""
+        status: Status = "finished"
+        try:
+            for rows in self.driver.rounds():
+                books.add(rows)
+                watch.rows(rows)
+        except KeyboardInterrupt:
+            status = "interrupted"
+        ending = self.driver.ending
+        if status == "interrupted":
+            ending = ending._replace(reason="interrupted")
+        return Outcome(self.experiment, self.federation, self.task, self.affine, ending), status
+
+
+def prepare(experiment: Experiment, on: On, where: Where) -> Ready:
+    """Load the data and build everything a run in this process needs."""
     federation = experiment.federation(where.data)
     affine = experiment.affine(federation)
     task = experiment.task(federation, affine, where.device)
     setup = experiment.setup(task)
     driver: Simulator | Emulator
     driver = Simulator(setup) if on == "simulate" else Emulator(setup, experiment.network)
-    status: Status = "finished"
-    try:
-        for rows in driver.rounds():
-            books.add(rows)
-            watch.rows(rows)
-    except KeyboardInterrupt:
-        status = "interrupted"
-    ending = driver.ending
-    if status == "interrupted":
-        ending = ending._replace(reason="interrupted")
-    return Outcome(experiment, federation, task, affine, ending), status, None
+    return Ready(experiment, federation, task, affine, driver)
 
 
 class Books:

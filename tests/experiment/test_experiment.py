@@ -1,0 +1,255 @@
+"""What an experiment file may say, and how it is told that something cannot be."""
+
+import tomllib
+
+import pytest
+import torch
+
+from p2pfl.algorithms import ALGORITHMS
+from p2pfl.errors import UserError
+from p2pfl.experiment.experiment import Experiment, shipped
+from p2pfl.experiment.sections import SECTIONS
+
+
+def problem(tables=None, *changes):
+    with pytest.raises(UserError) as caught:
+        Experiment.from_dict(tables or {}, changes=changes)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("algorithm=dpsdg", ["algorithm.name", "'dpsdg'", "did you mean 'dpsgd'", "push_sum"]),
+        ("algorithm.gamma=0.3", ["algorithm.gamma", "fedavg takes: weight"]),
+        ("optimiser.lr='fast'", ["optimiser.lr", "'fast'", "cosine"]),
+        ("optimiser.lr=-1.0", ["optimiser", "lr", "-1.0"]),
+        ("optimiser.momentum=true", ["optimiser.momentum", "True", "float"]),
+        ("pace.rounds=2.5", ["pace.rounds", "2.5", "int"]),
+        ("pace.rounds=0", ["rounds = 0", "below 1"]),
+        ("pace={local_steps=3,local_epochs=1}", ["either local_steps or local_epochs"]),
+        ("pace.patience=-1.0", ["patience = -1.0"]),
+        ("pace={patience=0.0,stop='plateau'}", ["stopping rule", "patience"]),
+        ("pace.stop={name='plateau',metric='acc'}", ["pace.stop.metric", "'acc'", "'eval_acc'"]),
+        ("pace.stop='plateu'", ["pace.stop.name", "did you mean 'plateau'"]),
+        ("nodes=0", ["nodes = 0"]),
+        ("nodes='8'", ["nodes = '8'", "whole number"]),
+        ("seed=-1", ["seed = -1"]),
+        ("rounds=3", ["rounds", "no section", "pace"]),
+        ("topology.degree=3", ["topology.degree", "complete takes no keys"]),
+        ("topology=ring", ["fedavg", "'ring'", "complete", "dpsgd"]),
+        ("mixing=push", ["mixing.name = 'push'", "'fedavg'", "metropolis"]),
+        ("partition={name='dirichlet'}", ["partition.alpha is missing"]),
+        ("data=mnist", ["data.name = 'mnist'", "digits"]),
+        ("data=csv", ["data.path is missing"]),
+        ("model.hidden='64'", ["model.hidden", "'64'"]),
+        ("model={name='custom',factory='nowhere.py:make'}", ["nowhere.py"]),
+        ("training.backend=fast", ["training.backend", "'fast'", "'looped'"]),
+        ("training.batch_size=0", ["batch_size = 0"]),
+        ("training.batch_size=all", ["training.batch_size", "'all'"]),
+        ("training.proximal=-0.1", ["proximal = -0.1"]),
+        ("network.loss=2.0", ["loss = 2.0", "[0, 1]"]),
+        ("evaluation.on=own", ["evaluation.on", "per_node", "random"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_key_its_value_and_the_choices(change, words):
+    message = problem(None, change)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"nodes": 6, "topology": "hypercube", "algorithm": "dpsgd"}, ["n = 6", "4, 8"]),
+        (
+            {"nodes": 8, "topology": "random_regular:degree=8", "algorithm": "dpsgd"},
+            ["degree = 8", "n = 8"],
+        ),
+        ({"nodes": 8, "topology": "torus:rows=3,cols=3", "algorithm": "dpsgd"}, ["3", "8"]),
+        ({"algorithm": "push_sum", "mixing": "metropolis"}, ["push_sum", "use push"]),
+        ({"algorithm": "dpsgd", "mixing": "push"}, ["dpsgd", "push_sum"]),
+        ({"algorithm": "choco", "topology": "ring"}, ["algorithm.codec is missing"]),
+        (
+            {"algorithm": {"name": "choco", "codec": "top_k"}, "topology": "ring"},
+            ["either k", "share"],
+        ),
+        (
+            {"algorithm": {"name": "choco", "codec": "top_k:k=0"}, "topology": "ring"},
+            ["algorithm.codec", "k = 0"],
+        ),
+        (
+            {"algorithm": {"name": "choco", "codec": "top_k:k=9", "gamma": 2.0}},
+            ["gamma = 2.0", "(0, 1]"],
+        ),
+        (
+            {"algorithm": "d2", "topology": "exponential", "pace": {"local_steps": 1}},
+            ["d2", "both ways"],
+        ),
+        ({"algorithm": "d2", "topology": "ring"}, ["d2", "pace.local_steps = 1"]),
+        (
+            {
+                "algorithm": "d2",
+                "nodes": 16,
+                "topology": "torus",
+                "mixing": "metropolis",
+                "pace": {"local_steps": 1},
+            },
+            ["d2", "-0.600", "lazy = true"],
+        ),
+        (
+            {"algorithm": "gradient_tracking", "pace": {"patience": 0.0}},
+            ["gradient_tracking", "patience = 0"],
+        ),
+        ({"algorithm": "gradient_tracking", "pace": "timer"}, ["gradient_tracking", "timer"]),
+        ({"algorithm": "fedavg", "pace": "timer"}, ["fedavg", "gossip"]),
+        (
+            {"algorithm": "local", "preprocess": {"standardise": "pooled"}},
+            ["local", "standardise = 'own'"],
+        ),
+        (
+            {"holdout": "none", "pace": {"stop": "target:value=0.9"}},
+            ["eval_acc", "never measured"],
+        ),
+        ({"topology": "nowhere.toml", "algorithm": "dpsgd"}, ["nowhere.toml"]),
+    ],
+)
+def test_impossible_combinations_are_refused(tables, words):
+    message = problem(tables)
+    for word in words:
+        assert word in message
+
+
+def test_a_partition_that_starves_a_node_is_refused_when_the_data_are_loaded():
+    experiment = Experiment.from_dict({"nodes": 64, "partition": "dirichlet:alpha=0.01"})
+    with pytest.raises(UserError, match=r"alpha = 0\.01.*min_partition_size"):
+        experiment.federation()
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_what_is_resolved_reads_as_itself(name):
+    experiment = Experiment.load(name)
+    again = Experiment.from_dict(tomllib.loads(experiment.to_toml()), experiment.base)
+    assert again.to_dict() == experiment.to_dict()
+
+
+def test_every_default_is_spelled_out():
+    tables = Experiment.from_dict({}).to_dict()
+    assert tables["optimiser"] == {
+        "name": "sgd",
+        "lr": 0.1,
+        "momentum": 0.0,
+        "nesterov": False,
+        "weight_decay": 0.0,
+    }
+    assert set(SECTIONS) <= set(tables)
+    assert tables["nodes"] == 8
+
+
+def test_nested_sections_and_short_forms_are_the_same():
+    short = Experiment.from_dict(
+        {"algorithm": {"name": "choco", "codec": "top_k:k=5", "gamma": 0.3}, "topology": "ring"}
+    )
+    long = Experiment.from_dict(
+        {
+            "algorithm": {"name": "choco", "gamma": 0.3, "codec": {"name": "top_k", "k": 5}},
+            "topology": {"name": "ring"},
+        }
+    )
+    assert short.to_dict() == long.to_dict()
+
+
+def test_a_chain_of_optimisers_with_a_schedule():
+    experiment = Experiment.from_dict(
+        {
+            "optimiser": {
+                "name": "chain",
+                "parts": [
+                    {"name": "clip_norm", "norm": 1.0},
+                    {"name": "sgd", "lr": {"name": "cosine", "start": 0.1, "steps": 50}},
+                ],
+            }
+        }
+    )
+    assert experiment.to_dict()["optimiser"]["parts"][1]["lr"]["steps"] == 50
+    message = problem({"optimiser": {"name": "chain", "parts": [{"name": "sgd", "lr": "cosin"}]}})
+    assert "optimiser.parts[0].lr.name = 'cosin'" in message
+
+
+def test_changes_are_made_before_anything_is_checked():
+    experiment = Experiment.from_dict(
+        {"topology": "ring"}, changes=["algorithm.name=dpsgd", "topology.name=grid", "nodes=9"]
+    )
+    assert experiment.topology.n == 9
+    assert experiment.sections["topology"].name == "grid"
+
+
+def test_the_number_of_nodes_follows_from_the_topology(tmp_path):
+    (tmp_path / "net.edges").write_text("0 1\n1 2\n2 3\n3 0\n")
+    file = Experiment.from_dict({"algorithm": "dpsgd", "topology": "net.edges"}, tmp_path)
+    sides = Experiment.from_dict({"algorithm": "dpsgd", "topology": "torus:rows=3,cols=4"})
+    assert (file.nodes, sides.nodes) == (4, 12)
+    with pytest.raises(UserError, match="nodes = 5.*has 4"):
+        Experiment.from_dict({"nodes": 5, "algorithm": "dpsgd", "topology": "net.edges"}, tmp_path)
+
+
+def test_the_mixing_rule_follows_the_algorithm():
+    rule = {
+        name: Experiment.from_dict(
+            {
+                "algorithm": {"name": name} | ({"codec": "top_k:k=3"} if name == "choco" else {}),
+                "pace": {"local_steps": 1},
+            }
+        ).sections["mixing"]
+        for name in ALGORITHMS
+    }
+    assert rule["push_sum"].name == "push"
+    assert rule["d2"].values == {"lazy": True}
+    assert rule["dpsgd"].values == {"lazy": False}
+
+
+def test_a_model_of_the_users_own_and_the_same_weights_everywhere(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def make(shape, outputs, width):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, outputs))\n"
+    )
+    tables = {
+        "nodes": 2,
+        "model": {"name": "custom", "factory": "mine.py:make", "options": {"width": 3}},
+    }
+    experiment = Experiment.from_dict(tables, tmp_path)
+    whole = experiment.task(experiment.federation(), None)
+    alone = experiment.task(experiment.federation(only=1), None)
+    assert whole.d == 64 * 3 + 3 + 3 * 10 + 10
+    assert torch.equal(whole.init(torch.tensor([1])), alone.init(torch.tensor([1])))
+
+
+def test_a_peer_holds_its_own_part_only():
+    experiment = Experiment.from_dict({"nodes": 5, "partition": "dirichlet:alpha=0.5"})
+    whole, alone = experiment.federation(), experiment.federation(only=3)
+    assert alone.train.nodes.tolist() == [3]
+    assert torch.equal(alone.train.x, whole.train.rows_of(3).x)
+
+
+def test_terms_differ_where_the_experiments_do_and_nowhere_else():
+    def terms(**tables):
+        experiment = Experiment.from_dict({"nodes": 3, "model": "logistic"} | tables)
+        return experiment.terms(experiment.task(experiment.federation(only=0), None))
+
+    base = terms()
+    assert terms(output={"models": "none"}, network={"loss": 0.5}, name="other") == base
+    for changed, key in (
+        ({"seed": 1}, "seed"),
+        ({"optimiser": "sgd:lr=0.2"}, "optimiser.lr"),
+        ({"topology": "ring", "algorithm": "dpsgd"}, "topology.name"),
+    ):
+        other = terms(**changed)
+        assert key in {k for k in base.keys() | other.keys() if base.get(k) != other.get(k)}
+
+
+def test_a_biased_mixing_is_remarked_on():
+    star = Experiment.from_dict({"algorithm": "dpsgd", "topology": "star", "mixing": "uniform"})
+    assert "push_sum" in star.notes[0]
+    assert Experiment.from_dict({"algorithm": "dpsgd", "topology": "star"}).notes == []
