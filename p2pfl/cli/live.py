@@ -88,18 +88,20 @@ class LiveView:
         done = done if len(self._last) == self.nodes else 0
         seconds = time.monotonic() - self._started
         bar = Table.grid(padding=(0, 1))
-        text = "  ".join([f"{seconds:.0f} s", *self._scores()])
         bar.add_row(
             Text(self.title, style="bold"),
             ProgressBar(total=self.rounds, completed=done, width=30),
             Text(f"round {done}/{self.rounds}"),
-            Text(text),
+            Text(f"{seconds:.0f} s"),
         )
-        return Group(bar, self._table()) if self._phase and self.nodes <= SHOWN else bar
+        lines: list[RenderableType] = [bar, Text("  ".join(self._scores()))]
+        if self._phase and self.nodes <= SHOWN:
+            lines.append(self._table())
+        return Group(*lines)
 
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 1))
-        for heading in ("peer", "round", "train loss", "accuracy", "sent", ""):
+        for heading in ("peer", "round", "train loss", "accuracy", "sent a round", ""):
             table.add_column(heading, justify="left" if not heading else "right")
         for node in sorted(self._phase):
             row, seen = self._last.get(node), self._measured.get(node)

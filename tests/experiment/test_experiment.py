@@ -1,6 +1,9 @@
 """What an experiment file may say, and how it is told that something cannot be."""
 
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -253,3 +256,9 @@ def test_a_biased_mixing_is_remarked_on():
     star = Experiment.from_dict({"algorithm": "dpsgd", "topology": "star", "mixing": "uniform"})
     assert "push_sum" in star.notes[0]
     assert Experiment.from_dict({"algorithm": "dpsgd", "topology": "star"}).notes == []
+
+
+def test_the_reference_page_is_up_to_date():
+    root = Path(__file__).parents[2]
+    command = [sys.executable, root / "scripts" / "write_reference.py", "--check"]
+    assert subprocess.run(command, check=False).returncode == 0, "run scripts/write_reference.py"
