@@ -193,7 +193,7 @@ def test_the_number_of_nodes_follows_from_the_topology(tmp_path):
     file = Experiment.from_dict({"algorithm": "dpsgd", "topology": "net.edges"}, tmp_path)
     sides = Experiment.from_dict({"algorithm": "dpsgd", "topology": "torus:rows=3,cols=4"})
     assert (file.nodes, sides.nodes) == (4, 12)
-    with pytest.raises(UserError, match="nodes = 5.*has 4"):
+    with pytest.raises(UserError, match=r"nodes = 5.*has 4"):
         Experiment.from_dict({"nodes": 5, "algorithm": "dpsgd", "topology": "net.edges"}, tmp_path)
 
 

@@ -144,7 +144,7 @@ def test_the_graph_is_that_of_the_experiment(tmp_path):
 
 def test_json_is_strict_and_whole(tmp_path, capsys):
     a = made(tmp_path / "a", virtual_s=math.nan, consensus_distance=math.inf, status="failed")
-    report([a, made(tmp_path / "b")], format=Format.JSON, plots=False)
+    report([a, made(tmp_path / "b")], format=Format.json, plots=False)
     said = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
     assert [run["run"] for run in said["runs"]] == ["a", "b"]
     assert said["runs"][0]["error"] == "peer 2"

@@ -1,0 +1,136 @@
+"""Every algorithm there is, and what a test needs to run one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import networkx as nx
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from p2pfl import codec
+from p2pfl.algorithm import Algorithm, Inbox, Rows
+from p2pfl.algorithms import (
+    average,
+    choco,
+    d2,
+    dpsgd,
+    fedavg,
+    gossip,
+    gradient_tracking,
+    local,
+    proximal,
+    push_sum,
+)
+from p2pfl.learning.optim import Optimiser
+from p2pfl.learning.training import train
+from p2pfl.peer.rounds import Pace
+from p2pfl.runtime.setup import Setup
+from p2pfl.runtime.simulate import Simulator
+from p2pfl.topology import metropolis, push, static, weights
+
+Build = Callable[[Optimiser], Algorithm[Any, Any, Any]]
+
+PLAIN: dict[str, Build] = {
+    "fedavg": fedavg,
+    "fedavg uniform": lambda opt: fedavg(opt, weight="uniform"),
+    "dpsgd": dpsgd,
+    "dpsgd combine first": lambda opt: dpsgd(opt, order="combine_then_adapt"),
+    "push_sum": push_sum,
+    "push_sum examples": lambda opt: push_sum(opt, weight="examples"),
+    "gradient_tracking": gradient_tracking,
+    "d2": d2,
+    "choco identity": lambda opt: choco(opt, codec.identity(), gamma=1.0),
+    "choco top_k": lambda opt: choco(opt, codec.top_k(2), gamma=0.4),
+    "choco random_k": lambda opt: choco(opt, codec.random_k(share=0.5), gamma=0.3, seed=7),
+    "gossip": gossip,
+    "local": local,
+}
+
+
+def _prox(build: Build) -> Build:
+    return lambda opt: proximal(build(opt), mu=0.3)
+
+
+ALL: dict[str, Build] = {
+    **PLAIN,
+    **{f"proximal {name}": _prox(build) for name, build in PLAIN.items()},
+    "average": lambda opt: average(),
+}
+
+
+def matrix(graph: nx.Graph, needs: str = "mean", lazy: bool = True) -> Tensor:
+    rule = push() if needs == "mass" else metropolis(lazy)
+    return weights(static(graph).links(0), rule)
+
+
+@st.composite
+def graphs(draw: st.DrawFn, largest: int = 6) -> nx.Graph:
+    """Draw a connected graph: a random tree and some edges on top of it."""
+    n = draw(st.integers(1, largest))
+    graph = nx.Graph()
+    graph.add_nodes_from(range(n))
+    graph.add_edges_from((node, draw(st.integers(0, node - 1))) for node in range(1, n))
+    ends = st.integers(0, n - 1)
+    graph.add_edges_from(
+        e for e in draw(st.lists(st.tuples(ends, ends), max_size=n)) if len({*e}) == 2
+    )
+    return graph
+
+
+@st.composite
+def blocks(draw: st.DrawFn, n: int, d: int = 4) -> tuple[Tensor, Rows, Tensor]:
+    """Draw parameters ``[n, d]``, who the rows are, and gradients for many steps ``[6, n, d]``."""
+    made = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    x = torch.randn(n, d, generator=made, dtype=torch.float64)
+    examples = torch.randint(1, 50, (n,), generator=made)
+    grads = torch.randn(6, n, d, generator=made, dtype=torch.float64)
+    return x, Rows(torch.arange(n), examples), grads
+
+
+def exchange(a: Algorithm[Any, Any, Any], state: Any, heard: Any, w: Tensor, d: int) -> Any:
+    """Let all rows of a block hear each other; return their state and their memory."""
+    heard = a.absorb(heard, a.send(state), d)
+    return a.receive(state, Inbox(w, heard, torch.arange(len(w)))), heard
+
+
+def play(
+    a: Algorithm[Any, Any, Any], x: Tensor, rows: Rows, grads: Tensor, w: Tensor, steps: int = 1
+) -> Any:
+    """Return the state after rounds of so many of the given gradients."""
+    state, heard = a.init(x, rows), None
+    for i, g in enumerate(grads):
+        state = a.step(state, g)
+        if (i + 1) % steps == 0:
+            state, heard = exchange(a, state, heard, w, x.shape[1])
+    return state
+
+
+def setup(algorithm, task, graph, rule, rounds: int, steps: int = 1) -> Setup:
+    topology = static(graph)
+    w = weights(topology.links(0), rule)
+    every = 10**9  # evaluated after the last round only
+    return Setup(
+        algorithm,
+        task,
+        topology,
+        rule,
+        Pace(rounds, evaluate_every=every),
+        lambda nodes: torch.full_like(nodes, steps),
+        lambda round: w,
+    )
+
+
+def simulate(algorithm, task, graph, rule, rounds: int, steps: int = 1) -> Simulator:
+    simulator = Simulator(setup(algorithm, task, graph, rule, rounds, steps))
+    for _ in simulator.rounds():
+        pass
+    return simulator
+
+
+def local_train(algorithm, task, x: Tensor, nodes: Tensor, steps: int) -> Any:
+    """Return the state of nodes that train and hear nobody."""
+    state = algorithm.init(x, Rows(nodes, task.examples(nodes)))
+    return train(algorithm, task, state, nodes, nodes * 0, nodes * 0 + steps)[0]

@@ -1,0 +1,214 @@
+"""What every algorithm must obey, whoever wrote it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from algorithm_cases import ALL, PLAIN, blocks, exchange, graphs, matrix, play
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from p2pfl.algorithm import Inbox, Rows
+from p2pfl.algorithms import ALGORITHMS, choco
+from p2pfl.algorithms.averaging import Params
+from p2pfl.codec import CODECS, random_k
+from p2pfl.learning.optim import chain, clip_norm, sgd
+from p2pfl.learning.tree import leaves, take, tree_map
+
+OPT = sgd(0.1, momentum=0.9, nesterov=True, weight_decay=0.05)
+EXACT = {"rtol": 1e-11, "atol": 1e-12}
+LAWS = settings(max_examples=12, deadline=None)
+
+
+def close(actual, expected, **tolerance):
+    pairs = zip(leaves(actual), leaves(expected), strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, **(tolerance or EXACT))
+
+
+def test_the_table_is_complete():
+    assert {name.split()[0] for name in PLAIN} == ALGORITHMS.keys()
+    assert {name.split()[1] for name in PLAIN if name.startswith("choco")} == CODECS.keys()
+
+
+@pytest.mark.parametrize("name", ALL)
+@LAWS
+@given(data=st.data())
+def test_renaming_the_nodes_changes_nothing(name, data):
+    a, graph = ALL[name](OPT), data.draw(graphs())
+    n = len(graph)
+    x, rows, grads = data.draw(blocks(n))
+    order = torch.tensor(data.draw(st.permutations(range(n))))
+    w = matrix(graph, a.needs.weights)
+    after = play(a, x, rows, grads, w)
+    renamed = Rows(*(field[order] for field in rows))
+    again = play(a, x[order], renamed, grads[:, order], w[order][:, order])
+    close(take(after, order), again)
+
+
+@pytest.mark.parametrize("name", ALL)
+@LAWS
+@given(data=st.data())
+def test_rows_meet_only_in_the_inbox(name, data):
+    a, graph = ALL[name](OPT), data.draw(graphs())
+    x, rows, grads = data.draw(blocks(len(graph)))
+    together, heard = a.init(x, rows), None
+    alone = [a.init(x[[i]], Rows(*(f[[i]] for f in rows))) for i in range(len(x))]
+    for g in grads[:3]:
+        together = a.step(together, g)
+        message, model = a.send(together), a.model(together)
+        for i in range(len(x)):
+            state, row = a.step(alone[i], g[[i]]), torch.tensor([i])
+            close(state, take(together, row))
+            close(a.send(state), take(message, row))
+            close(a.model(state), model[row])
+        together, heard = exchange(a, together, heard, matrix(graph, a.needs.weights), x.shape[1])
+        alone = [take(together, torch.tensor([i])) for i in range(len(x))]
+
+
+@pytest.mark.parametrize("name", ALL)
+@LAWS
+@given(data=st.data())
+def test_a_line_of_the_inbox_is_a_peer(name, data):
+    """What a row makes of its inbox depends on its own line of weights alone."""
+    a, graph = ALL[name](OPT), data.draw(graphs())
+    x, rows, grads = data.draw(blocks(len(graph)))
+    w = matrix(graph, a.needs.weights)
+    state = a.step(a.init(x, rows), grads[0])
+    heard = a.absorb(None, a.send(state), x.shape[1])
+    together = a.receive(state, Inbox(w, heard, torch.arange(len(x))))
+    for i in range(len(x)):
+        senders = w[i].nonzero()[:, 0]
+        own = (senders == i).nonzero()[0]
+        line = Inbox(w[[i]][:, senders], take(heard, senders), own)
+        row = torch.tensor([i])
+        close(a.receive(take(state, row), line), take(together, row))
+
+
+@pytest.mark.parametrize("name", ALL)
+@LAWS
+@given(data=st.data())
+def test_agreed_nodes_without_gradients_stay(name, data):
+    a, graph = ALL[name](sgd(0.1, momentum=0.9)), data.draw(graphs())
+    x, rows, _ = data.draw(blocks(len(graph)))
+    x = x[:1].expand_as(x).contiguous()
+    state, heard = a.init(x, rows), None
+    if "random_k" in name:  # to be agreed is to know it of each other
+        state, heard = known(state, x), Params(x)
+    for _ in range(4):
+        state = a.step(state, torch.zeros_like(x))
+        state, heard = exchange(a, state, heard, matrix(graph, a.needs.weights), x.shape[1])
+    close(a.model(state), x)
+
+
+def known(state, x: Tensor):
+    inner = getattr(state, "inner", state)._replace(public=x)
+    return state._replace(inner=inner) if hasattr(state, "inner") else inner
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_that_was_given_is_written_into(name):
+    a = ALL[name](chain([clip_norm(1.0), OPT]))
+    draw = torch.Generator().manual_seed(3)
+    x, g = torch.randn(2, 5, 4, generator=draw, dtype=torch.float64)
+    rows = Rows(torch.arange(5), torch.tensor([3, 1, 4, 1, 5]))
+    given, heard, w = [], None, torch.full((5, 5), 0.2, dtype=torch.float64)
+
+    def lend(tree):
+        given.append((tree, tree_map(torch.clone, tree)))
+        return tree
+
+    state = a.init(lend(x), lend(rows))
+    for _ in range(3):
+        state = a.step(lend(state), lend(g))
+        a.model(lend(state))
+        heard = lend(a.absorb(heard, lend(a.send(lend(state))), 4))
+        state = a.receive(lend(state), Inbox(lend(w), heard, torch.arange(5)))
+    for tree, before in given:
+        close(tree, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("steps", [1, 3])
+@LAWS
+@given(data=st.data())
+def test_hearing_nobody_is_the_local_optimiser(name, steps, data):
+    a = PLAIN[name](OPT)
+    if a.needs.one_step and steps > 1:
+        return
+    x, rows, grads = data.draw(blocks(data.draw(st.integers(1, 4))))
+    expected, state = x, OPT.init(x)
+    for g in grads:
+        update, state = OPT.update(g, state, expected)
+        expected = expected + update
+    after = play(a, x, rows, grads, torch.eye(len(x), dtype=torch.float64), steps)
+    close(a.model(after), expected, rtol=1e-10, atol=1e-11)
+
+
+@given(seed=st.integers(0, 99))
+@LAWS
+def test_random_k_draws_other_columns_in_every_round(seed):
+    a, x = choco(sgd(0.1), random_k(1), seed=seed), torch.ones(1, 40, dtype=torch.float64)
+    state, heard, seen = a.init(x, Rows(torch.tensor([seed]), torch.tensor([1]))), None, set()
+    for _ in range(8):  # and without a single local step
+        seen.add(int(a.send(state).columns))
+        state, heard = exchange(a, state, heard, torch.ones(1, 1, dtype=torch.float64), 40)
+    assert len(seen) > 3
+
+
+# The inbox itself.
+
+
+@st.composite
+def inboxes(draw):
+    rows, senders = draw(st.integers(1, 5)), draw(st.integers(1, 6))
+    made = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    w = torch.rand(rows, senders, generator=made, dtype=torch.float64)
+    w = w * (torch.rand(rows, senders, generator=made) < draw(st.sampled_from([0.3, 0.7, 1.0])))
+    w[torch.arange(rows), torch.randint(senders, (rows,), generator=made)] = 0.25
+    field = torch.randn(senders, 3, generator=made, dtype=torch.float64)
+    by = torch.rand(senders, 1, generator=made, dtype=torch.float64) + 0.1
+    return w, field, by
+
+
+def sparse(w: Tensor, explicit_zeros: bool) -> Tensor:
+    if not explicit_zeros:
+        return w.to_sparse_csr()
+    rows, senders = w.shape
+    start, columns = torch.arange(rows + 1) * senders, torch.arange(senders).repeat(rows)
+    return torch.sparse_csr_tensor(start, columns, w.flatten(), w.shape, check_invariants=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*[Ss]parse CSR")
+@given(inboxes(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_dense_and_sparse_weights_are_the_same(case, explicit_zeros):
+    w, field, by = case
+    own = torch.zeros(len(w), dtype=torch.int64)
+    dense, csr = Inbox(w, (field,), own), Inbox(sparse(w, explicit_zeros), (field,), own)
+    close(csr.mix(field), dense.mix(field))
+    close(csr.mix(field, by), dense.mix(field, by))
+    close(csr.mean(field, by), dense.mean(field, by))
+    close(csr.largest(by), dense.largest(by))
+    close(csr.mine(field), dense.mine(field))
+    for i in range(len(w)):
+        (a, masked), (b, mask) = csr.gather(field), dense.gather(field)
+        close(a[i][masked[i]], b[i][mask[i]])
+
+
+@given(inboxes())
+@settings(max_examples=60, deadline=None)
+def test_the_inbox_by_hand(case):
+    w, field, by = case
+    inbox = Inbox(w, (field,), torch.arange(len(w)).clamp(max=w.shape[1] - 1))
+    block, mask = inbox.gather(field)
+    for i, line in enumerate(w):
+        who = [j for j in range(w.shape[1]) if line[j]]
+        scaled = [float(line[j] * by[j]) for j in who]
+        mixed = sum(s * field[j] for s, j in zip(scaled, who, strict=True)) / sum(scaled)
+        close(inbox.mix(field, by)[i], mixed)
+        mean = sum(by[j] * field[j] for j in who) / sum(by[j] for j in who)
+        close(inbox.mean(field, by)[i], mean)
+        assert inbox.largest(by)[i] == max(by[j] for j in who)
+        close(block[i][mask[i]], field[who])

@@ -1,0 +1,153 @@
+"""Runs of every algorithm, for the simulator and the emulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import networkx as nx
+import torch
+
+from p2pfl import codec
+from p2pfl.algorithm import Algorithm
+from p2pfl.algorithms import (
+    average,
+    choco,
+    d2,
+    dpsgd,
+    fedavg,
+    gossip,
+    gradient_tracking,
+    local,
+    proximal,
+    push_sum,
+)
+from p2pfl.learning import Quadratics
+from p2pfl.learning.optim import Optimiser, adam, sgd
+from p2pfl.peer.gossiper import Tempo
+from p2pfl.peer.rounds import Pace
+from p2pfl.runtime.emulate import Emulator
+from p2pfl.runtime.network import NetworkModel
+from p2pfl.runtime.setup import Row, Setup
+from p2pfl.runtime.simulate import Simulator
+from p2pfl.topology import (
+    Mixing,
+    Topology,
+    complete_graph,
+    exponential_graph,
+    links_between,
+    metropolis,
+    push,
+    ring_graph,
+    static,
+    uniform,
+    weights,
+)
+
+N = 6
+RULES = {"mean": metropolis(), "mass": push(), "none": metropolis()}
+
+
+def sparse_choco(opt: Optimiser) -> Algorithm[Any, Any, Any]:
+    return choco(opt, codec.top_k(2), 0.3)
+
+
+class Case(NamedTuple):
+    build: Callable[[Optimiser], Algorithm[Any, Any, Any]]
+    graph: Callable[[int], nx.Graph]
+    rule: Mixing
+    opt: Optimiser = sgd(0.05, momentum=0.5)
+
+
+LONELY = nx.empty_graph(N)
+
+CASES: dict[str, Case] = {
+    "fedavg": Case(fedavg, complete_graph, metropolis()),
+    "fedavg adam": Case(fedavg, complete_graph, metropolis(), adam(0.02)),
+    "dpsgd ring": Case(dpsgd, ring_graph, metropolis()),
+    "dpsgd complete": Case(dpsgd, complete_graph, metropolis()),
+    "dpsgd directed": Case(dpsgd, exponential_graph, metropolis()),
+    "combine first": Case(
+        lambda opt: dpsgd(opt, order="combine_then_adapt"), ring_graph, metropolis()
+    ),
+    "push_sum directed": Case(push_sum, exponential_graph, push()),
+    "push_sum examples": Case(
+        lambda opt: push_sum(opt, weight="examples"), ring_graph, push(), sgd(0.05)
+    ),
+    "gradient_tracking": Case(gradient_tracking, ring_graph, metropolis()),
+    "d2": Case(d2, ring_graph, metropolis(lazy=True)),
+    "choco identity": Case(lambda opt: choco(opt, codec.identity(), 0.8), ring_graph, metropolis()),
+    "choco top_k": Case(sparse_choco, ring_graph, metropolis()),
+    "choco random_k": Case(
+        lambda opt: choco(opt, codec.random_k(2), 0.2, seed=3), complete_graph, metropolis()
+    ),
+    "gossip": Case(gossip, ring_graph, uniform()),
+    "local": Case(local, lambda n: nx.empty_graph(n), metropolis()),
+    "proximal": Case(lambda opt: proximal(dpsgd(opt), 0.4), ring_graph, metropolis()),
+    "average": Case(lambda opt: average(), ring_graph, metropolis()),
+}
+
+STEPS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "one": torch.ones_like,
+    "three": lambda nodes: torch.full_like(nodes, 3),
+    "unequal": lambda nodes: 1 + nodes % 3,
+}
+
+
+def make(
+    case: Case | str,
+    pace: Pace | Tempo,
+    n: int = N,
+    task: Any = None,
+    steps: Callable[[torch.Tensor], torch.Tensor] = torch.ones_like,
+    topology: Topology | None = None,
+) -> Setup:
+    case = CASES[case] if isinstance(case, str) else case
+    topology = topology or static(case.graph(n))
+    period = topology.period or 1
+    each = [weights(topology.links(k), case.rule) for k in range(period)]
+    return Setup(
+        case.build(case.opt),
+        task or Quadratics(n, 5, noise=0.1, seed=3),
+        topology,
+        case.rule,
+        pace,
+        steps,
+        lambda round: each[round % period],
+    )
+
+
+def uneven(seed: int = 0, **more: Any) -> NetworkModel:
+    """Nothing is equally fast."""
+    given: dict[str, Any] = {
+        "latency": 0.1,
+        "jitter": 6.0,
+        "compute": 1.0,
+        "compute_jitter": 2.0,
+        "slow": 0.3,
+        "slow_factor": 4.0,
+        "bandwidth": 2000.0,
+        "uplink": 4000.0,
+        "seed": seed,
+    }
+    return NetworkModel(**{**given, **more})
+
+
+def simulated(setup: Setup) -> tuple[Simulator, list[list[Row]]]:
+    simulator = Simulator(setup)
+    return simulator, list(simulator.rounds())
+
+
+def emulated(
+    setup: Setup, network: NetworkModel | None = None, crashes: dict[int, float] | None = None
+) -> tuple[Emulator, list[list[Row]]]:
+    emulator = Emulator(setup, network or uneven(), crashes)
+    return emulator, list(emulator.rounds())
+
+
+def one_peer_exponential(n: int = 8) -> Topology:
+    """Everybody sends to one other in a round, 1, 2, 4, ... further on in turn."""
+    jumps = [1 << j for j in range((n - 1).bit_length())]
+    nodes = torch.arange(n)
+    each = [links_between(n, nodes, (nodes + jump) % n) for jump in jumps]
+    return Topology(n, lambda k: each[k % len(each)], len(each), "one-peer exponential")
