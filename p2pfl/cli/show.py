@@ -101,7 +101,7 @@ def experiments() -> None:
 
     Example:  p2pfl experiments
     """
-    from p2pfl.experiment.experiment import shipped
+    from p2pfl.experiment.files import shipped
 
     for name, path in shipped().items():
         comment = []

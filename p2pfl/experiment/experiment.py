@@ -12,7 +12,6 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,9 @@ from p2pfl.data.dataset import Source
 from p2pfl.data.shards import Federation, federate
 from p2pfl.data.statistics import Affine, moments_by_node, standardise
 from p2pfl.errors import UserError
-from p2pfl.experiment.config import Section, Value, parse_value, read
-from p2pfl.experiment.pairing import check_pairing, default_mixing, remarks
+from p2pfl.experiment.config import Section, Value, read
+from p2pfl.experiment.files import change, find, located, shipped
+from p2pfl.experiment.pairing import Pairing, check_pairing, default_mixing, remarks
 from p2pfl.experiment.sections import (
     DEFAULTS,
     SECTIONS,
@@ -114,7 +114,7 @@ class Experiment:
             raise UserError(f"seed = {seed!r}: expected a whole number from 0 to 2^63 - 1")
         base = Path(base).resolve()
         sections = {
-            key: read(key, _located(key, tables.get(key, {}), base), kind)
+            key: read(key, located(key, tables.get(key, {}), base), kind)
             for key, kind in SECTIONS.items()
             if key != "mixing"
         }
@@ -281,7 +281,7 @@ class Experiment:
     @cached_property
     def notes(self) -> list[str]:
         """What the user should know beforehand and is no mistake."""
-        return remarks(self)
+        return remarks(self._pairing)
 
     def setup(self, task: ModelTask) -> Setup:
         """Return what a runtime needs to run this experiment on a task."""
@@ -324,6 +324,20 @@ class Experiment:
     def _build(self, key: str, *given: Any) -> Any:  # noqa: ANN401
         return self.sections[key].build(key, *given)
 
+    @property
+    def _pairing(self) -> Pairing:
+        names = {key: section.name for key, section in self.sections.items()}
+        lazy = bool(self.sections["mixing"].values.get("lazy"))
+        return Pairing(
+            names,
+            self.algorithm.needs,
+            self.topology,
+            self.mixing,
+            lazy,
+            self.pace,
+            self.standardise,
+        )
+
     def _check(self) -> None:
         for key in ("data", "partition", "holdout", "model", "output", "preprocess"):
             self._build(key)
@@ -333,29 +347,7 @@ class Experiment:
             raise UserError(
                 f"evaluation.on = 'own' asks for holdout.name = 'per_node', not {holdout!r}"
             )
-        check_pairing(self)
-
-
-def find(path: str | Path) -> Path:
-    """Return the file a user means: a path, or the name of an experiment that ships with us."""
-    given = Path(path)
-    if given.exists() or given.suffix or "/" in str(path):
-        if not given.is_file():
-            raise UserError(f"there is no experiment file {path}")
-        return given
-    names = shipped()
-    if str(path) not in names:
-        raise UserError(
-            f"there is no experiment {str(path)!r}; give a .toml file or one of: "
-            + ", ".join(names)
-        )
-    return names[str(path)]
-
-
-def shipped() -> dict[str, Path]:
-    """Return the experiments that ship with the package, by name."""
-    folder = Path(str(resources.files("p2pfl") / "experiments"))
-    return {file.stem: file for file in sorted(folder.glob("*.toml"))}
+        check_pairing(self._pairing)
 
 
 def topology_of(spec: str, nodes: int | None) -> nx.Graph | Network:
@@ -364,7 +356,7 @@ def topology_of(spec: str, nodes: int | None) -> nx.Graph | Network:
     Raises:
         UserError: there is no such thing, or not with so many nodes.
     """
-    section = read("topology", _located("topology", spec, Path.cwd()), SECTIONS["topology"])
+    section = read("topology", located("topology", spec, Path.cwd()), SECTIONS["topology"])
     if section.name == "file":
         return section.build("topology", nodes)
     rows, cols = section.values.get("rows"), section.values.get("cols")
@@ -372,51 +364,6 @@ def topology_of(spec: str, nodes: int | None) -> nx.Graph | Network:
     if n is None:
         raise UserError(f"{spec}: say how many nodes, as in --nodes 16")
     return section.build("topology", n)
-
-
-def change(tables: Mapping[str, Value], changes: Iterable[str]) -> dict[str, Value]:
-    """Return the tables with ``key.key=value`` changes made.
-
-    >>> change({"pace": {"rounds": 20}}, ["pace.rounds=2", "topology=ring"])
-    {'pace': {'rounds': 2}, 'topology': 'ring'}
-    """
-    changed: dict[str, Value] = _copy(tables)
-    for text in changes:
-        path, equals, value = text.partition("=")
-        if not equals or not path.strip():
-            raise UserError(f"--set {text!r} is not of the form key=value, as in pace.rounds=2")
-        *above, last = path.strip().split(".")
-        table = changed
-        for key in above:
-            inner = table.setdefault(key, {})
-            if isinstance(inner, str):  # a section written short: "ring" is {name = "ring"}
-                inner = table[key] = {"name": inner}
-            if not isinstance(inner, dict):
-                raise UserError(f"--set {text!r}: {key} is not a section")
-            table = inner
-        table[last] = parse_value(value.strip())
-    return changed
-
-
-def _copy(value: Value) -> Value:
-    if isinstance(value, Mapping):
-        return {key: _copy(part) for key, part in value.items()}
-    return value
-
-
-def _located(key: str, value: Value, base: Path) -> Value:
-    """Let relative paths of files which belong to the experiment start at its folder."""
-    if key == "topology" and isinstance(value, str) and Path(value).suffix and ":" not in value:
-        value = {"name": "file", "path": value}
-    if not isinstance(value, dict):
-        return value
-    if key == "topology" and isinstance(value.get("path"), str):
-        return {**value, "path": str(base / value["path"])}
-    if key == "model" and isinstance(value.get("factory"), str):
-        place, colon, function = value["factory"].rpartition(":")
-        if place.endswith(".py"):
-            return {**value, "factory": f"{base / place}{colon}{function}"}
-    return value
 
 
 def _algorithm(sections: Mapping[str, Section]) -> Algorithm[Any, Any, Any]:

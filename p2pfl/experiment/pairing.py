@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 
 from p2pfl.algorithm import Needs
 from p2pfl.errors import UserError
-from p2pfl.experiment.sections import Timer
-from p2pfl.topology.mixing import weights
-
-if TYPE_CHECKING:
-    from p2pfl.experiment.experiment import Experiment
+from p2pfl.experiment.sections import Rounds, Timer
+from p2pfl.topology.mixing import Mixing, weights
+from p2pfl.topology.schedule import Topology
 
 DENSE = 2000  # nodes up to which eigenvalues are worked out
+
+
+class Pairing(NamedTuple):
+    """What has to fit together."""
+
+    names: Mapping[str, str]  # what each section is called in the file
+    needs: Needs
+    topology: Topology
+    mixing: Mixing
+    lazy: bool  # whether the mixing rule is
+    pace: Rounds | Timer
+    standardise: str
 
 
 def default_mixing(needs: Needs) -> dict[str, object]:
@@ -24,39 +35,39 @@ def default_mixing(needs: Needs) -> dict[str, object]:
     return {"name": "metropolis", "lazy": needs.positive}
 
 
-def check_pairing(experiment: Experiment) -> None:
+def check_pairing(pair: Pairing) -> None:
     """Refuse what cannot work together.
 
     Raises:
         UserError: it names the two sections, and what would do.
     """
-    _check_weights(experiment)
-    _check_graph(experiment)
-    _check_pace(experiment)
-    if experiment.algorithm.needs.positive:
-        _check_spectrum(experiment)
+    _check_weights(pair)
+    _check_graph(pair)
+    _check_pace(pair)
+    if pair.needs.positive:
+        _check_spectrum(pair)
 
 
-def remarks(experiment: Experiment) -> list[str]:
+def remarks(pair: Pairing) -> list[str]:
     """Return what a user should know of a pairing that is allowed."""
-    needs, topology = experiment.algorithm.needs, experiment.topology
+    needs, topology = pair.needs, pair.topology
     if needs.weights != "mean" or needs.graph == "complete":
         return []
-    matrix = weights(topology.links(0), experiment.mixing)
+    matrix = weights(topology.links(0), pair.mixing)
     spent = torch.ones(1, topology.n, dtype=matrix.dtype) @ matrix
     if float((spent - 1).abs().max()) < 1e-9:
         return []
-    mixing, graph = _names(experiment, "mixing", "topology")
+    mixing, graph = _names(pair, "mixing", "topology")
     return [
         f"with mixing.name = {mixing!r} on topology.name = {graph!r} some nodes count for more"
         " than others in what is agreed on; push_sum weighs all alike on any graph"
     ]
 
 
-def _check_weights(experiment: Experiment) -> None:
-    needs, rule = experiment.algorithm.needs.weights, experiment.mixing
-    name, mixing = _names(experiment, "algorithm", "mixing")
-    if needs == "none" and experiment.standardise == "pooled":
+def _check_weights(pair: Pairing) -> None:
+    needs, rule = pair.needs.weights, pair.mixing
+    name, mixing = _names(pair, "algorithm", "mixing")
+    if needs == "none" and pair.standardise == "pooled":
         raise UserError(
             f"preprocess.standardise = 'pooled' asks the others, but algorithm.name = {name!r}"
             " hears nobody: use standardise = 'own'"
@@ -74,9 +85,9 @@ def _check_weights(experiment: Experiment) -> None:
         )
 
 
-def _check_graph(experiment: Experiment) -> None:
-    needs, topology = experiment.algorithm.needs, experiment.topology
-    name, graph = _names(experiment, "algorithm", "topology")
+def _check_graph(pair: Pairing) -> None:
+    needs, topology = pair.needs, pair.topology
+    name, graph = _names(pair, "algorithm", "topology")
     if needs.graph == "complete" and not topology.is_complete:
         raise UserError(
             f"algorithm.name = {name!r} averages by counts, which is right only where everybody"
@@ -95,9 +106,9 @@ def _check_graph(experiment: Experiment) -> None:
         )
 
 
-def _check_pace(experiment: Experiment) -> None:
-    needs, pace = experiment.algorithm.needs, experiment.pace
-    (name,) = _names(experiment, "algorithm")
+def _check_pace(pair: Pairing) -> None:
+    needs, pace = pair.needs, pair.pace
+    (name,) = _names(pair, "algorithm")
     if isinstance(pace, Timer):
         if needs.every_message or needs.weights == "mass" or needs.graph == "complete":
             raise UserError(
@@ -115,20 +126,20 @@ def _check_pace(experiment: Experiment) -> None:
             f"algorithm.name = {name!r} takes exactly one step a round: set pace.local_steps = 1"
         )
     metric = pace.stop.metric if pace.stop else ""
-    if metric.startswith("eval") and experiment.sections["holdout"].name == "none":
+    if metric.startswith("eval") and pair.names["holdout"] == "none":
         raise UserError(
             f"pace.stop.metric = {metric!r} is never measured with holdout.name = 'none'"
         )
 
 
-def _check_spectrum(experiment: Experiment) -> None:
-    topology = experiment.topology
-    if topology.n > DENSE or experiment.sections["mixing"].values.get("lazy"):
+def _check_spectrum(pair: Pairing) -> None:
+    topology = pair.topology
+    if topology.n > DENSE or pair.lazy:
         return  # a lazy matrix has no negative eigenvalues
-    matrix = weights(topology.links(0), experiment.mixing).to_dense()
+    matrix = weights(topology.links(0), pair.mixing).to_dense()
     smallest = float(torch.linalg.eigvalsh(matrix)[0])
     if smallest <= -1 / 3 + 1e-9:
-        name, graph = _names(experiment, "algorithm", "topology")
+        name, graph = _names(pair, "algorithm", "topology")
         raise UserError(
             f"algorithm.name = {name!r} diverges on topology.name = {graph!r} with these"
             f" weights: their smallest eigenvalue is {smallest:.3f}, not above -1/3;"
@@ -136,5 +147,5 @@ def _check_spectrum(experiment: Experiment) -> None:
         )
 
 
-def _names(experiment: Experiment, *sections: str) -> list[str]:
-    return [experiment.sections[section].name for section in sections]
+def _names(pair: Pairing, *sections: str) -> list[str]:
+    return [pair.names[section] for section in sections]

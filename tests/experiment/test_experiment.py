@@ -10,7 +10,8 @@ import torch
 
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import UserError
-from p2pfl.experiment.experiment import Experiment, shipped
+from p2pfl.experiment.experiment import Experiment
+from p2pfl.experiment.files import shipped
 from p2pfl.experiment.sections import SECTIONS
 
 

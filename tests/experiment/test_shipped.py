@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import p2pfl
-from p2pfl.experiment.experiment import shipped
+from p2pfl.experiment.files import shipped
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 

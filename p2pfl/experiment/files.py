@@ -1,0 +1,77 @@
+"""Experiment files: where they are, and what is changed in them before they are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+
+from p2pfl.errors import UserError
+from p2pfl.experiment.config import Value, parse_value
+
+
+def find(path: str | Path) -> Path:
+    """Return the file a user means: a path, or the name of an experiment that ships with us."""
+    given = Path(path)
+    if given.exists() or given.suffix or "/" in str(path):
+        if not given.is_file():
+            raise UserError(f"there is no experiment file {path}")
+        return given
+    names = shipped()
+    if str(path) not in names:
+        raise UserError(
+            f"there is no experiment {str(path)!r}; give a .toml file or one of: "
+            + ", ".join(names)
+        )
+    return names[str(path)]
+
+
+def shipped() -> dict[str, Path]:
+    """Return the experiments that ship with the package, by name."""
+    folder = Path(str(resources.files("p2pfl") / "experiments"))
+    return {file.stem: file for file in sorted(folder.glob("*.toml"))}
+
+
+def change(tables: Mapping[str, Value], changes: Iterable[str]) -> dict[str, Value]:
+    """Return the tables with ``key.key=value`` changes made.
+
+    >>> change({"pace": {"rounds": 20}}, ["pace.rounds=2", "topology=ring"])
+    {'pace': {'rounds': 2}, 'topology': 'ring'}
+    """
+    changed: dict[str, Value] = _copy(tables)
+    for text in changes:
+        path, equals, value = text.partition("=")
+        if not equals or not path.strip():
+            raise UserError(f"--set {text!r} is not of the form key=value, as in pace.rounds=2")
+        *above, last = path.strip().split(".")
+        table = changed
+        for key in above:
+            inner = table.setdefault(key, {})
+            if isinstance(inner, str):  # a section written short: "ring" is {name = "ring"}
+                inner = table[key] = {"name": inner}
+            if not isinstance(inner, dict):
+                raise UserError(f"--set {text!r}: {key} is not a section")
+            table = inner
+        table[last] = parse_value(value.strip())
+    return changed
+
+
+def _copy(value: Value) -> Value:
+    if isinstance(value, Mapping):
+        return {key: _copy(part) for key, part in value.items()}
+    return value
+
+
+def located(key: str, value: Value, base: Path) -> Value:
+    """Let relative paths of files which belong to the experiment start at its folder."""
+    if key == "topology" and isinstance(value, str) and Path(value).suffix and ":" not in value:
+        value = {"name": "file", "path": value}
+    if not isinstance(value, dict):
+        return value
+    if key == "topology" and isinstance(value.get("path"), str):
+        return {**value, "path": str(base / value["path"])}
+    if key == "model" and isinstance(value.get("factory"), str):
+        place, colon, function = value["factory"].rpartition(":")
+        if place.endswith(".py"):
+            return {**value, "factory": f"{base / place}{colon}{function}"}
+    return value
