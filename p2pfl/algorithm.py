@@ -82,8 +82,8 @@ class Inbox(Generic[R]):
             start = self.weights.crow_indices()
             count = start.diff()
             slots = torch.arange(int(count.max()), device=field.device)
-            mask = slots < count[:, None]
             place = (start[:-1, None] + slots).clamp(max=int(start[-1]) - 1)
+            mask = (slots < count[:, None]) & (self.weights.values()[place] != 0)
             return field[self.weights.col_indices()[place]], mask
         mask, order = (self.weights != 0).sort(dim=1, descending=True, stable=True)
         k = int(mask.sum(1).max())

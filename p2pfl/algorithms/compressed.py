@@ -41,7 +41,7 @@ def choco(
 
     def step(s: ChocoState, grads: Tensor) -> ChocoState:
         update, state = opt.update(grads, s.opt, s.x)
-        return s._replace(x=s.x + update, keys=rng.fold(s.keys, 1), opt=state)
+        return s._replace(x=s.x + update, opt=state)
 
     def send(s: ChocoState) -> M:
         return codec.encode(s.x - s.public, s.keys)
@@ -53,7 +53,7 @@ def choco(
     def receive(s: ChocoState, inbox: Inbox[Params]) -> ChocoState:
         public = inbox.mine(inbox.heard.x)
         pull = inbox.mix(inbox.heard.x) - public
-        return s._replace(x=s.x + gamma * pull, public=public)
+        return s._replace(x=s.x + gamma * pull, public=public, keys=rng.fold(s.keys, 1))
 
     needs = Needs(graph="symmetric", static=True, every_message=True)
     return Algorithm(init, lambda s: s.x, step, send, receive, absorb, needs)

@@ -7,6 +7,7 @@ share the memory of the libraries. They know nothing of one another but their ad
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing as mp
 import os
@@ -15,8 +16,8 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from multiprocessing import connection
+from contextlib import contextmanager
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -24,33 +25,73 @@ News = dict[str, Any]
 Entry = Callable[[dict[str, Any], "connection.Connection[Any, Any]"], None]
 
 GRACE = 10.0  # seconds a process has to end by itself before it is killed
+SILENCE = 10.0  # seconds without news after which a process counts as frozen
 
 
-def free_addresses(count: int) -> dict[int, str]:
-    """Return so many addresses on loopback where nobody listens now."""
-    with ExitStack() as stack:
-        holds = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for hold in holds:
-            hold.bind(("127.0.0.1", 0))
-        return {i: f"tcp://127.0.0.1:{hold.getsockname()[1]}" for i, hold in enumerate(holds)}
+def listen(count: int) -> list[socket.socket]:
+    """Return so many sockets which listen on loopback.
+
+    The peers take them over. Were they only told the addresses, another program, or the
+    far end of a link, could have taken one before its peer was up.
+    """
+    return [socket.create_server(("127.0.0.1", 0), backlog=max(128, count)) for _ in range(count)]
+
+
+def warm_up(preload: Sequence[str]) -> None:
+    """Start the process that the peers are forked from, and do not wait until it is ready.
+
+    It keeps what it was told to import the first time.
+    """
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    # Signals that are blocked here are blocked in all processes to come: Ctrl-C at a terminal
+    # goes to all of them, and it is ours to deal with. The resource tracker would unblock it.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Crew:
-    """The peer processes of one run."""
+    """The peer processes of one run.
 
-    def __init__(self, entry: Entry, jobs: Sequence[dict[str, Any]], preload: list[str]) -> None:
+    Args:
+        entry: what each runs, a function of a module; it is given a job, and a pipe on which
+            it says JSON.
+        jobs: one for each process. Sockets in them are handed over and closed here.
+        preload: modules that the processes share.
+
+    Attributes:
+        heard: when (monotonic) each process had news last.
+    """
+
+    def __init__(
+        self, entry: Entry, jobs: Sequence[dict[str, Any]], preload: Sequence[str]
+    ) -> None:
+        warm_up(preload)
         context = mp.get_context("forkserver")
-        context.set_forkserver_preload(preload)
         self.processes: list[BaseProcess] = []
+        self.heard: list[float] = []
         self._pipes: dict[connection.Connection[Any, Any], int] = {}
-        with _without_main():
-            for number, job in enumerate(jobs):
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=entry, args=(job, theirs), daemon=True)
-                process.start()
-                theirs.close()
-                self.processes.append(process)
-                self._pipes[ours] = number
+        try:
+            with _without_main():
+                for number, job in enumerate(jobs):
+                    ours, theirs = context.Pipe(duplex=False)
+                    self._pipes[ours] = number
+                    with theirs:
+                        process = context.Process(target=entry, args=(job, theirs), daemon=True)
+                        process.start()
+                    self.processes.append(process)
+                    self.heard.append(time.monotonic())
+        except BaseException:
+            self.end()
+            raise
+        finally:
+            for held in (part for job in jobs for part in job.values()):
+                if isinstance(held, socket.socket):
+                    held.close()
 
     def news(self, timeout: float = 0.2) -> Iterator[tuple[int, News]]:
         """Yield what the peers report, until all have ended.
@@ -65,6 +106,7 @@ class Crew:
             for pipe in ready:
                 assert isinstance(pipe, connection.Connection)
                 number = self._pipes[pipe]
+                self.heard[number] = time.monotonic()
                 try:
                     yield number, json.loads(pipe.recv_bytes())
                 except (EOFError, OSError):
@@ -73,19 +115,35 @@ class Crew:
                     self.processes[number].join(GRACE)
                     yield number, {"exit": self.processes[number].exitcode}
 
+    def frozen(self) -> list[int]:
+        """Return the processes that go on and have had no news for long, if no other goes on."""
+        now = time.monotonic()
+        left = list(self._pipes.values())
+        silent = [number for number in left if now - self.heard[number] > SILENCE]
+        return left if len(silent) == len(left) < len(self.processes) else []
+
+    def ask_to_end(self) -> None:
+        """Ask every process to end."""
+        for process in self.processes:
+            _signal(process, signal.SIGTERM)
+            _signal(process, signal.SIGCONT)  # a stopped process cannot hear
+
     def end(self) -> None:
         """Ask every process to end, and kill those that have not after some seconds."""
-        for process in self.processes:
-            self._signal(process, signal.SIGTERM)
-            self._signal(process, signal.SIGCONT)  # a stopped process cannot hear
+        self.ask_to_end()
         deadline = time.monotonic() + GRACE
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
-            self._signal(process, signal.SIGKILL)
+            _signal(process, signal.SIGKILL)
             process.join(1)
+        for pipe in self._pipes:
+            pipe.close()
+        self._pipes.clear()
 
-    def _signal(self, process: BaseProcess, number: signal.Signals) -> None:
-        if process.is_alive() and process.pid:
+
+def _signal(process: BaseProcess, number: signal.Signals) -> None:
+    if process.is_alive() and process.pid:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
 

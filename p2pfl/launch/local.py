@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing as mp
 import os
 import signal
+import socket
+import time
 from collections.abc import Callable
 from multiprocessing import connection
 from pathlib import Path
@@ -17,13 +18,15 @@ from torch import Tensor
 
 from p2pfl.errors import P2pflError, RunError, UserError
 from p2pfl.experiment.experiment import Experiment
-from p2pfl.launch.crew import Crew, News, free_addresses
+from p2pfl.launch.crew import Crew, News, listen
 from p2pfl.launch.outcome import Outcome
 from p2pfl.launch.serving import Post, serve
+from p2pfl.launch.watching import Watching
 from p2pfl.results.predictor import Predictor, Signature
 from p2pfl.results.record import Recorder
 from p2pfl.results.runs import merge_peers, read_summary
 from p2pfl.results.saved import load, save_tensors
+from p2pfl.runtime.handshake import NeighbourGone
 from p2pfl.runtime.setup import Ending, Row, Status
 from p2pfl.topology.files import Network
 
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from p2pfl.launch.session import Books, Watch, Where
 
 PRELOAD = ["p2pfl.launch.local"]
+ALIVE = 1.0  # seconds after which a process without news says that it is there
+LINGER = 5.0  # seconds for the last messages; between processes of one machine they are short
 SCIKIT = ("digits", "breast_cancer", "wine", "diabetes")
 
 Say = Callable[[dict[str, Any]], None]
@@ -46,8 +51,8 @@ def run_local(
     """
     assert books.folder is not None
     folder = books.folder
-    crew = Crew(_entry, _jobs(experiment, folder, where), _preload(experiment))
-    watching = _Watching(crew, books, watch)
+    crew = Crew(_entry, _jobs(experiment, folder, where), preload(experiment))
+    watching = Watching(crew, books, watch)
     try:
         watching.until_the_end()
     finally:
@@ -55,16 +60,19 @@ def run_local(
     books.add(merge_peers(folder))
     outcome = _gather(experiment, folder, where, watching)
     error = watching.error()
-    if error:
-        return outcome, "failed", error
-    return outcome, "interrupted" if watching.interrupted else "finished", None
+    if watching.interrupted:
+        return outcome, "interrupted", error
+    return outcome, "failed" if error else "finished", error
 
 
 def _jobs(experiment: Experiment, folder: Path, where: Where) -> list[dict[str, Any]]:
-    addresses = free_addresses(experiment.nodes)
-    if isinstance(experiment.drawn, Network):
-        given = experiment.drawn.addresses
-        addresses = given if len(given) == experiment.nodes else addresses
+    addresses = experiment.drawn.addresses if isinstance(experiment.drawn, Network) else {}
+    sockets: list[socket.socket | None] = [None] * experiment.nodes
+    if len(addresses) < experiment.nodes:
+        listening = listen(experiment.nodes)
+        ports = [held.getsockname()[1] for held in listening]
+        addresses = {node: f"tcp://127.0.0.1:{port}" for node, port in enumerate(ports)}
+        sockets = [*listening]
     threads = max(1, (os.cpu_count() or 1) // experiment.nodes)
     return [
         {
@@ -72,9 +80,11 @@ def _jobs(experiment: Experiment, folder: Path, where: Where) -> list[dict[str, 
             "base": str(experiment.base),
             "node": node,
             "addresses": addresses,
+            "socket": sockets[node],
             "data": str(where.data) if where.data else None,
             "device": where.device,
             "join_timeout": where.join_timeout,
+            "linger": LINGER,
             "folder": str(folder / "peers" / f"{node:03d}"),
             "threads": threads,
         }
@@ -82,7 +92,7 @@ def _jobs(experiment: Experiment, folder: Path, where: Where) -> list[dict[str, 
     ]
 
 
-def _preload(experiment: Experiment) -> list[str]:
+def preload(experiment: Experiment) -> list[str]:
     """Say what the processes should share: importing scikit-learn takes each 0.7 s."""
     more = ["sklearn.datasets"] if experiment.sections["data"].name in SCIKIT else []
     return [*PRELOAD, *more]
@@ -91,9 +101,8 @@ def _preload(experiment: Experiment) -> list[str]:
 def _entry(job: dict[str, Any], pipe: connection.Connection[Any, Any]) -> None:
     """Be one peer process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to deal with
-    stop = _Stop()
-    signal.signal(signal.SIGTERM, stop.hear)
-    say = _speak(pipe, stop)
+    parent = _Parent(pipe)
+    signal.signal(signal.SIGTERM, parent.asks_to_end)
     try:
         experiment = Experiment.from_dict(job["experiment"], job["base"])
         post = Post(
@@ -103,37 +112,42 @@ def _entry(job: dict[str, Any], pipe: connection.Connection[Any, Any]) -> None:
             Path(job["data"]) if job["data"] else None,
             job["device"],
             job["join_timeout"],
+            job["linger"],
+            job["socket"].detach() if job["socket"] else None,
         )
         folder = Path(job["folder"])
-        summary = peer_run(experiment, post, folder, say, stop.go_on, job["threads"])
-        say({"status": summary["status"]})
+        summary = peer_run(experiment, post, folder, parent.tell, parent.go_on, job["threads"])
+        parent.tell({"status": summary["status"]})
     except P2pflError as error:
-        say({"error": str(error), "user": isinstance(error, UserError)})
+        echo = isinstance(error, NeighbourGone)
+        parent.tell({"error": str(error), "user": isinstance(error, UserError), "echo": echo})
         raise SystemExit(1) from None
 
 
-class _Stop:
-    """Remembers that this process was asked to end, or has lost its parent."""
+class _Parent:
+    """The process that has started this one, as seen from here."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, pipe: connection.Connection[Any, Any]) -> None:
+        self._pipe, self._told, self._asked = pipe, 0.0, False
 
-    def hear(self, number: int, frame: object) -> None:
-        self.asked = True
+    def asks_to_end(self, number: int, frame: object) -> None:
+        """Hear a signal."""
+        self._asked = True
 
     def go_on(self) -> bool:
+        """Say whether we are wanted any more, and let it know now and then that we live."""
+        if time.monotonic() > self._told + ALIVE:
+            self.tell({"alive": True})
         parent = mp.parent_process()
-        return not self.asked and (parent is None or parent.is_alive())
+        return not self._asked and (parent is None or parent.is_alive())
 
-
-def _speak(pipe: connection.Connection[Any, Any], stop: _Stop) -> Say:
-    def say(news: News) -> None:
+    def tell(self, news: News) -> None:
+        """Report something."""
+        self._told = time.monotonic()
         try:
-            pipe.send_bytes(json.dumps(news).encode())
+            self._pipe.send_bytes(json.dumps(news).encode())
         except OSError:  # nobody listens any more
-            stop.asked = True
-
-    return say
+            self._asked = True
 
 
 def peer_run(
@@ -179,12 +193,17 @@ def peer_run(
     except P2pflError as error:
         recorder.finish("failed", {}, str(error))
         raise
-    ending = served.ending
-    status: Status = "interrupted" if ending.reason == "interrupted" else "finished"
     signature = Signature.of(served.federation, experiment.loss(served.federation))
-    predictor = Predictor.of(served.task, signature, ending.params[0], post.node)
+    predictor = Predictor.of(served.task, signature, served.ending.params[0], post.node)
     recorder.model(post.node, *save_tensors(predictor, len(rows)))
-    summary = {
+    summary = _summary(served.ending, rows)
+    recorder.finish(summary["status"], summary)
+    return summary
+
+
+def _summary(ending: Ending, rows: list[Row]) -> dict[str, Any]:
+    status: Status = "interrupted" if ending.reason == "interrupted" else "finished"
+    return {
         "status": status,
         "reason": ending.reason,
         "node_updates": ending.updates,
@@ -193,90 +212,24 @@ def peer_run(
         "rounds": len(rows),
         "bytes_sent": sum(row.bytes_sent for row in rows),
     }
-    recorder.finish(status, summary)
-    return summary
 
 
-class _Watching:
-    """Follows the news of the peer processes."""
-
-    def __init__(self, crew: Crew, books: Books, watch: Watch) -> None:
-        self.crew, self.books, self.watch = crew, books, watch
-        self.interrupted = False
-        self.failed: dict[int, str] = {}
-        self._phase: dict[int, str] = {}
-        self._done: set[int] = set()
-
-    def until_the_end(self) -> None:
-        """Return when every process has ended.
-
-        Raises:
-            UserError, RunError: a peer failed before training, so nobody can begin.
-        """
-        try:
-            for node, news in self.crew.news():
-                if node >= 0:
-                    self._hear(node, news)
-        except KeyboardInterrupt:
-            self.interrupted = True
-            self.books.event("interrupted")
-            self.crew.end()
-            for node, news in self.crew.news():  # what they said on their way out
-                self._hear(node, news)
-
-    def error(self) -> str | None:
-        """Say which peers failed, and how."""
-        if not self.failed:
-            return None
-        return "; ".join(f"peer {node} {how}" for node, how in sorted(self.failed.items()))
-
-    def _hear(self, node: int, news: News) -> None:
-        if "row" in news:
-            row: dict[str, Any] = news["row"]
-            self.watch.rows([Row(**{k: math.nan if v is None else v for k, v in row.items()})])
-        elif "phase" in news:
-            self._phase[node] = news["phase"]
-            self._tell(node, news["phase"])
-        elif "status" in news:
-            self._done.add(node)
-            self._tell(node, news["status"])
-        elif "error" in news:
-            self.failed[node] = f"failed: {news['error']}"
-            self._give_up_early(node, news)
-        elif "exit" in news and node not in self._done and not self.interrupted:
-            code = news["exit"]
-            how = f"ended with code {code}"
-            if code is not None and code < 0:
-                how = f"was killed by {signal.Signals(-code).name}"
-            self.failed.setdefault(node, how)
-            self._tell(node, self.failed[node])
-            self._give_up_early(node, {"error": f"peer {node} {how}", "user": False})
-
-    def _give_up_early(self, node: int, news: News) -> None:
-        """End everybody if a peer failed before training: the others wait for it in vain."""
-        if self._phase.get(node) != "training" and "training" not in self._phase.values():
-            kind = UserError if news["user"] else RunError
-            raise kind(news["error"])
-
-    def _tell(self, node: int, phase: str) -> None:
-        self.books.event("peer", node=node, phase=phase)
-        self.watch.phase(node, phase)
-
-
-def _gather(experiment: Experiment, folder: Path, where: Where, watching: _Watching) -> Outcome:
-    """Put the peers' final models side by side."""
+def _gather(experiment: Experiment, folder: Path, where: Where, watching: Watching) -> Outcome:
+    """Put the final models of the peers that got through side by side."""
     federation = experiment.federation(where.data)
     affine = experiment.affine(federation)
     task = experiment.task(federation, affine, where.device)
     params, nodes, summaries = [], [], []
     for node in range(experiment.nodes):
         home = folder / "peers" / f"{node:03d}"
-        if not list(home.glob("models/*.safetensors")):
+        if node in watching.failed or not list(home.glob("models/*.safetensors")):
             continue
         module = load(home, node).model
         params.append(task.spec.flatten(module).to(task.device, task.dtype))
         nodes.append(node)
         summaries.append(read_summary(home))
+    if not nodes and watching.interrupted:
+        raise KeyboardInterrupt
     if not nodes:
         raise RunError(watching.error() or "no peer has left a model")
     ending = Ending(

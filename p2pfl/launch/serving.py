@@ -13,13 +13,14 @@ from torch import Tensor
 from p2pfl.algorithms import average
 from p2pfl.data.shards import Federation
 from p2pfl.data.statistics import Affine, moments_by_node, standardise
-from p2pfl.errors import UserError
+from p2pfl.errors import P2pflError, UserError
 from p2pfl.experiment.experiment import DTYPES, Experiment
 from p2pfl.learning.evaluation import Scores
 from p2pfl.learning.task import ModelTask, per_node
 from p2pfl.peer.rounds import Pace
 from p2pfl.runtime import wire
-from p2pfl.runtime.links import Links, Terms
+from p2pfl.runtime.handshake import Terms
+from p2pfl.runtime.links import Links
 from p2pfl.runtime.serve import OnRow, Server
 from p2pfl.runtime.setup import Ending, Setup
 from p2pfl.topology.mixing import metropolis, push
@@ -27,6 +28,7 @@ from p2pfl.topology.spectral import rounds_to
 
 AGREED = 1e-13  # how far statistics may still differ between peers, as a part of their spread
 MOST_ROUNDS = 10_000
+FAILED_LINGER = 1.0  # seconds for a goodbye in a hurry
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Post:
         device: where it computes.
         join_timeout: seconds to wait for its neighbours at the start.
         linger: seconds to wait for its last messages to be read at the end.
+        descriptor: a socket that listens at `bind` already, to be taken over.
     """
 
     node: int
@@ -50,6 +53,7 @@ class Post:
     device: str = "cpu"
     join_timeout: float = 60.0
     linger: float = 10.0
+    descriptor: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,19 +86,15 @@ def serve(
         UserError: the experiment cannot work, or a neighbour takes part in another one.
         RunError: an address is taken, a neighbour does not turn up, training diverged.
     """
-    node = post.node
-    if not 0 <= node < experiment.nodes:
-        raise UserError(
-            f"--id {node}: the nodes of this experiment are 0 to {experiment.nodes - 1}"
-        )
+    node, last = post.node, experiment.nodes - 1
+    if not 0 <= node <= last:
+        raise UserError(f"--id {node}: the nodes of this experiment are 0 to {last}")
     on_phase("loading")
     federation = experiment.federation(post.data_dir, only=node)
     task = experiment.task(federation, None, post.device)
     setup = experiment.setup(task)
-    terms = Terms(experiment.terms(task))
-    addresses = _neighbours(experiment, post)
-    links = Links(node, post.bind, addresses, terms, _largest(setup, federation, node))
-    reason = "failed"
+    links = _open_links(experiment, post, Terms(experiment.terms(task)), setup, federation)
+    reason, linger = "failed", FAILED_LINGER
     try:
         on_phase("meeting")
         links.meet(post.join_timeout, go_on)
@@ -104,17 +104,31 @@ def serve(
         on_phase("training")
         ending = Server(setup, node, links).run(on_row, go_on)
         reason = ending.reason
+        linger = post.linger if reason != "interrupted" else FAILED_LINGER
+    except P2pflError as error:
+        reason = str(error)
+        raise
     finally:
-        links.close(reason, post.linger if reason != "failed" else 1.0)
+        links.close(reason, linger)
     return Served(ending, federation, task, affine)
+
+
+def _open_links(
+    experiment: Experiment, post: Post, terms: Terms, setup: Setup, federation: Federation
+) -> Links:
+    addresses = _neighbours(experiment, post)
+    largest = _largest(setup, federation, post.node)
+    return Links(post.node, post.bind, addresses, terms, largest, post.descriptor)
 
 
 def _neighbours(experiment: Experiment, post: Post) -> dict[int, str]:
     """Return the addresses of everybody this peer ever talks to."""
     topology = experiment.topology
     ids: set[int] = set()
-    for round in range(topology.period or 1):
+    for round in range(topology.period or 0):
         ids.update(*topology.view(post.node, round))
+    if topology.period is None:  # it never repeats: anybody may come
+        ids = set(range(experiment.nodes)) - {post.node}
     missing = sorted(ids - post.addresses.keys())
     if missing:
         raise UserError(f"peer {post.node}: no address is given for its neighbours {missing}")

@@ -1,7 +1,8 @@
 """A peer without rounds: push to one neighbour on a timer, merge whatever comes.
 
 The same `Algorithm` runs here as in `Peer`; only the order of events differs. A model that
-arrives during a local step is merged when the step is done.
+arrives during a local step is merged when the step is done. A peer to which nothing comes
+trains once a period all the same.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, M, Rows, S
-from p2pfl.errors import RemoteProtocolError, RunError
+from p2pfl.errors import LocalProtocolError, RemoteProtocolError, RunError
 from p2pfl.peer.events import (
     Effect,
     Evaluate,
@@ -33,7 +34,7 @@ from p2pfl.peer.events import (
     Train,
     Trained,
 )
-from p2pfl.peer.rounds import stack
+from p2pfl.peer.rounds import View, stack
 
 
 class Tempo(NamedTuple):
@@ -42,7 +43,7 @@ class Tempo(NamedTuple):
     Attributes:
         period: seconds between two pushes.
         ticks: how many pushes.
-        steps: local steps after each merge.
+        steps: local steps after each merge, or in a period without one.
         evaluate_every: measure the model at every so many pushes, and after the last.
         seed: draws whom to push to.
     """
@@ -60,7 +61,7 @@ class Gossiper(Generic[S, M]):
     def __init__(
         self,
         algorithm: Algorithm[S, M, M],
-        neighbours: tuple[PeerId, ...],
+        view: View,
         tempo: Tempo,
         params: Tensor,
         rows: Rows,
@@ -68,10 +69,9 @@ class Gossiper(Generic[S, M]):
         self.me: PeerId = int(rows.nodes[0])
         self.algorithm, self.tempo = algorithm, tempo
         self.state = algorithm.init(params, rows)
-        self.neighbours = set(neighbours)
+        self.view, self.neighbours = view, set(view.sends_to)
         self.step = 0
-        self._known = frozenset(neighbours)
-        self._training = False
+        self._training, self._idle = False, True  # idle: no mail to train on since a push
         self._mail: dict[PeerId, Received] = {}  # the newest of each sender, unmerged
         self._loss, self._received_bytes = math.nan, 0
         self._random = random.Random(f"{tempo.seed} {self.me}")
@@ -93,7 +93,7 @@ class Gossiper(Generic[S, M]):
             case TimerFired(round=tick):
                 return self._push(tick)
             case PeerUp(peer=peer):
-                self.neighbours.add(peer)
+                self.neighbours |= {peer} & set(self.view.sends_to)
             case PeerDown(peer=peer):
                 self.neighbours.discard(peer)
             case Evaluated():
@@ -101,13 +101,15 @@ class Gossiper(Generic[S, M]):
         return []
 
     def _receive(self, event: Received) -> list[Effect]:
-        if event.sender not in self._known:
+        if event.sender not in self.view.hears_from:
             raise RemoteProtocolError(f"{event.sender} is not a neighbour")
         self._received_bytes += event.size
         self._mail[event.sender] = event
         return self._train()
 
     def _trained(self, event: Trained) -> list[Effect]:
+        if not self._training or event.step != self.step:
+            raise LocalProtocolError(f"step {event.step} trained, which nobody asked for")
         if self.tempo.steps and not math.isfinite(event.loss):
             raise RunError(
                 f"node {self.me} diverged at step {event.step}: its training loss is {event.loss}"
@@ -122,7 +124,7 @@ class Gossiper(Generic[S, M]):
             return []
         for sender in sorted(self._mail):
             self._merge(cast(M, self._mail.pop(sender).message))
-        self._training = True
+        self._training, self._idle = True, False
         return [Train(self.step, self.tempo.steps, self.state)]
 
     def _merge(self, theirs: M) -> None:
@@ -141,5 +143,8 @@ class Gossiper(Generic[S, M]):
         last = tick + 1 >= self.tempo.ticks
         if last or (tick + 1) % self.tempo.evaluate_every == 0:
             effects.append(Evaluate(tick, self.params))
-        effects.append(Stop("all ticks done") if last else SetTimer(self.tempo.period, tick + 1))
+        if last:
+            return [*effects, Stop("all ticks done")]
+        effects += [SetTimer(self.tempo.period, tick + 1), *(self._train() if self._idle else [])]
+        self._idle = True
         return effects

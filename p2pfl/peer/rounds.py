@@ -8,7 +8,8 @@ and the machine moves only inside `Peer.handle`. `patience` is how long it waits
 neighbours after sending: for ever makes rounds synchronous, zero makes the peer
 asynchronous (it takes what has come), anything between is a deadline. A neighbour that
 misses a deadline is not waited for again until it has caught up, so whoever dies or
-freezes costs the others one deadline in all.
+freezes costs the others one deadline in all. A neighbour that has run far ahead is not
+waited for either: its newest model is taken for what it is.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ from p2pfl.peer.events import (
 from p2pfl.peer.stopping import Agreement, StopRule
 from p2pfl.topology.mixing import Mixing
 
-# How many messages of one sender may lie unopened. In step a sender is at most one round
-# ahead; only a peer which has fallen far behind ever reaches this, and it must not be
-# drowned in models that it will never mix.
+# How many messages of one sender may lie unopened. Where links go both ways, a sender in
+# step is at most one round ahead; only a peer which has fallen far behind ever reaches this,
+# and it must not be drowned in models that it will never mix.
 BACKLOG = 8
 
 
@@ -77,6 +78,8 @@ class Pace(NamedTuple):
         evaluate_every: measure the model after every so many rounds, and after the last.
         stop: when to stop before that, or None.
         width: rounds after which what anybody said has reached everybody.
+        backlog: unopened messages of one sender that are kept, where only the newest counts
+            and patience is finite.
     """
 
     rounds: int
@@ -85,6 +88,7 @@ class Pace(NamedTuple):
     evaluate_every: int = 1
     stop: StopRule | None = None
     width: int = 1
+    backlog: int = BACKLOG
 
 
 class Peer(Generic[S, M, R]):
@@ -109,6 +113,7 @@ class Peer(Generic[S, M, R]):
         self._heard: dict[PeerId, tuple[int, R]] = {}  # (degree, memory) of each sender
         self._gone: set[PeerId] = set()  # left, or presumed dead
         self._late: set[PeerId] = set()  # missed a deadline and have not caught up
+        self._outran: set[PeerId] = set()  # so far ahead that their mail overflowed
         self._view = View((), ())
         self._patient = True
         self._loss = math.nan
@@ -187,9 +192,14 @@ class Peer(Generic[S, M, R]):
         self._newest[sender] = event.round
         mail = self._mail.setdefault(sender, deque())
         mail.append(event)
-        if len(mail) > BACKLOG and self._replaceable:
+        if len(mail) > self.pace.backlog and self._replaceable and self.pace.patience < math.inf:
             mail.popleft()
-        if event.round >= self.round:
+            self._outran.add(sender)
+        if event.round <= self.round:
+            self._outran.discard(sender)
+        # A model of the last round, come while we train for the next, is as good as in time:
+        # whose wait for a third peer made us wait in vain is in step again.
+        if event.round + (self.phase is Phase.TRAINING) >= self.round:
             self._late.discard(sender)
         return self._try_close()
 
@@ -215,7 +225,8 @@ class Peer(Generic[S, M, R]):
         return self._close(missing if self.pace.patience else ())
 
     def _has_heard(self, peer: PeerId) -> bool:
-        return any(mail.round >= self.round for mail in self._mail.get(peer, ()))
+        mail = self._mail.get(peer, ())
+        return peer in self._outran or any(letter.round >= self.round for letter in mail)
 
     def _close(self, missing: tuple[PeerId, ...]) -> list[Effect]:
         self._late.update(missing)
@@ -255,7 +266,8 @@ class Peer(Generic[S, M, R]):
 
     def _due(self, peer: PeerId) -> list[Received]:
         mail, letters = self._mail.get(peer, deque()), []
-        while mail and (mail[0].round <= self.round or not self.pace.patience):
+        everything = not self.pace.patience or peer in self._outran
+        while mail and (everything or mail[0].round <= self.round):
             letters.append(mail.popleft())
         return letters
 

@@ -7,13 +7,13 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from p2pfl.errors import RemoteProtocolError
+from p2pfl.errors import RemoteProtocolError, RunError
 from p2pfl.learning.training import train
 from p2pfl.learning.tree import concat, take
 from p2pfl.peer.events import (
@@ -54,17 +54,19 @@ class Emulator:
         crashes: Mapping[PeerId, float] | None = None,
     ) -> None:
         self.setup, self.network = setup, network
-        self.crashes = dict(crashes or {})
+        self._crashes = dict(crashes or {})
+        self.crashed: set[PeerId] = set()
         self.peers = {node: setup.peer(node) for node in range(setup.topology.n)}
         self.time, self.rejected, self.missed = 0.0, 0, 0
         self.updates, self.batches = 0, 0  # local steps, and how many calls they took
         self._nodes = torch.arange(setup.topology.n)
         self._examples = setup.task.examples(self._nodes).tolist()
-        self._heap: list[tuple[float, int, PeerId, Event | Train]] = []
+        self._heap: list[tuple[float, int, PeerId, Event | Train | _Crash]] = []
         self._order = itertools.count()
         self._pending: dict[PeerId, Train] = {}
         self._ready: dict[PeerId, Trained] = {}
         self._line_free: dict[PeerId, float] = {}
+        self._link_free: dict[tuple[PeerId, PeerId], float] = {}
         self._arrived: dict[tuple[PeerId, PeerId], float] = {}
         self._numbers: Counter[tuple[PeerId, PeerId]] = Counter()
         self._sent: Counter[tuple[PeerId, int]] = Counter()  # bytes by (node, round)
@@ -75,33 +77,48 @@ class Emulator:
     @property
     def ending(self) -> Ending:
         """How the run has come out so far; peers that crashed are left out."""
-        nodes = torch.tensor([p for p in self.peers if p not in self.crashes])
-        params = torch.cat([self.peers[p].params for p in nodes.tolist()])
-        reasons = set(self._stopped.values()) or {"nothing left to happen"}
-        reason = ", ".join(sorted(reasons))
+        nodes = torch.tensor([p for p in self.peers if p not in self.crashed], dtype=torch.int64)
+        none = self.setup.task.init(nodes[:0])
+        params = torch.cat([none, *(self.peers[p].params for p in nodes.tolist())])
+        reason = ", ".join(sorted(set(self._stopped.values())))
         return Ending(params, nodes, reason, self.updates, self.time, self.missed, self.rejected)
 
     def rounds(self) -> Iterator[list[Row]]:
         """Run until nothing is left to happen; yield a round once every live peer ended it.
 
         Raises:
-            RunError: the training of a peer has diverged.
+            RunError: the training of a peer has diverged, or peers wait for ever.
         """
-        for peer, due in self.crashes.items():
-            for other in self.peers.keys() - {peer}:
-                self._at(due, other, PeerDown(peer))
+        for peer, due in self._crashes.items():
+            self._at(due, peer, _Crash())
         for peer in self.peers:
             self._at(0.0, peer, Started())
         while self._heap:
             due, _, peer, event = heapq.heappop(self._heap)
-            if isinstance(event, PeerDown) and due >= self.crashes.get(event.peer, math.inf):
-                self._rounds.live.discard(event.peer)
-            if due >= self.crashes.get(peer, math.inf) or peer in self._stopped:
+            if peer in self._stopped or peer in self.crashed:
                 continue
             self.time = due
-            self._deliver(peer, event)
+            if isinstance(event, _Crash):
+                self._crash(peer)
+            else:
+                self._deliver(peer, event)
             yield from self._rounds.complete()
         yield from self._rounds.rest()
+        self._check_all_stopped()
+
+    def _check_all_stopped(self) -> None:
+        waiting = sorted(self.peers.keys() - self._stopped.keys() - self.crashed)
+        if waiting:
+            raise RunError(
+                f"{len(waiting)} nodes, {waiting[0]} among them, wait for ever for messages that"
+                " were lost: pace.patience must be finite where messages can be lost"
+            )
+
+    def _crash(self, peer: PeerId) -> None:
+        self.crashed.add(peer)
+        self._pending.pop(peer, None)
+        self._rounds.leave(peer)
+        self._notify_loss(peer, [p for p in self.peers if p != peer], 0.0)
 
     def _deliver(self, peer: PeerId, event: Event | Train) -> None:
         happened = self._trained(peer) if isinstance(event, Train) else event
@@ -129,7 +146,9 @@ class Emulator:
                 self._evaluate(peer, effect)
             case Stop(reason=reason):
                 self._stopped[peer] = reason
-                self._say_bye(peer)
+                self._rounds.leave(peer)
+                sends_to, _ = self.setup.topology.view(peer, 0)
+                self._notify_loss(peer, sends_to, self.network.latency)
 
     def _row(self, peer: PeerId, report: Report) -> Row:
         return Row(
@@ -152,9 +171,10 @@ class Emulator:
             self._sent[src, send.round] += size
             link = (src, dst)
             start = max(self.time, self._line_free.get(src, 0.0))
-            delivery = self.network.delivery(link, self._numbers[link], size, start)
+            free = self._link_free.get(link, 0.0)
+            delivery = self.network.delivery(link, self._numbers[link], size, start, free)
             self._numbers[link] += 1
-            self._line_free[src] = delivery.leaves
+            self._line_free[src], self._link_free[link] = delivery.leaves, delivery.passes
             if delivery.arrives == math.inf:
                 continue
             due = max(delivery.arrives, self._arrived.get(link, 0.0))  # links are in order
@@ -162,10 +182,9 @@ class Emulator:
             message = Received(src, send.round, send.degree, send.score, send.message, size)
             self._at(due, dst, message)
 
-    def _say_bye(self, src: PeerId) -> None:
-        sends_to, _ = self.setup.topology.view(src, 0)
-        for dst in sends_to:
-            due = max(self.time + self.network.latency, self._arrived.get((src, dst), 0.0))
+    def _notify_loss(self, src: PeerId, others: Iterable[PeerId], after: float) -> None:
+        for dst in others:  # what was sent before arrives before
+            due = max(self.time + after, self._arrived.get((src, dst), 0.0))
             self._at(due, dst, PeerDown(src))
 
     def _evaluate(self, peer: PeerId, evaluate: Evaluate) -> None:
@@ -189,23 +208,32 @@ class Emulator:
             self.updates += int(count.sum())
         return self._ready.pop(peer)
 
-    def _at(self, due: float, peer: PeerId, event: Event | Train) -> None:
+    def _at(self, due: float, peer: PeerId, event: Event | Train | _Crash) -> None:
         heapq.heappush(self._heap, (due, next(self._order), peer, event))
+
+
+class _Crash:
+    """A peer falls silent for good."""
 
 
 class _Rounds:
     """Rows wait here until every live peer has ended the round, to be compared."""
 
     def __init__(self, live: set[PeerId]) -> None:
-        self.live = live
+        self._live = live
         self._rows: dict[int, dict[PeerId, tuple[Row, Tensor]]] = {}
-        self._full: list[int] = []
+        self._touched: set[int] = set()  # rounds which may have become complete
 
     def add(self, row: Row, mark: Tensor) -> None:
         rows = self._rows.setdefault(row.round, {})
         rows[row.node] = (row, mark)
-        if len(rows) >= len(self.live) and self.live <= rows.keys():
-            self._full.append(row.round)
+        if len(rows) >= len(self._live):
+            self._touched.add(row.round)
+
+    def leave(self, peer: PeerId) -> None:
+        """Wait for this peer no longer; what it has reported stays."""
+        self._live.discard(peer)
+        self._touched.update(self._rows)
 
     def evaluated(self, peer: PeerId, round: int, loss: float, acc: float) -> None:
         row, mark = self._rows[round][peer]
@@ -213,8 +241,10 @@ class _Rounds:
 
     def complete(self) -> Iterator[list[Row]]:
         """Yield the rounds which all peers have ended."""
-        while self._full:
-            yield self._compared(self._full.pop(0))
+        for round in sorted(self._touched):
+            if self._live <= self._rows[round].keys():
+                yield self._compared(round)
+        self._touched.clear()
 
     def rest(self) -> Iterator[list[Row]]:
         """Yield the rounds which some peers never ended."""

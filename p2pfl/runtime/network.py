@@ -21,6 +21,7 @@ class Delivery(NamedTuple):
     """What becomes of one message."""
 
     leaves: float  # when the sender's line is free again
+    passes: float  # when the link is free again
     arrives: float  # inf: lost
 
 
@@ -75,18 +76,29 @@ class NetworkModel:
         factor /= self.speeds.get(node, 1.0)
         return count * self.compute * factor * (1 + self.compute_jitter * self._draw(2, node, step))
 
-    def delivery(self, link: tuple[PeerId, PeerId], number: int, size: int, now: float) -> Delivery:
-        """Return when message `number` of a link, of `size` bytes and ready `now`, arrives."""
+    def delivery(
+        self,
+        link: tuple[PeerId, PeerId],
+        number: int,
+        size: int,
+        now: float,
+        free: float = 0.0,
+    ) -> Delivery:
+        """Return when message `number` of a link, of `size` bytes and ready `now`, arrives.
+
+        The message before it has passed the link at `free`.
+        """
         special = self.links.get(link, {})
         latency = special.get("latency", self.latency)
         bandwidth = special.get("bandwidth", self.bandwidth)
         loss = special.get("loss", self.loss)
         key = link[0] * 2**31 + link[1]
         leaves = now + size / self.uplink
-        sent = now + size / min(bandwidth, self.uplink)
+        passes = max(now, free) + size / min(bandwidth, self.uplink)
         if loss and self._draw(3, key, number) < loss:
-            return Delivery(leaves, math.inf)
-        return Delivery(leaves, sent + latency * (1 + self.jitter * self._draw(4, key, number)))
+            return Delivery(leaves, passes, math.inf)
+        stretch = 1 + self.jitter * self._draw(4, key, number)
+        return Delivery(leaves, passes, passes + latency * stretch)
 
     def _draw(self, use: int, which: int, number: int) -> float:
         if not (self.jitter or self.loss or self.compute_jitter or self.slow or self.links):

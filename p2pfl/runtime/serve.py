@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,9 +14,12 @@ from typing import Any
 
 import torch
 import zmq
+from torch import Tensor
 
 from p2pfl.algorithm import newest
 from p2pfl.errors import RemoteProtocolError
+from p2pfl.learning.evaluation import Scores
+from p2pfl.learning.task import Task
 from p2pfl.learning.training import train
 from p2pfl.peer.events import (
     Effect,
@@ -39,7 +43,42 @@ from p2pfl.runtime.sketch import sketch
 # How long the loop may sleep: a signal (Ctrl-C) is noticed after so many milliseconds.
 NAP = 250
 
-OnRow = Callable[[Row, torch.Tensor], None]
+OnRow = Callable[[Row, Tensor], None]
+
+
+class _Halted(Exception):
+    """The worker was told to leave off."""
+
+
+class _Haltable:
+    """A task whose training can be broken off between two steps."""
+
+    def __init__(self, task: Task) -> None:
+        self._task, self._halted = task, threading.Event()
+
+    def halt(self) -> None:
+        """Let the next step fail."""
+        self._halted.set()
+
+    @property
+    def d(self) -> int:
+        return self._task.d
+
+    def init(self, nodes: Tensor) -> Tensor:
+        return self._task.init(nodes)
+
+    def examples(self, nodes: Tensor) -> Tensor:
+        return self._task.examples(nodes)
+
+    def grad(self, params: Tensor, nodes: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        if self._halted.is_set():
+            raise _Halted
+        return self._task.grad(params, nodes, steps)
+
+    def evaluate(self, params: Tensor, nodes: Tensor) -> Scores:
+        if self._halted.is_set():
+            raise _Halted
+        return self._task.evaluate(params, nodes)
 
 
 class Server:
@@ -55,13 +94,14 @@ class Server:
         message = setup.algorithm.send(self._blank_state())
         links.expect(phase, wire.schema(message), self._replaceable)
         self._nodes = torch.tensor([node])
+        self._task = _Haltable(setup.task)
         self._examples = int(setup.task.examples(self._nodes)[0])
         self._name = f"worker-{phase}"
         self._wake = links.inproc(self._name)
         self._worker = ThreadPoolExecutor(1, initializer=self._open_waker)
         self._results: list[Future[Event]] = []
         self._timers: list[tuple[float, int]] = []
-        self._rows: dict[int, tuple[Row, torch.Tensor]] = {}  # waiting for their evaluation
+        self._rows: dict[int, tuple[Row, Tensor]] = {}  # waiting for their evaluation
         self._evaluating: set[int] = set()
         self._sent: Counter[int] = Counter()
         self._missed, self._updates = 0, 0
@@ -94,10 +134,13 @@ class Server:
                 for row, mark in self._finished_rows():
                     on_row(row, mark)
         finally:
+            self._task.halt()
             self._worker.submit(self._close_waker)
             self._worker.shutdown()
             self.links.poller.unregister(self._wake)
             self._wake.close(0)
+        for row, mark in self._finished_rows(also_waiting=True):
+            on_row(row, mark)
         reason = self._stopped or "interrupted"
         rejected = self.links.rejected.total()
         return Ending(
@@ -109,16 +152,23 @@ class Server:
             rejected=rejected,
         )
 
+    def _submit(self, effect: Train | Evaluate) -> None:
+        """Let the worker do something, and then wake us: not before the result is there."""
+        self._results.append(self._worker.submit(self._work, effect))
+        self._worker.submit(self._wake_up)
+
     def _open_waker(self) -> None:
         self._waker = self.links.waker(self._name)
+
+    def _wake_up(self) -> None:
+        self._waker.send(b"")
 
     def _close_waker(self) -> None:
         self._waker.close(0)
 
     def _turn(self) -> None:
-        due = self._timers[0][0] if self._timers else None
-        wait = self.links.until_due(due)
-        self.links.poller.poll(NAP if wait is None else min(wait, NAP))
+        due = self._timers[0][0] if self._timers else math.inf
+        self.links.poller.poll(self.links.until_due(due, NAP))
         with contextlib.suppress(zmq.Again):
             while True:
                 self._wake.recv(zmq.NOBLOCK)
@@ -136,7 +186,7 @@ class Server:
         try:
             effects = self.machine.handle(event)
         except RemoteProtocolError as error:
-            self.links.rejected[str(error)] += 1
+            self.links.reject(error)
             return
         for effect in effects:
             self._carry_out(effect)
@@ -145,10 +195,10 @@ class Server:
         match effect:
             case Train():
                 self._updates += effect.count
-                self._results.append(self._worker.submit(self._work, effect))
+                self._submit(effect)
             case Evaluate(round=number):
                 self._evaluating.add(number)
-                self._results.append(self._worker.submit(self._work, effect))
+                self._submit(effect)
             case Send():
                 self._sent[effect.round] += len(effect.to) * wire.size(self.node, effect)
                 self.links.send(effect)
@@ -175,10 +225,10 @@ class Server:
             virtual_s=math.nan,
         )
 
-    def _finished_rows(self) -> list[tuple[Row, torch.Tensor]]:
-        """Take out the rows which wait for no evaluation."""
-        ready = sorted(self._rows.keys() - self._evaluating)
-        return [self._rows.pop(number) for number in ready]
+    def _finished_rows(self, also_waiting: bool = False) -> list[tuple[Row, Tensor]]:
+        """Take out the rows whose evaluation is done, or was not asked for."""
+        waiting = set() if also_waiting else self._evaluating
+        return [self._rows.pop(number) for number in sorted(self._rows.keys() - waiting)]
 
     def _evaluated(self, event: Evaluated) -> None:
         row, mark = self._rows[event.round]
@@ -186,14 +236,10 @@ class Server:
         self._evaluating.discard(event.round)
 
     def _work(self, effect: Train | Evaluate) -> Event:
-        try:
-            if isinstance(effect, Evaluate):
-                loss, acc = self.setup.task.evaluate(effect.params, self._nodes)
-                return Evaluated(effect.round, loss.item(), acc.item())
-            first, count = torch.tensor([effect.step]), torch.tensor([effect.count])
-            state, mean = train(
-                self.setup.algorithm, self.setup.task, effect.state, self._nodes, first, count
-            )
-            return Trained(effect.step, state, mean.item())
-        finally:
-            self._waker.send(b"")
+        if isinstance(effect, Evaluate):
+            loss, acc = self._task.evaluate(effect.params, self._nodes)
+            return Evaluated(effect.round, loss.item(), acc.item())
+        first, count = torch.tensor([effect.step]), torch.tensor([effect.count])
+        algorithm = self.setup.algorithm
+        state, mean = train(algorithm, self._task, effect.state, self._nodes, first, count)
+        return Trained(effect.step, state, mean.item())

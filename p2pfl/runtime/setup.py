@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from p2pfl.algorithm import Algorithm, Rows
 from p2pfl.learning.task import Task
 from p2pfl.peer.events import Machine
 from p2pfl.peer.gossiper import Gossiper, Tempo
-from p2pfl.peer.rounds import Pace, Peer, View
+from p2pfl.peer.rounds import BACKLOG, Pace, Peer, View
 from p2pfl.topology.mixing import Mixing
 from p2pfl.topology.schedule import Topology
 
@@ -72,12 +73,27 @@ class Setup:
         nodes = torch.tensor([node])
         params, steps = self.task.init(nodes), int(self.steps(nodes)[0])
         if isinstance(self.pace, Tempo):
-            sends_to, _ = self.topology.view(node, 0)
+            view = View(*self.topology.view(node, 0))
             tempo = self.pace._replace(steps=steps)
-            return Gossiper(self.algorithm, sends_to, tempo, params, self.rows(nodes))
-        pace = self.pace._replace(steps=steps)
+            return Gossiper(self.algorithm, view, tempo, params, self.rows(nodes))
+        pace = self.pace._replace(steps=steps, backlog=self._backlog)
         views = self._views(node)
         return Peer(self.algorithm, self.mixing, views, pace, params, self.rows(nodes))
+
+    @cached_property
+    def _backlog(self) -> int:
+        """How many messages of one sender a peer keeps.
+
+        In step, a sender gets as far ahead as its receiver is away from it: one round where
+        links go both ways, up to n - 1 on a directed ring.
+        """
+        topology = self.topology
+        if topology.period == 1 and topology.is_symmetric:
+            return BACKLOG
+        try:
+            return max(BACKLOG, topology.reach() + 1)
+        except ValueError:  # nothing comes back to some sender, so nothing holds it back
+            return BACKLOG
 
     def _views(self, node: int) -> Callable[[int], View]:
         return lambda round: View(*self.topology.view(node, round))

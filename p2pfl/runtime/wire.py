@@ -7,7 +7,9 @@ two ends have compared theirs in the handshake.
     header = [version, kind, run, phase, sender, round, degree, score]
 
 `run` is the first 8 bytes of the digest of everything both ends must agree on; `phase` is 0
-while statistics of the data are averaged and 1 in training.
+while statistics of the data are averaged and 1 in training. In a hello, `round` is a number
+the sending process has drawn for itself, so that a process started again is told from a
+connection made again.
 """
 
 from __future__ import annotations
@@ -25,17 +27,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl.errors import RemoteProtocolError
+from p2pfl.errors import RemoteProtocolError, UserError
 from p2pfl.peer.events import PeerId, Received, Send
 
 VERSION = 1
+RUN = 8  # bytes of the digest of the terms
 MAX_HEADER = 128
 MAX_HELLO = 64 * 1024
+MAX_TERM = 200  # characters; of a longer one the beginning and a digest travel
+# Without limits of its own, msgpack allocates thousands of times what it has been sent.
 _LIMITS: dict[str, Any] = {
-    "max_str_len": 1024,
+    "max_str_len": 4 * MAX_TERM,
     "max_bin_len": 64,
-    "max_array_len": 256,
-    "max_map_len": 512,
+    "max_array_len": 64,
+    "max_map_len": 4096,
     "max_ext_len": 0,
 }
 
@@ -48,6 +53,11 @@ class Kind(IntEnum):
     REFUSE = 3
     MODEL = 4
     BYE = 5
+    ABORT = 6  # a goodbye before the run has begun
+
+
+class OtherVersion(RemoteProtocolError):
+    """Somebody speaks another version of this protocol."""
 
 
 class Header(NamedTuple):
@@ -102,18 +112,19 @@ def unpack(frame: bytes | memoryview) -> Header:
     if len(frame) > MAX_HEADER:
         raise RemoteProtocolError(f"a header of {len(frame)} bytes")
     values = _unpack(frame)
-    if not isinstance(values, list) or len(values) != 1 + len(Header._fields):
+    if not isinstance(values, list) or not values or type(values[0]) is not int:
         raise RemoteProtocolError("not a message of this protocol")
-    version, kind, *rest = values
-    if version != VERSION:
-        raise RemoteProtocolError(f"protocol version {version!r}, ours is {VERSION}")
-    run, *numbers, score = rest
-    if not isinstance(run, bytes) or type(score) is not float or math.isnan(score):
+    if values[0] != VERSION:
+        raise OtherVersion(f"protocol version {values[0]}, ours is {VERSION}")
+    if len(values) != 1 + len(Header._fields):
+        raise RemoteProtocolError("malformed header")
+    kind, run, *numbers, score = values[1:]
+    if type(run) is not bytes or len(run) != RUN or type(score) is not float or math.isnan(score):
         raise RemoteProtocolError("malformed header")
     if any(type(number) is not int or not 0 <= number < 2**53 for number in numbers):
         raise RemoteProtocolError("malformed header")
     if type(kind) is not int or kind not in list(Kind):
-        raise RemoteProtocolError(f"message of unknown kind {kind!r}")
+        raise RemoteProtocolError("a message of unknown kind")
     phase, sender, round, degree = numbers
     return Header(Kind(kind), run, phase, sender, round, degree, score)
 
@@ -138,7 +149,7 @@ def load(header: Header, frames: Sequence[memoryview], schema: Schema) -> Receiv
                 f"{field.name} has {len(frame)} bytes instead of {field.nbytes}"
             )
         array = np.frombuffer(frame, np.dtype(field.dtype)).reshape(field.shape).copy()
-        if array.dtype.kind == "f" and not np.isfinite(array.sum(dtype=np.float64)):
+        if array.dtype.kind == "f" and not _is_finite(array):
             raise RemoteProtocolError(f"{field.name} has values which are not finite")
         blocks.append(torch.from_numpy(array))
     size = header_size(header.sender, header.round, header.degree) + sum(map(len, frames))
@@ -155,25 +166,47 @@ def size(sender: PeerId, send: Send) -> int:
 @functools.lru_cache(maxsize=4096)
 def header_size(sender: PeerId, round: int, degree: int) -> int:
     """Return the size of the header of a model message."""
-    return len(pack(Header(Kind.MODEL, bytes(8), 1, sender, round, degree)))
+    return len(pack(Header(Kind.MODEL, bytes(RUN), 1, sender, round, degree)))
 
 
 def digest(terms: Mapping[str, str]) -> bytes:
     """Return the 8 bytes which stand for what both ends of a link must agree on."""
     text = json.dumps(dict(terms), sort_keys=True)
-    return hashlib.sha256(text.encode()).digest()[:8]
+    return hashlib.sha256(text.encode()).digest()[:RUN]
+
+
+def shorten(terms: Mapping[str, str]) -> dict[str, str]:
+    """Return terms short enough to travel, and different whenever the terms are.
+
+    >>> shorten({"data.columns": "x" * 500})["data.columns"][-29:]
+    'xx... sha256 c38c2bf3055c516a'
+    """
+    return {_short(key): _short(value) for key, value in terms.items()}
+
+
+def _short(text: str) -> str:
+    if len(text) <= MAX_TERM:
+        return text
+    return f"{text[: MAX_TERM - 40]}... sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def pack_terms(terms: Mapping[str, str]) -> bytes:
-    """Return the body of a hello."""
+    """Return the body of a hello.
+
+    Raises:
+        UserError: there are too many terms for one.
+    """
     packed: bytes = msgpack.packb(dict(terms))
-    if len(packed) > MAX_HELLO:
-        raise ValueError(f"the terms of this run take {len(packed)} bytes, over {MAX_HELLO}")
+    if len(packed) > MAX_HELLO or len(terms) > _LIMITS["max_map_len"]:
+        raise UserError(
+            f"the experiment spells out {len(terms)} settings in {len(packed)} bytes;"
+            f" peers can compare {MAX_HELLO} bytes"
+        )
     return packed
 
 
 def unpack_terms(frame: bytes | memoryview) -> dict[str, str]:
-    """Return the terms in the body of a hello."""
+    """Return the terms in the body of a hello; raises `RemoteProtocolError` if it has none."""
     if len(frame) > MAX_HELLO:
         raise RemoteProtocolError(f"a hello of {len(frame)} bytes")
     terms = _unpack(frame)
@@ -192,10 +225,22 @@ def difference(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
     """
     parts = []
     for key in sorted(ours.keys() | theirs.keys()):
-        here, there = (repr(t[key])[:80] if key in t else "absent" for t in (ours, theirs))
-        if here != there:
+        if ours.get(key) != theirs.get(key):
+            here, there = _shown(ours.get(key), theirs.get(key))
             parts.append(f"{key}: {here} here, {there} there")
     return "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more" if len(parts) > 4 else "")
+
+
+def _shown(*values: str | None) -> list[str]:
+    """Return texts as they are quoted: of long ones, the part where they begin to differ."""
+    texts = [value for value in values if value is not None]
+    letters = enumerate(zip(*texts, strict=False))
+    alike = next((i for i, pair in letters if len({*pair}) > 1), min(map(len, texts)))
+    start = max(0, alike - 20) if len(texts) > 1 and max(map(len, texts)) > 80 else 0
+    dots = "..." if start else ""
+    return [
+        "absent" if value is None else repr(dots + value[start : start + 80]) for value in values
+    ]
 
 
 def _unpack(frame: bytes | memoryview) -> Any:  # noqa: ANN401
@@ -203,6 +248,11 @@ def _unpack(frame: bytes | memoryview) -> Any:  # noqa: ANN401
         return msgpack.unpackb(frame, **_LIMITS)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise RemoteProtocolError("not a message of this protocol") from error
+
+
+def _is_finite(array: np.ndarray[Any, Any]) -> bool:
+    with np.errstate(invalid="ignore", over="ignore"):
+        return bool(np.isfinite(array.sum(dtype=np.float64)))  # one pass, and no copy
 
 
 def _numpy(block: Tensor) -> np.ndarray[Any, Any]:

@@ -145,6 +145,10 @@ def emulated(
     return emulator, list(emulator.rounds())
 
 
+def flat(rounds: list[list[Row]]) -> list[Row]:
+    return [row for rows in rounds for row in rows]
+
+
 def one_peer_exponential(n: int = 8) -> Topology:
     """Everybody sends to one other in a round, 1, 2, 4, ... further on in turn."""
     jumps = [1 << j for j in range((n - 1).bit_length())]

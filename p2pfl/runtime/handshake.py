@@ -1,0 +1,167 @@
+"""The handshake: whom a peer lets in, who lets it in, and why not.
+
+A hello says who dials, and spells out what both ends must agree on. The answer is WELCOME,
+or REFUSE with the difference. Nothing here is proof of anything: the links are not
+authenticated, and a hello is a claim.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from p2pfl.errors import RemoteProtocolError, RunError
+from p2pfl.peer.events import PeerId
+from p2pfl.runtime import wire
+from p2pfl.runtime.sockets import Frames, Link, Listener
+from p2pfl.runtime.wire import Header, Kind
+
+MOST_REASON = 1000  # bytes
+
+
+class NeighbourGone(RunError):
+    """A neighbour gave up before the run had begun, for a reason of its own."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What both ends of a link must agree on, spelled out so that a difference has a name."""
+
+    items: Mapping[str, str]
+
+    @property
+    def run(self) -> bytes:
+        """The digest which stands for the terms in every header."""
+        return wire.digest(self.items)
+
+
+class Handshake:
+    """What has been settled with the neighbours.
+
+    Attributes:
+        run: stands for our terms in every header.
+        refused: who does not want us, and why.
+        answered: whose hello we have answered, either way.
+        done: whether all have met.
+    """
+
+    def __init__(self, me: PeerId, addresses: Mapping[PeerId, str], terms: Terms) -> None:
+        self.me, self.run = me, terms.run
+        self.refused: dict[PeerId, str] = {}
+        self.answered: set[PeerId] = set()
+        self.done = False
+        self._addresses, self._terms = dict(addresses), wire.shorten(terms.items)
+        self._life = secrets.randbits(53)  # tells us from ourselves started again
+        self._lives: dict[PeerId, int] = {}
+        self._senders: dict[bytes, PeerId] = {}  # by connection
+
+    @property
+    def hello(self) -> Frames:
+        """What goes out first on every connection we dial."""
+        return [self._header(Kind.HELLO, self._life), wire.pack_terms(self._terms)]
+
+    def sender(self, identity: bytes) -> PeerId | None:
+        """Return who is behind a connection; None: nobody who has said hello."""
+        return self._senders.get(identity)
+
+    def is_known(self, peer: PeerId) -> bool:
+        """Return whether a peer has been let in."""
+        return peer in self._lives
+
+    def name(self, peer: PeerId) -> str:
+        """Return what errors call a neighbour."""
+        return f"peer {peer} at {self._addresses[peer]}"
+
+    def hear(
+        self,
+        listener: Listener,
+        identity: bytes,
+        frames: list[memoryview],
+        here: Collection[PeerId],
+    ) -> None:
+        """Answer a hello.
+
+        Args:
+            listener: where it came in, and where the answer goes.
+            identity: of the connection.
+            frames: the message.
+            here: neighbours that have not left.
+
+        Raises:
+            RemoteProtocolError: it was refused.
+        """
+        header = wire.unpack(frames[0])
+        if len(frames) != 2:
+            raise RemoteProtocolError("a hello without terms")
+        peer, life = header.sender, header.round
+        reason = self._objection(listener, header, wire.unpack_terms(frames[1]), here)
+        self.answered.add(peer)
+        if reason:
+            body = reason.encode()[:MOST_REASON]
+            listener.answer(identity, self._header(Kind.REFUSE), body)
+            raise RemoteProtocolError(f"hello refused: {reason}")
+        # Of a connection before this one something may still lie unread, if it was not
+        # another process that made it.
+        before = [old for old, whose in self._senders.items() if whose == peer]
+        for old in before[:-1] if self._lives.get(peer) == life else before:
+            del self._senders[old]
+        self._senders[identity], self._lives[peer] = peer, life
+        listener.answer(identity, self._header(Kind.WELCOME))
+
+    def refuse_version(self, listener: Listener, identity: bytes) -> None:
+        """Answer somebody whose version of the protocol is another, as far as we can."""
+        listener.answer(identity, self._header(Kind.REFUSE))
+
+    def hear_answer(self, peer: PeerId, link: Link, frames: list[bytes]) -> bool:
+        """Take in what the neighbour behind a link has answered; return whether it has left.
+
+        Raises:
+            RemoteProtocolError: it is no answer.
+        """
+        try:
+            header = wire.unpack(frames[0])
+        except wire.OtherVersion as error:
+            self.refused[peer] = f"{self.name(peer)} speaks {error}"
+            self.answered.add(peer)  # there is nothing more it could hear from us
+            raise
+        if header.sender != peer:
+            self.refused[peer] = f"{self.name(peer)} says that it is peer {header.sender}"
+            self.answered.add(peer)
+        elif header.kind is Kind.WELCOME:
+            link.accepted()
+        elif header.kind is Kind.REFUSE:
+            reason = frames[1][:MOST_REASON].decode(errors="replace") if frames[1:] else ""
+            self.refused[peer] = (
+                f"{self.name(peer)} refused peer {self.me} ('here' is peer {peer}): {reason}"
+            )
+        return header.sender == peer and header.kind is Kind.BYE
+
+    def _objection(
+        self,
+        listener: Listener,
+        header: Header,
+        terms: Mapping[str, str],
+        here: Collection[PeerId],
+    ) -> str:
+        """Say why a hello is not acceptable, or return the empty string."""
+        peer, life = header.sender, header.round
+        if difference := wire.difference(self._terms, terms):
+            return difference
+        if peer not in self._addresses:
+            return f"peer {peer} is no neighbour of peer {self.me}"
+        if peer not in here:
+            return f"peer {self.me} goes on without peer {peer}"
+        if self._lives.get(peer, life) == life:
+            return ""
+        if self._is_connected(listener, peer):
+            return f"there is a peer {peer} already"
+        return f"peer {peer} was started again after the run had begun" if self.done else ""
+
+    def _is_connected(self, listener: Listener, peer: PeerId) -> bool:
+        """Try whether anybody is there who was let in as this peer."""
+        welcome = self._header(Kind.WELCOME)
+        return any(listener.answer(i, welcome) for i, p in self._senders.items() if p == peer)
+
+    def _header(self, kind: Kind, round: int = 0) -> bytes:
+        return wire.pack(Header(kind, self.run, 0, self.me, round))

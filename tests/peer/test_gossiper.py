@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from peer_cases import vector
+
+from p2pfl.algorithm import Rows
+from p2pfl.algorithms import gossip
+from p2pfl.algorithms.gossip import Aged
+from p2pfl.errors import LocalProtocolError, RemoteProtocolError, RunError
+from p2pfl.learning.optim import sgd
+from p2pfl.peer.events import (
+    Evaluate,
+    PeerDown,
+    PeerUp,
+    Received,
+    Report,
+    Send,
+    SetTimer,
+    Started,
+    Stop,
+    TimerFired,
+    Train,
+    Trained,
+)
+from p2pfl.peer.gossiper import Gossiper, Tempo
+from p2pfl.peer.rounds import View
+
+
+def make(to=(0, 2), hears=(0, 2), **tempo):
+    rows = Rows(torch.tensor([1]), torch.tensor([5]))
+    paced = Tempo(**{"period": 2.0, "ticks": 5, **tempo})
+    return Gossiper(gossip(sgd(0.5)), View(to, hears), paced, vector(0.0, 0.0), rows)
+
+
+def model(sender: int, *x: float, age: float = 0.0) -> Received:
+    return Received(sender, 0, 1, -math.inf, Aged(vector(*x), vector(age)), 70)
+
+
+def trained(peer, asked: Train, *gradient: float, loss: float = 1.0):
+    state = peer.algorithm.step(asked.state, vector(*gradient))
+    return peer.handle(Trained(asked.step, state, loss))
+
+
+def kinds(effects):
+    return [type(effect) for effect in effects]
+
+
+def test_a_model_that_comes_during_a_step_is_merged_after_it():
+    peer = make()
+    timer, asked = peer.handle(Started())
+    assert timer == SetTimer(2.0, 0)
+    assert peer.handle(model(0, 8.0, 0.0)) == []  # one training at a time
+    assert peer.handle(model(2, 0.0, 8.0)) == []
+    assert peer.params.tolist() == [[0.0, 0.0]]
+    (again,) = trained(peer, asked, -4.0, -4.0)
+    # x = (2, 2) of age 1 merges with 0's (8, 0) of age 0, as 2 to 1; then with 2's, as 2 to 1.
+    torch.testing.assert_close(again.state.x, vector((4.0 * 2) / 3, (4 / 3 * 2 + 8) / 3))
+    assert again.step == 1
+    assert trained(peer, again, 0.0, 0.0) == []  # no mail, no step
+
+
+def test_only_the_newest_model_of_a_neighbour_is_merged():
+    peer = make()
+    _, asked = peer.handle(Started())
+    peer.handle(model(0, 100.0, 100.0))
+    peer.handle(model(0, 3.0, 3.0))
+    (again,) = trained(peer, asked, 0.0, 0.0)
+    torch.testing.assert_close(again.state.x, vector(1.0, 1.0))
+    report = peer.handle(TimerFired(0))[1]
+    assert isinstance(report, Report)
+    assert report.received == 140
+    assert peer.handle(TimerFired(1))[1].received == 0
+
+
+def test_a_push_goes_to_one_neighbour_that_is_alive():
+    peer = make(ticks=60)
+    peer.handle(Started())
+    seen = set()
+    for tick in range(20):
+        send, *_ = peer.handle(TimerFired(tick))
+        assert isinstance(send, Send)
+        assert len(send.to) == send.degree == 1
+        seen |= {*send.to}
+    assert seen == {0, 2}
+    peer.handle(PeerDown(2))
+    assert {peer.handle(TimerFired(tick))[0].to for tick in range(20, 40)} == {(0,)}
+    peer.handle(PeerDown(0))
+    assert Send not in kinds(peer.handle(TimerFired(40)))
+    peer.handle(PeerUp(2))
+    assert peer.handle(TimerFired(41))[0].to == (2,)
+
+
+def test_one_way_links():
+    peer = make(to=(2,), hears=(0,))
+    _, asked = peer.handle(Started())
+    peer.handle(model(0, 2.0, 2.0))
+    with pytest.raises(RemoteProtocolError, match="2 is not a neighbour"):
+        peer.handle(model(2, 2.0, 2.0))
+    (again,) = trained(peer, asked, 0.0, 0.0)
+    assert float(again.state.x.sum()) > 0
+    peer.handle(PeerUp(0))  # who is heard is not thereby spoken to
+    assert {peer.handle(TimerFired(tick))[0].to for tick in range(4)} == {(2,)}
+
+
+def test_the_last_push_is_measured_and_ends_it():
+    peer = make(ticks=3, evaluate_every=2)
+    peer.handle(Started())
+    each = [kinds(peer.handle(TimerFired(tick))) for tick in range(3)]
+    assert each == [
+        [Send, Report, SetTimer],
+        [Send, Report, Evaluate, SetTimer],
+        [Send, Report, Evaluate, Stop],
+    ]
+
+
+def test_a_period_without_mail_trains_all_the_same():
+    peer = make(ticks=9)
+    _, asked = peer.handle(Started())
+    trained(peer, asked, 0.0, 0.0)
+    assert Train not in kinds(peer.handle(TimerFired(0)))  # it has trained since the start
+    for tick in (1, 2):
+        *_, asked = peer.handle(TimerFired(tick))
+        assert isinstance(asked, Train)
+        trained(peer, asked, 0.0, 0.0)
+    (asked,) = peer.handle(model(0, 1.0, 1.0))
+    trained(peer, asked, 0.0, 0.0)
+    assert Train not in kinds(peer.handle(TimerFired(3)))
+    *_, asked = peer.handle(TimerFired(4))
+    assert isinstance(asked, Train)
+    assert Train not in kinds(peer.handle(TimerFired(5)))  # still at it
+
+
+def test_divergence_and_misuse():
+    peer = make()
+    _, asked = peer.handle(Started())
+    with pytest.raises(LocalProtocolError, match="step 7"):
+        peer.handle(Trained(7, asked.state, 1.0))
+    with pytest.raises(RunError, match="node 1 diverged at step 0: its training loss is inf"):
+        peer.handle(Trained(0, asked.state, math.inf))
+    trained(peer, asked, 0.0, 0.0)
+    with pytest.raises(LocalProtocolError, match="step 0 trained, which nobody asked for"):
+        peer.handle(Trained(0, asked.state, 1.0))
+
+
+def test_the_seed_draws_whom_to_push_to():
+    def pushes(seed):
+        peer = make(seed=seed, ticks=99)
+        peer.handle(Started())
+        return [peer.handle(TimerFired(tick))[0].to for tick in range(30)]
+
+    assert pushes(1) == pushes(1) != pushes(2)
