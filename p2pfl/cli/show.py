@@ -38,7 +38,7 @@ def topology_show(
     Example:  p2pfl topology show torus:rows=4,cols=6 --draw torus.png
     """
     from p2pfl.experiment.config import read
-    from p2pfl.experiment.experiment import topology_of
+    from p2pfl.experiment.nodes import topology_of
     from p2pfl.experiment.sections import SECTIONS
     from p2pfl.topology import Network, analyse, static
     from p2pfl.topology import draw as draw_graph

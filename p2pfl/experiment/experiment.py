@@ -6,7 +6,6 @@ checked without the data, so a mistake is found before anything has started.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -20,7 +19,6 @@ import tomli_w
 import torch
 from torch import Tensor
 
-from p2pfl import __version__
 from p2pfl.algorithm import Algorithm
 from p2pfl.algorithms import proximal
 from p2pfl.data.dataset import Source
@@ -29,6 +27,7 @@ from p2pfl.data.statistics import Affine, moments_by_node, standardise
 from p2pfl.errors import UserError
 from p2pfl.experiment.config import Section, Value, read
 from p2pfl.experiment.files import change, find, located, shipped
+from p2pfl.experiment.nodes import count_nodes
 from p2pfl.experiment.pairing import Pairing, check_pairing, default_mixing, remarks
 from p2pfl.experiment.sections import (
     DEFAULTS,
@@ -39,6 +38,7 @@ from p2pfl.experiment.sections import (
     Timer,
     Training,
 )
+from p2pfl.experiment.terms import terms
 from p2pfl.learning.backends import BACKENDS
 from p2pfl.learning.losses import LOSSES, Loss, default_loss
 from p2pfl.learning.task import ModelTask, per_node
@@ -52,8 +52,6 @@ from p2pfl.topology.mixing import Mixing, weights
 from p2pfl.topology.schedule import Links, Topology, static
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-# Both ends of a link need not agree on these: they concern one peer, or the emulator.
-PRIVATE = ("name", "evaluation", "network", "output")
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ class Experiment:
             for key, kind in SECTIONS.items()
             if key != "mixing"
         }
-        nodes = _count_nodes(tables.get("nodes"), sections)
+        nodes = count_nodes(tables.get("nodes"), sections)
         mixing = tables.get("mixing") or default_mixing(_algorithm(sections).needs)
         sections["mixing"] = read("mixing", mixing, SECTIONS["mixing"])
         experiment = cls(name, seed, nodes, sections, base)
@@ -136,16 +134,7 @@ class Experiment:
 
     def terms(self, task: ModelTask) -> dict[str, str]:
         """Return what all peers of a run must agree on, by key, for the handshake."""
-        flat: dict[str, str] = {"version": ".".join(__version__.split(".")[:2])}
-        for key, value in _flatten({k: v for k, v in self.to_dict().items() if k not in PRIVATE}):
-            # Where a peer keeps its files is its own business; what they say is compared.
-            flat[key] = "" if key.split(".")[-1] == "path" else str(value)
-        flat["model.parameters"] = f"{task.d} ({task.spec.digest[:12]})"
-        links = b"".join(
-            part.numpy().tobytes() for links in self.topology.rounds() for part in links[:2]
-        )
-        flat["topology.links"] = hashlib.sha256(links).hexdigest()[:12]
-        return flat
+        return terms(self.to_dict(), self.topology, task)
 
     @property
     def training(self) -> Training:
@@ -350,49 +339,8 @@ class Experiment:
         check_pairing(self._pairing)
 
 
-def topology_of(spec: str, nodes: int | None) -> nx.Graph | Network:
-    """Return the graph or the network file that ``p2pfl topology show`` is asked for.
-
-    Raises:
-        UserError: there is no such thing, or not with so many nodes.
-    """
-    section = read("topology", located("topology", spec, Path.cwd()), SECTIONS["topology"])
-    if section.name == "file":
-        return section.build("topology", nodes)
-    rows, cols = section.values.get("rows"), section.values.get("cols")
-    n = nodes or (rows * cols if rows and cols else None)
-    if n is None:
-        raise UserError(f"{spec}: say how many nodes, as in --nodes 16")
-    return section.build("topology", n)
-
-
 def _algorithm(sections: Mapping[str, Section]) -> Algorithm[Any, Any, Any]:
     optimiser = sections["optimiser"].build("optimiser")
     algorithm: Algorithm[Any, Any, Any] = sections["algorithm"].build("algorithm", optimiser)
     mu = sections["training"].build("training").proximal
     return proximal(algorithm, mu) if mu else algorithm
-
-
-def _count_nodes(nodes: Value, sections: Mapping[str, Section]) -> int:
-    """Return how many nodes there are, as said or as it follows from the rest."""
-    if nodes is not None:
-        if type(nodes) is not int or nodes < 1:
-            raise UserError(f"nodes = {nodes!r}: expected a whole number, at least 1")
-        return nodes
-    topology, data = sections["topology"], sections["data"]
-    if topology.name == "file":
-        network: Network = topology.build("topology", None)
-        return len(network.names)
-    rows, cols = topology.values.get("rows"), topology.values.get("cols")
-    if rows and cols:
-        return int(rows * cols)
-    source: Source = data.build("data")
-    return source.files or 8
-
-
-def _flatten(value: Value, path: str = "") -> Iterable[tuple[str, Value]]:
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _flatten(part, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
