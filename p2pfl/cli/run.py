@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -62,6 +63,8 @@ def run(  # noqa: PLR0913 - every parameter is an option of the command
     from p2pfl.launch.session import Place, Watch, Where, run_checked
     from p2pfl.results.runs import read_run, read_summary
 
+    # Whoever ends us politely gets what Ctrl-C gets: peers that are ended, and a valid folder.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     checked = Experiment.load(experiment, changes(set_, seed))
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for note in [] if quiet else checked.notes:
@@ -83,4 +86,5 @@ def run(  # noqa: PLR0913 - every parameter is an option of the command
     if status == "failed":
         raise RunError(f"{result.summary['error']} (the others' results are in {folder})")
     if status == "interrupted":
-        raise KeyboardInterrupt
+        console.print("p2pfl: interrupted; the folder holds what there was", markup=False)
+        raise typer.Exit(130)

@@ -31,6 +31,9 @@ from p2pfl.runtime.setup import Setup
 from p2pfl.runtime.simulate import Simulator
 from p2pfl.topology import metropolis, push, static, weights
 
+# Blocks are small: more threads only get into each other's way, the more so on a busy machine.
+torch.set_num_threads(1)
+
 Build = Callable[[Optimiser], Algorithm[Any, Any, Any]]
 
 PLAIN: dict[str, Build] = {

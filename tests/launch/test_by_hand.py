@@ -68,6 +68,7 @@ def test_peers_of_different_experiments_say_what_differs(place: Path):
         assert "optimiser.lr" in summary(place / f"out-{node}")["error"]
 
 
+@pytest.mark.slow
 def test_one_that_comes_late_is_told_the_difference_too(place: Path):
     with peers(peer(0), cwd=place) as (first,):
         events = place / "out-0" / "events.jsonl"

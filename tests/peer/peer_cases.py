@@ -42,6 +42,9 @@ from p2pfl.peer.rounds import Pace, Peer, View
 from p2pfl.peer.stopping import target
 from p2pfl.topology import Mixing, metropolis, push
 
+# Blocks are small: more threads only get into each other's way, the more so on a busy machine.
+torch.set_num_threads(1)
+
 ALGORITHMS: dict[str, tuple[Algorithm[Any, Any, Any], Mixing]] = {
     "dpsgd": (dpsgd(sgd(0.5)), metropolis()),
     "push_sum": (push_sum(sgd(0.5)), push()),

@@ -44,6 +44,9 @@ from p2pfl.topology import (
     weights,
 )
 
+# Blocks are small: more threads only get into each other's way, the more so on a busy machine.
+torch.set_num_threads(1)
+
 N = 6
 RULES = {"mean": metropolis(), "mass": push(), "none": metropolis()}
 
@@ -60,6 +63,7 @@ class Case(NamedTuple):
 
 
 LONELY = nx.empty_graph(N)
+STEADY = NetworkModel(latency=0.1, compute=1.0)
 
 CASES: dict[str, Case] = {
     "fedavg": Case(fedavg, complete_graph, metropolis()),
