@@ -286,8 +286,14 @@ class Experiment:
             pace = Tempo(period, ticks, evaluate_every=evaluation.every, seed=self.seed)
         else:
             width = topology.reach() if self.pace.stop else 1
-            rounds, patience, stop = self.pace.rounds, self.pace.patience, self.pace.stop
-            pace = Pace(rounds, 1, patience, evaluation.every, stop, max(width, 1))
+            pace = Pace(
+                self.pace.rounds,
+                patience=self.pace.patience,
+                seconds=self.pace.seconds,
+                evaluate_every=evaluation.every,
+                stop=self.pace.stop,
+                width=max(width, 1),
+            )
         return Setup(
             self.algorithm,
             task,

@@ -66,6 +66,7 @@ class Rounds(NamedTuple):
     local_steps: int | None
     local_epochs: int | None
     patience: float
+    seconds: float
     stop: StopRule | None
 
 
@@ -74,6 +75,7 @@ def rounds(
     local_steps: int | None = None,
     local_epochs: int | None = None,
     patience: float = 30.0,
+    seconds: float = math.inf,
     stop: StopRule | None = None,
 ) -> Rounds:
     """Train and exchange in rounds.
@@ -85,6 +87,7 @@ def rounds(
         patience: seconds to wait for neighbours after sending. ``inf``: for ever, in step.
             0: never, asynchronous. A neighbour that missed a deadline is not waited for
             again until it has caught up.
+        seconds: begin no further round after so many (virtual ones in the emulator).
         stop: a rule on which all peers agree to stop early.
     """
     if rounds < 1:
@@ -96,10 +99,12 @@ def rounds(
             raise ValueError(f"{name} = {value} is below 1")
     if not patience >= 0:
         raise ValueError(f"patience = {patience} is not a number >= 0")
+    if not seconds > 0:
+        raise ValueError(f"seconds = {seconds} is not above 0")
     if stop and patience == 0:
         raise ValueError("a stopping rule needs rounds in step: patience must be above 0")
     epochs = 1 if local_steps is None and local_epochs is None else local_epochs
-    return Rounds(rounds, local_steps, epochs, patience, stop)
+    return Rounds(rounds, local_steps, epochs, patience, seconds, stop)
 
 
 class Timer(NamedTuple):
@@ -116,7 +121,7 @@ def timer(period: float = 0.1, ticks: int = 100, local_steps: int = 1) -> Timer:
     Args:
         period: seconds between two pushes.
         ticks: how many pushes.
-        local_steps: local steps after each merge.
+        local_steps: local steps after each merge, or in a period without one.
     """
     if not 0 < period < math.inf:
         raise ValueError(f"period = {period} is not a finite number above 0")

@@ -175,7 +175,7 @@ def _average(experiment: Experiment, vector: Tensor, links: Links, node: int) ->
             f"preprocess.standardise = 'pooled' takes {rounds} rounds on this topology:"
             " take a denser one, or standardise = 'own'"
         )
-    pace = Pace(rounds, 0, math.inf, rounds)
+    pace = Pace(rounds, steps=0, evaluate_every=rounds)
     task = _Vectors(vector)
     none = torch.zeros(1, dtype=torch.int64)
     setup = Setup(average(), task, topology, mixing, pace, lambda nodes: none, _no_matrix)

@@ -50,6 +50,7 @@ from p2pfl.topology.mixing import Mixing
 # step is at most one round ahead; only a peer which has fallen far behind ever reaches this,
 # and it must not be drowned in models that it will never mix.
 BACKLOG = 8
+TIME_IS_UP = -1  # the number of the timer that runs once, in place of a round's
 
 
 class Phase(Enum):
@@ -80,6 +81,7 @@ class Pace(NamedTuple):
         width: rounds after which what anybody said has reached everybody.
         backlog: unopened messages of one sender that are kept, where only the newest counts
             and patience is finite.
+        seconds: begin no further round after so many.
     """
 
     rounds: int
@@ -89,6 +91,7 @@ class Pace(NamedTuple):
     stop: StopRule | None = None
     width: int = 1
     backlog: int = BACKLOG
+    seconds: float = math.inf
 
 
 class Peer(Generic[S, M, R]):
@@ -115,7 +118,7 @@ class Peer(Generic[S, M, R]):
         self._late: set[PeerId] = set()  # missed a deadline and have not caught up
         self._outran: set[PeerId] = set()  # so far ahead that their mail overflowed
         self._view = View((), ())
-        self._patient = True
+        self._patient, self._out_of_time = True, False
         self._loss = math.nan
         self._agreement = Agreement(pace.stop, pace.width)
 
@@ -128,7 +131,8 @@ class Peer(Generic[S, M, R]):
         """Take in one event and return the effects it calls for; see `Machine`."""
         match event:
             case Started():
-                return self._train()
+                limit = [SetTimer(self.pace.seconds, TIME_IS_UP)]
+                return [*(limit if self.pace.seconds < math.inf else []), *self._train()]
             case Trained():
                 return self._trained(event)
             case Evaluated():
@@ -138,6 +142,7 @@ class Peer(Generic[S, M, R]):
             case Received():
                 return self._received(event)
             case TimerFired(round=number):
+                self._out_of_time |= number == TIME_IS_UP
                 self._patient &= number != self.round
                 return self._try_close()
             case PeerUp(peer=peer):
@@ -233,7 +238,7 @@ class Peer(Generic[S, M, R]):
         inbox, received = self._open_mail()
         self.state = self.algorithm.receive(self.state, inbox)
         together = self._agreement.reached(self.round)
-        last = together or self.round + 1 >= self.pace.rounds
+        last = together or self._out_of_time or self.round + 1 >= self.pace.rounds
         missed = tuple(p for p in missing if p not in self._gone)
         effects: list[Effect] = [Report(self.round, self._loss, self.params, received, missed)]
         if last or (self.round + 1) % self.pace.evaluate_every == 0:
@@ -241,8 +246,13 @@ class Peer(Generic[S, M, R]):
         self.round += 1
         if last:
             self.phase = Phase.DONE
-            return [*effects, Stop("converged" if together else "all rounds done")]
+            return [*effects, Stop(self._reason(together))]
         return effects + self._train()
+
+    def _reason(self, together: bool) -> str:
+        if together:
+            return "converged"
+        return "all rounds done" if self.round >= self.pace.rounds else "out of time"
 
     def _open_mail(self) -> tuple[Inbox[R], int]:
         """Return what there is to mix, and how many bytes of mail were opened for it."""

@@ -35,6 +35,7 @@ from p2pfl.peer.events import (
     Train,
     Trained,
 )
+from p2pfl.peer.rounds import Pace
 from p2pfl.runtime import wire
 from p2pfl.runtime.links import Links
 from p2pfl.runtime.setup import Ending, Row, Setup
@@ -109,8 +110,14 @@ class Server:
 
     @property
     def _replaceable(self) -> bool:
+        """Whether a newer message makes an unsent older one worthless.
+
+        In step every round's message is waited for, however far its receiver is behind.
+        """
+        pace = self.setup.pace
+        in_step = isinstance(pace, Pace) and pace.patience == math.inf
         mean = self.setup.mixing.conserves == "mean"
-        return mean and self.setup.algorithm.absorb is newest
+        return mean and self.setup.algorithm.absorb is newest and not in_step
 
     def _blank_state(self) -> Any:  # noqa: ANN401
         nodes = torch.tensor([self.node])

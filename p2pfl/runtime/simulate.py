@@ -29,6 +29,11 @@ class Simulator:
                 "pace.name = 'timer' needs a clock, which the simulator has not:"
                 " use --on emulate or --on local"
             )
+        if setup.pace.seconds < math.inf:
+            raise UserError(
+                "pace.seconds needs a clock, which the simulator has not:"
+                " use --on emulate or --on local"
+            )
         self.setup, self.pace = setup, setup.pace
         self.nodes = torch.arange(setup.topology.n)
         rows = setup.rows(self.nodes)

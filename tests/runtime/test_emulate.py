@@ -28,6 +28,7 @@ from p2pfl.data.shards import Shards
 from p2pfl.learning import ModelTask, Quadratics, local_steps, losses, models
 from p2pfl.peer.rounds import Pace
 from p2pfl.peer.stopping import plateau, target
+from p2pfl.runtime.emulate import Emulator
 from p2pfl.runtime.network import NetworkModel
 from p2pfl.topology import exponential_graph, metropolis, push
 
@@ -195,3 +196,13 @@ def test_messages_queue_on_a_narrow_link():
     slow = {rows[i].round: rows[i] for rows in rounds for i in range(len(rows)) if rows[i].node}
     # One message takes 4 s to pass: node 0 sends one a second, and node 1 takes 10 s a round.
     assert [slow[k].bytes_received for k in range(3)] == [2 * size, 2 * size, 3 * size]
+
+
+@pytest.mark.parametrize("patience", [math.inf, 0.0])
+def test_a_peer_out_of_time_ends_the_round_it_is_in(patience):
+    network = NetworkModel(compute=1.0, latency=0.1)
+    emulator = Emulator(make("dpsgd ring", Pace(100, patience=patience, seconds=5.5)), network)
+    rounds = list(emulator.rounds())
+    assert emulator.ending.reason == "out of time"
+    assert 5.5 <= emulator.ending.virtual_s < 5.5 + 1.0 + 0.1 + 1e-9
+    assert len(rounds) in (5, 6)
