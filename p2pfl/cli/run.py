@@ -60,7 +60,8 @@ def run(  # noqa: PLR0913 - every parameter is an option of the command
     """
     from p2pfl.cli.report import show
     from p2pfl.experiment.experiment import Experiment
-    from p2pfl.launch.session import Place, Watch, Where, run_checked
+    from p2pfl.launch.books import Watch, Where
+    from p2pfl.launch.session import Place, run_checked
     from p2pfl.results.runs import read_run, read_summary
 
     # Whoever ends us politely gets what Ctrl-C gets: peers that are ended, and a valid folder.

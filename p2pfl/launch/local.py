@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable
 from multiprocessing import connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from p2pfl.errors import P2pflError, RunError, UserError
 from p2pfl.experiment.experiment import Experiment
+from p2pfl.launch.books import Books, Watch, Where
 from p2pfl.launch.crew import Crew, News, listen
 from p2pfl.launch.outcome import Outcome
 from p2pfl.launch.serving import Post, serve
@@ -29,9 +30,6 @@ from p2pfl.results.saved import load, save_tensors
 from p2pfl.runtime.handshake import NeighbourGone
 from p2pfl.runtime.setup import Ending, Row, Status
 from p2pfl.topology.files import Network
-
-if TYPE_CHECKING:
-    from p2pfl.launch.session import Books, Watch, Where
 
 PRELOAD = ["p2pfl.launch.local"]
 ALIVE = 1.0  # seconds after which a process without news says that it is there

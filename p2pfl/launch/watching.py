@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 import signal
 import time
-from typing import TYPE_CHECKING
 
 from p2pfl.errors import RunError, UserError
+from p2pfl.launch.books import Books, Watch
 from p2pfl.launch.crew import GRACE, Crew, News
 from p2pfl.runtime.setup import Row
-
-if TYPE_CHECKING:
-    from p2pfl.launch.session import Books, Watch
 
 
 class Watching:

@@ -29,7 +29,7 @@ from launch_cases import (
 
 import p2pfl as package
 from p2pfl.launch import crew, local
-from p2pfl.launch.session import Watch
+from p2pfl.launch.books import Watch
 from p2pfl.results.runs import read_run
 from p2pfl.runtime.setup import Row
 

@@ -15,7 +15,7 @@ from launch_cases import command, free_address, metrics, p2pfl, small, summary
 
 import p2pfl as package
 from p2pfl.errors import RunError, UserError
-from p2pfl.launch.session import Result
+from p2pfl.results.runs import Result
 
 pytestmark = pytest.mark.processes
 

@@ -1,0 +1,118 @@
+"""The books of a run: who is told how it goes on, and what is kept of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from p2pfl.errors import UserError
+from p2pfl.experiment.experiment import Experiment
+from p2pfl.launch.outcome import Outcome
+from p2pfl.results.record import Recorder
+from p2pfl.results.runs import Facts, Metrics, Result, columns, summarise
+from p2pfl.runtime.setup import Ending, Row, Status
+
+On = Literal["simulate", "emulate", "local"]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told how a run goes on.
+
+    Attributes:
+        rows: told of nodes that have ended a round.
+        phase: told what a peer process is doing, by node.
+    """
+
+    rows: Callable[[Sequence[Row]], None] = lambda rows: None
+    phase: Callable[[int, str], None] = lambda node, phase: None
+
+
+@dataclass(frozen=True)
+class Where:
+    """What may differ from machine to machine.
+
+    Attributes:
+        data: the folder relative data paths start from; default: the experiment file's.
+        device: where to compute, as ``"cpu"`` or ``"cuda:0"``.
+        join_timeout: seconds that peer processes wait for each other at the start.
+    """
+
+    data: Path | None = None
+    device: str = "cpu"
+    join_timeout: float = 60.0
+
+
+class Books:
+    """The rows of a run, in memory and, if there is a folder, on disk."""
+
+    def __init__(self, experiment: Experiment, on: On, folder: Path | None) -> None:
+        self.experiment, self.on, self.folder = experiment, on, folder
+        self._kept: list[Metrics] = [columns([])]
+        self._clock = time.perf_counter()
+        self.recorder: Recorder | None = None
+        if folder is not None:
+            text = experiment.to_toml()
+            about = self._facts(None)._asdict() | {"base": str(experiment.base)}
+            self.recorder = Recorder(folder, text, **about)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Take note of rows."""
+        self._kept.append(columns(rows))
+        if self.recorder:
+            self.recorder.rows(rows)
+
+    def event(self, kind: str, **fields: Any) -> None:  # noqa: ANN401
+        """Take note that something happened."""
+        if self.recorder:
+            self.recorder.event(kind, **fields)
+
+    def close(
+        self,
+        status: Status,
+        outcome: Outcome | None = None,
+        more: Mapping[str, Any] | None = None,
+        error: str | None = None,
+    ) -> Result:
+        """Save the models, write the summary and return the result."""
+        metrics = {
+            name: np.concatenate([part[name] for part in self._kept]) for name in self._kept[0]
+        }
+        summary = summarise(metrics, self._facts(outcome.ending if outcome else None))
+        if outcome is not None:
+            summary |= outcome.summary()
+            if self.recorder:
+                outcome.save(self.recorder, int(summary["rounds"]))
+        summary |= {**(more or {}), "status": status}
+        if error is not None:
+            summary["error"] = error
+        if self.recorder:
+            self.recorder.finish(status, summary, error)
+        return Result(self.folder, summary, metrics, outcome.model if outcome else _no_model)
+
+    def _facts(self, ending: Ending | None) -> Facts:
+        experiment = self.experiment
+        return Facts(
+            experiment=experiment.name,
+            on=self.on,
+            algorithm=experiment.sections["algorithm"].name,
+            topology=experiment.sections["topology"].name,
+            seed=experiment.seed,
+            nodes=experiment.nodes,
+            node_updates=ending.updates if ending else 0,
+            wall_s=time.perf_counter() - self._clock,
+            virtual_s=ending.virtual_s if ending else math.nan,
+            reason=ending.reason if ending else "",
+            missed=ending.missed if ending else 0,
+            rejected=ending.rejected if ending else 0,
+        )
+
+
+def _no_model(node: int | None) -> Any:  # noqa: ANN401
+    raise UserError("the run did not get as far as a model")
