@@ -21,6 +21,14 @@ class RunError(P2pflError):
     """
 
 
+def diverged(node: int, when: str, loss: float) -> RunError:
+    """Return the error of a node whose training loss is no longer finite."""
+    return RunError(
+        f"node {node} diverged {when}: its training loss is {loss}"
+        " (a smaller learning rate, or clipping, may help)"
+    )
+
+
 class ProtocolError(P2pflError):
     """A rule of the protocol between peers was broken."""
 

@@ -100,6 +100,8 @@ class LiveView:
         return Group(*lines)
 
     def _table(self) -> Table:
+        from p2pfl.results.report import size
+
         table = Table(box=None, padding=(0, 1))
         for heading in ("peer", "round", "train loss", "accuracy", "sent a round", ""):
             table.add_column(heading, justify="left" if not heading else "right")
@@ -110,20 +112,7 @@ class LiveView:
                 str(row.round + 1) if row else "-",
                 f"{row.train_loss:.4f}" if row else "-",
                 f"{seen.eval_acc:.4f}" if seen and not math.isnan(seen.eval_acc) else "-",
-                human_bytes(row.bytes_sent) if row else "-",
+                size(row.bytes_sent) if row else "-",
                 self._phase[node],
             )
         return table
-
-
-def human_bytes(count: float) -> str:
-    """Return a number of bytes for people.
-
-    >>> human_bytes(1234567)
-    '1.2 MB'
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

@@ -13,7 +13,7 @@ from torch import Tensor
 from p2pfl.algorithms import average
 from p2pfl.data.shards import Federation
 from p2pfl.data.statistics import Affine, moments_by_node, standardise
-from p2pfl.errors import P2pflError, UserError
+from p2pfl.errors import LocalProtocolError, P2pflError, UserError
 from p2pfl.experiment.experiment import DTYPES, Experiment
 from p2pfl.learning.evaluation import Scores
 from p2pfl.learning.task import ModelTask, per_node
@@ -183,7 +183,7 @@ def _average(experiment: Experiment, vector: Tensor, links: Links, node: int) ->
 
 
 def _no_matrix(round: int) -> Tensor:
-    raise NotImplementedError("a peer works out its own line of the matrix")
+    raise LocalProtocolError("a peer works out its own line of the matrix")
 
 
 class _Vectors:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, M, Rows, S
-from p2pfl.errors import LocalProtocolError, RemoteProtocolError, RunError
+from p2pfl.errors import LocalProtocolError, RemoteProtocolError, diverged
 from p2pfl.peer.events import (
     Effect,
     Evaluate,
@@ -111,10 +111,7 @@ class Gossiper(Generic[S, M]):
         if not self._training or event.step != self.step:
             raise LocalProtocolError(f"step {event.step} trained, which nobody asked for")
         if self.tempo.steps and not math.isfinite(event.loss):
-            raise RunError(
-                f"node {self.me} diverged at step {event.step}: its training loss is {event.loss}"
-                " (a smaller learning rate, or clipping, may help)"
-            )
+            raise diverged(self.me, f"at step {event.step}", event.loss)
         self.state, self._loss, self._training = event.state, event.loss, False
         self.step += self.tempo.steps
         return self._train() if self._mail else []

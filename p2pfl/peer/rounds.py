@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, M, R, Rows, S, newest
-from p2pfl.errors import LocalProtocolError, RemoteProtocolError, RunError
+from p2pfl.errors import LocalProtocolError, RemoteProtocolError, diverged
 from p2pfl.peer.events import (
     Effect,
     Evaluate,
@@ -160,10 +160,7 @@ class Peer(Generic[S, M, R]):
         if self.phase is not Phase.TRAINING or event.step != self.step:
             raise LocalProtocolError(f"step {event.step} trained while {self.phase.value}")
         if self.pace.steps and not math.isfinite(event.loss):
-            raise RunError(
-                f"node {self.me} diverged in round {self.round}: its training loss is {event.loss}"
-                " (a smaller learning rate, or clipping, may help)"
-            )
+            raise diverged(self.me, f"in round {self.round}", event.loss)
         self.state, self._loss = event.state, event.loss
         self.step += self.pace.steps
         self.phase, self._patient = Phase.WAITING, self.pace.patience > 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Inbox
-from p2pfl.errors import RunError, UserError
+from p2pfl.errors import UserError, diverged
 from p2pfl.learning.training import train
 from p2pfl.peer.gossiper import Tempo
 from p2pfl.peer.rounds import Pace
@@ -82,10 +82,7 @@ class Simulator:
     def _check(self, k: int, loss: Tensor, steps: Tensor) -> None:
         bad = self.nodes[~loss.isfinite().cpu() & (steps > 0)]
         if len(bad):
-            raise RunError(
-                f"node {int(bad[0])} diverged in round {k}: its training loss is"
-                f" {float(loss[bad[0]])} (a smaller learning rate, or clipping, may help)"
-            )
+            raise diverged(int(bad[0]), f"in round {k}", float(loss[bad[0]]))
 
     def _rows(self, k: int, loss: Tensor, message: tuple[Tensor, ...], last: bool) -> list[Row]:
         params = self.params
