@@ -73,9 +73,11 @@ SECTION_TYPES = {
 def section(key: str, kind: Kind) -> str:
     """Return the chapter on one section."""
     lines = [f"## `{key}`", "", INTRODUCTIONS[key], ""]
-    default = DEFAULTS.get(key, {}).get("name", kind.default)
-    if default:
-        lines += [f"Default: `{default}`.", ""]
+    default = DEFAULTS.get(key, {"name": kind.default})
+    if default["name"]:
+        others = [f"`{k} = {v}`" for k, v in default.items() if k != "name"]
+        told = " with ".join([f"`{default['name']}`", *others])
+        lines += [f"Default: {told}.", ""]
     for name, factory in sorted(kind.table.items()):
         lines += entry(name, factory, kind.given)
     return "\n".join(lines)

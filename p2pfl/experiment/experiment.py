@@ -100,7 +100,7 @@ class Experiment:
         cls, tables: Mapping[str, Value], base: str | Path = ".", changes: Iterable[str] = ()
     ) -> Experiment:
         """Check an experiment given as nested dictionaries, laid out as in a file."""
-        tables = change({**DEFAULTS, **tables}, changes)
+        tables = _with_defaults(change(tables, changes))
         for key in tables:
             if key not in SECTIONS and key not in ("name", "seed", "nodes"):
                 choices = ", ".join(["name", "seed", "nodes", *SECTIONS])
@@ -343,6 +343,16 @@ class Experiment:
                 f"evaluation.on = 'own' asks for holdout.name = 'per_node', not {holdout!r}"
             )
         check_pairing(self._pairing)
+
+
+def _with_defaults(tables: dict[str, Value]) -> dict[str, Value]:
+    """Fill in the sections that say nothing else, not even a name."""
+    filled = dict(tables)
+    for key, default in DEFAULTS.items():
+        given = tables.get(key, {})
+        if isinstance(given, dict) and "name" not in given:
+            filled[key] = {**default, **given}
+    return filled
 
 
 def _algorithm(sections: Mapping[str, Section]) -> Algorithm[Any, Any, Any]:

@@ -263,3 +263,10 @@ def test_the_reference_page_is_up_to_date():
     root = Path(__file__).parents[2]
     command = [sys.executable, root / "scripts" / "write_reference.py", "--check"]
     assert subprocess.run(command, check=False).returncode == 0, "run scripts/write_reference.py"
+
+
+@pytest.mark.parametrize(
+    ("change", "rate"), [("optimiser.momentum=0.9", 0.1), ("optimiser.name=adam", 0.001)]
+)
+def test_the_default_optimiser_makes_way_for_another(change, rate):
+    assert Experiment.from_dict({}, changes=[change]).to_dict()["optimiser"]["lr"] == rate
