@@ -29,8 +29,9 @@ HEAD = """\
 # Reference: the experiment file
 
 An experiment is one TOML file. At the top stand `name` (of run folders; by default that of the
-file), `seed` (draws everything; 0) and `nodes` (how many peers; by default as many as the
-topology or the data files say, else 8). Below them come the sections on this page; each may be
+file), `seed` (draws everything that has no seed of its own; 0), `nodes` (how many peers; by default
+as many as the topology or the data files say, else 8) and `base` (the folder that relative paths
+start from; by default that of the file). Below them come the sections on this page; each may be
 left out. A section is a call: `name` says of what, the other keys are its arguments. Where a
 section is wanted, a text such as `"torus:rows=4,cols=6"` does as well, and a section may stand
 inside a section:

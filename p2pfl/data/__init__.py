@@ -14,7 +14,7 @@ from p2pfl.data.holdout import HOLDOUTS, Holdout
 from p2pfl.data.labels import Labels, Partitioner
 from p2pfl.data.partition import PARTITIONERS
 from p2pfl.data.shards import Counts, Examples, Federation, Shards, counts_by_label, federate
-from p2pfl.data.statistics import Affine, moments, moments_by_node, standardise
+from p2pfl.data.statistics import Affine, in_two_passes, moments, moments_by_node, standardise
 
 __all__ = [
     "DATASETS",
@@ -37,6 +37,7 @@ __all__ = [
     "batch_sizes",
     "counts_by_label",
     "federate",
+    "in_two_passes",
     "moments",
     "moments_by_node",
     "standardise",

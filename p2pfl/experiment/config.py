@@ -19,19 +19,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from p2pfl.algorithms import ALGORITHMS
 from p2pfl.codec import CODECS, Codec
-from p2pfl.data.datasets import DATASETS
-from p2pfl.data.holdout import HOLDOUTS
-from p2pfl.data.partition import PARTITIONERS
 from p2pfl.errors import UserError
-from p2pfl.learning.losses import LOSSES
-from p2pfl.learning.models import MODELS
 from p2pfl.learning.optim import OPTIMISERS, Optimiser
 from p2pfl.learning.schedules import SCHEDULES, Schedule
 from p2pfl.peer.stopping import STOP_RULES, StopRule
-from p2pfl.topology.graphs import GRAPHS
-from p2pfl.topology.mixing import MIXING
 
 Value = Any  # what TOML holds: str, int, float, bool, list, dict
 Table = Mapping[str, Callable[..., Any]]
@@ -241,21 +233,3 @@ def _literals(hint: Any) -> str:  # noqa: ANN401
         for value in typing.get_args(part)
     ]
     return f" (choices: {', '.join(map(repr, values))})" if values else ""
-
-
-__all__ = [
-    "ALGORITHMS",
-    "DATASETS",
-    "GRAPHS",
-    "HOLDOUTS",
-    "LOSSES",
-    "MIXING",
-    "MODELS",
-    "OPTIMISERS",
-    "PARTITIONERS",
-    "Kind",
-    "Section",
-    "parse_spec",
-    "parse_value",
-    "read",
-]

@@ -23,9 +23,10 @@ from p2pfl.algorithm import Algorithm
 from p2pfl.algorithms import proximal
 from p2pfl.data.dataset import Source
 from p2pfl.data.shards import Federation, federate
-from p2pfl.data.statistics import Affine, moments_by_node, standardise
+from p2pfl.data.statistics import Affine, in_two_passes
 from p2pfl.errors import UserError
-from p2pfl.experiment.config import Section, Value, read
+from p2pfl.experiment.building import build_model, check_complete
+from p2pfl.experiment.config import Section, Value, parse_spec, read
 from p2pfl.experiment.files import change, find, located, shipped
 from p2pfl.experiment.nodes import count_nodes
 from p2pfl.experiment.pairing import Pairing, check_pairing, default_mixing, remarks
@@ -41,6 +42,7 @@ from p2pfl.experiment.sections import (
 from p2pfl.experiment.terms import terms
 from p2pfl.learning.backends import BACKENDS
 from p2pfl.learning.losses import LOSSES, Loss, default_loss
+from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.task import ModelTask, per_node
 from p2pfl.learning.training import local_steps
 from p2pfl.peer.gossiper import Tempo
@@ -51,6 +53,7 @@ from p2pfl.topology.files import Network
 from p2pfl.topology.mixing import Mixing, weights
 from p2pfl.topology.schedule import Links, Topology, static
 
+TOP = ("name", "seed", "nodes", "base")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -102,20 +105,22 @@ class Experiment:
         """Check an experiment given as nested dictionaries, laid out as in a file."""
         tables = _with_defaults(change(tables, changes))
         for key in tables:
-            if key not in SECTIONS and key not in ("name", "seed", "nodes"):
-                choices = ", ".join(["name", "seed", "nodes", *SECTIONS])
+            if key not in SECTIONS and key not in TOP:
+                choices = ", ".join([*TOP, *SECTIONS])
                 raise UserError(f"{key} is no section of an experiment; choices: {choices}")
         name, seed = tables.get("name", "experiment"), tables.get("seed", 0)
         if not isinstance(name, str) or not name or "/" in name:
             raise UserError(f"name = {name!r}: expected a text without '/'")
         if type(seed) is not int or not 0 <= seed < 2**63:
             raise UserError(f"seed = {seed!r}: expected a whole number from 0 to 2^63 - 1")
-        base = Path(base).resolve()
+        base = (Path(base) / str(tables.get("base", "."))).resolve()
         sections = {
             key: read(key, located(key, tables.get(key, {}), base), kind)
             for key, kind in SECTIONS.items()
             if key != "mixing"
         }
+        for key in ("topology", "algorithm"):
+            _seed(sections[key], tables.get(key, {}), seed)
         nodes = count_nodes(tables.get("nodes"), sections)
         mixing = tables.get("mixing") or default_mixing(_algorithm(sections).needs)
         sections["mixing"] = read("mixing", mixing, SECTIONS["mixing"])
@@ -126,7 +131,8 @@ class Experiment:
     def to_dict(self) -> dict[str, Value]:
         """Return the experiment with every default spelled out, as it could stand in a file."""
         plain = {key: section.plain() for key, section in self.sections.items()}
-        return {"name": self.name, "seed": self.seed, "nodes": self.nodes, **plain}
+        top = {"name": self.name, "seed": self.seed, "nodes": self.nodes, "base": str(self.base)}
+        return {**top, **plain}
 
     def to_toml(self) -> str:
         """Return the experiment as the text of a file."""
@@ -160,6 +166,11 @@ class Experiment:
     def pace(self) -> Rounds | Timer:
         """The section ``pace``."""
         return self._build("pace")  # type: ignore[no-any-return]
+
+    @property
+    def optimiser(self) -> Optimiser:
+        """The section ``optimiser``."""
+        return self._build("optimiser")  # type: ignore[no-any-return]
 
     @cached_property
     def algorithm(self) -> Algorithm[Any, Any, Any]:
@@ -226,11 +237,11 @@ class Experiment:
         training, loss = self.training, self.loss(federation)
         try:
             outputs = loss.outputs(len(federation.classes))
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
-                model = self._build("model")(federation.shape, outputs)
         except ValueError as error:
-            raise UserError(f"model: {error}") from error
+            raise UserError(f"training.loss: {error}") from error
+        if self.standardise == "none":
+            check_complete(federation)
+        model = build_model(self.sections["model"], self.seed, federation.shape, outputs)
         return ModelTask(
             model,
             loss,
@@ -257,10 +268,12 @@ class Experiment:
         """
         if self.standardise == "none" or federation.numeric is None:
             return None
-        moments = moments_by_node(federation.train, federation.numeric)
-        if self.standardise == "pooled":
-            moments = moments.mean(0, keepdim=True).expand_as(moments)
-        return standardise(moments, federation.numeric, DTYPES[self.training.dtype])
+        pooled, dtype = self.standardise == "pooled", DTYPES[self.training.dtype]
+
+        def average(each: Tensor) -> Tensor:
+            return each.mean(0, keepdim=True).expand_as(each) if pooled else each
+
+        return in_two_passes(federation.train, federation.numeric, average, dtype)
 
     @property
     def rounds(self) -> int:
@@ -343,6 +356,13 @@ class Experiment:
                 f"evaluation.on = 'own' asks for holdout.name = 'per_node', not {holdout!r}"
             )
         check_pairing(self._pairing)
+
+
+def _seed(section: Section, given: Value, seed: int) -> None:
+    """Let what draws lots follow the experiment's seed, unless the file gives it its own."""
+    written = parse_spec(given) if isinstance(given, str) else given
+    if "seed" in section.values and "seed" not in written:
+        section.values["seed"] = seed
 
 
 def _with_defaults(tables: dict[str, Value]) -> dict[str, Value]:

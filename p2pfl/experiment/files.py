@@ -12,12 +12,11 @@ from p2pfl.experiment.config import Value, parse_value
 
 def find(path: str | Path) -> Path:
     """Return the file a user means: a path, or the name of an experiment that ships with us."""
-    given = Path(path)
-    if given.exists() or given.suffix or "/" in str(path):
-        if not given.is_file():
-            raise UserError(f"there is no experiment file {path}")
+    given, names = Path(path), shipped()
+    if given.is_file():
         return given
-    names = shipped()
+    if given.suffix or "/" in str(path):
+        raise UserError(f"there is no experiment file {path}")
     if str(path) not in names:
         raise UserError(
             f"there is no experiment {str(path)!r}; give a .toml file or one of: "

@@ -149,7 +149,8 @@ def evaluation(
         on: all test examples, or those each node held out of its own data (which asks for
             ``holdout = "per_node"``).
         baselines: also train every node alone, and one node on everybody's data, for as
-            many examples, to compare with.
+            many examples as it was in the run, to compare with. A learning-rate schedule
+            goes by each one's own steps, of which the pooled node takes the most.
     """
     if every < 1:
         raise ValueError(f"every = {every} is below 1")

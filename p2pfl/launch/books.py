@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from p2pfl.errors import UserError
 from p2pfl.experiment.experiment import Experiment
+from p2pfl.experiment.sections import Timer
 from p2pfl.launch.outcome import Outcome
 from p2pfl.results.record import Recorder
 from p2pfl.results.runs import Facts, Metrics, Result, columns, summarise
@@ -73,6 +76,29 @@ class Books:
         if self.recorder:
             self.recorder.event(kind, **fields)
 
+    @property
+    def metrics(self) -> Metrics:
+        """All rows so far, as columns."""
+        parts = self._kept
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def save(self, outcome: Outcome) -> None:
+        """Save the final models."""
+        if self.recorder:
+            rounds = self.metrics["round"]
+            outcome.save(self.recorder, int(rounds.max()) + 1 if len(rounds) else 0)
+
+    def steps_done(self, outcome: Outcome) -> Tensor:
+        """Return how many local steps each node has taken, ``[n]``.
+
+        Where steps follow arrivals they are only known in sum, and shared out evenly.
+        """
+        n = self.experiment.nodes
+        if isinstance(self.experiment.pace, Timer):
+            return torch.full((n,), outcome.ending.updates // n)
+        rounds = torch.from_numpy(np.bincount(self.metrics["node"], minlength=n))
+        return rounds * self.experiment.local_steps(outcome.task.examples(torch.arange(n)))
+
     def close(
         self,
         status: Status,
@@ -80,15 +106,11 @@ class Books:
         more: Mapping[str, Any] | None = None,
         error: str | None = None,
     ) -> Result:
-        """Save the models, write the summary and return the result."""
-        metrics = {
-            name: np.concatenate([part[name] for part in self._kept]) for name in self._kept[0]
-        }
+        """Write the summary and return the result."""
+        metrics = self.metrics
         summary = summarise(metrics, self._facts(outcome.ending if outcome else None))
         if outcome is not None:
             summary |= outcome.summary()
-            if self.recorder:
-                outcome.save(self.recorder, int(summary["rounds"]))
         summary |= {**(more or {}), "status": status}
         if error is not None:
             summary["error"] = error

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing as mp
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from multiprocessing import connection
@@ -29,7 +29,6 @@ from p2pfl.results.runs import merge_peers, read_summary
 from p2pfl.results.saved import load, save_tensors
 from p2pfl.runtime.handshake import NeighbourGone
 from p2pfl.runtime.setup import Ending, Row, Status
-from p2pfl.topology.files import Network
 
 PRELOAD = ["p2pfl.launch.local"]
 ALIVE = 1.0  # seconds after which a process without news says that it is there
@@ -55,8 +54,12 @@ def run_local(
         watching.until_the_end()
     finally:
         crew.end()
-    books.add(merge_peers(folder))
-    outcome = _gather(experiment, folder, where, watching)
+    rows = merge_peers(folder)
+    try:
+        outcome = _gather(experiment, folder, where, watching)
+        rows = _measured_at_the_end(rows, outcome)
+    finally:
+        books.add(rows)
     error = watching.error()
     if watching.interrupted:
         return outcome, "interrupted", error
@@ -64,13 +67,10 @@ def run_local(
 
 
 def _jobs(experiment: Experiment, folder: Path, where: Where) -> list[dict[str, Any]]:
-    addresses = experiment.drawn.addresses if isinstance(experiment.drawn, Network) else {}
-    sockets: list[socket.socket | None] = [None] * experiment.nodes
-    if len(addresses) < experiment.nodes:
-        listening = listen(experiment.nodes)
-        ports = [held.getsockname()[1] for held in listening]
-        addresses = {node: f"tcp://127.0.0.1:{port}" for node, port in enumerate(ports)}
-        sockets = [*listening]
+    # On loopback, whatever a network file says: its addresses may be those of other machines.
+    sockets = listen(experiment.nodes)
+    ports = [held.getsockname()[1] for held in sockets]
+    addresses = {node: f"tcp://127.0.0.1:{port}" for node, port in enumerate(ports)}
     threads = max(1, (os.cpu_count() or 1) // experiment.nodes)
     return [
         {
@@ -191,9 +191,10 @@ def peer_run(
     except P2pflError as error:
         recorder.finish("failed", {}, str(error))
         raise
-    signature = Signature.of(served.federation, experiment.loss(served.federation))
-    predictor = Predictor.of(served.task, signature, served.ending.params[0], post.node)
-    recorder.model(post.node, *save_tensors(predictor, len(rows)))
+    if served.began:
+        signature = Signature.of(served.federation, experiment.loss(served.federation))
+        predictor = Predictor.of(served.task, signature, served.ending.params[0], post.node)
+        recorder.model(post.node, *save_tensors(predictor, len(rows)))
     summary = _summary(served.ending, rows)
     recorder.finish(summary["status"], summary)
     return summary
@@ -210,6 +211,25 @@ def _summary(ending: Ending, rows: list[Row]) -> dict[str, Any]:
         "rounds": len(rows),
         "bytes_sent": sum(row.bytes_sent for row in rows),
     }
+
+
+def _measured_at_the_end(rows: list[Row], outcome: Outcome) -> list[Row]:
+    """Evaluate the final models here where no peer could: the test rows are not all in one place.
+
+    Peers with a file of data each do not see each other's test rows; we see all the files.
+    """
+    if not all(math.isnan(row.eval_loss) for row in rows) or outcome.task.test is None:
+        return rows
+    nodes = outcome.ending.nodes
+    loss, acc = outcome.task.evaluate(outcome.ending.params, nodes)
+    found = dict(zip(nodes.tolist(), zip(loss.tolist(), acc.tolist(), strict=True), strict=True))
+    last = {row.node: row.round for row in rows}
+    return [
+        row._replace(eval_loss=found[row.node][0], eval_acc=found[row.node][1])
+        if row.node in found and row.round == last[row.node]
+        else row
+        for row in rows
+    ]
 
 
 def _gather(experiment: Experiment, folder: Path, where: Where, watching: Watching) -> Outcome:

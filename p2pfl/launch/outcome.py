@@ -9,16 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from p2pfl.algorithms import local
 from p2pfl.data.shards import Federation, Shards
 from p2pfl.data.statistics import Affine
 from p2pfl.experiment.experiment import Experiment
+from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.task import ModelTask
 from p2pfl.peer.rounds import Pace
 from p2pfl.results.predictor import Predictor, Signature
 from p2pfl.results.record import Recorder
 from p2pfl.results.saved import save_tensors
-from p2pfl.runtime.setup import Ending
+from p2pfl.runtime.setup import Ending, Setup
 from p2pfl.runtime.simulate import Simulator
+from p2pfl.topology.mixing import metropolis
+from p2pfl.topology.schedule import Links, Topology
 
 MOST_SAVED = 64  # nodes up to which every node's model is saved
 
@@ -99,22 +103,23 @@ def pooled_task(
     return experiment.task(together, mean, device)
 
 
-def baselines(outcome: Outcome) -> dict[str, Any]:
+def baselines(outcome: Outcome, steps: Tensor) -> dict[str, Any]:
     """Train every node alone, and one node on everybody's data, for as many examples.
+
+    Args:
+        outcome: what is to be compared.
+        steps: the local steps that each node took, ``[n]``.
 
     Returns:
         ``alone``: the score of each node (accuracy, or loss for a regression),
         ``alone_mean`` and ``pooled``.
+
+    Raises:
+        RunError: one of these trainings diverged.
     """
-    experiment = outcome.experiment
-    setup = experiment.setup(outcome.task)
-    steps = setup.steps(torch.arange(experiment.nodes))
-    lonely = Experiment.from_dict(_without_exchange(experiment.to_dict()), experiment.base)
-    alone = _final(lonely, outcome.task, steps)
-    single = Experiment.from_dict(
-        _without_exchange({**experiment.to_dict(), "nodes": 1}), experiment.base
-    )
-    pooled = _final(single, outcome.pooled, steps.sum().reshape(1))
+    opt = outcome.experiment.optimiser
+    alone = _without_exchange(opt, outcome.task, steps)
+    pooled = _without_exchange(opt, outcome.pooled, steps.sum().reshape(1))
     return {
         "alone": alone.tolist(),
         "alone_mean": alone.mean().item(),
@@ -122,29 +127,18 @@ def baselines(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _final(experiment: Experiment, task: ModelTask, steps: Tensor) -> Tensor:
-    pace = Pace(experiment.rounds, evaluate_every=experiment.rounds)
-    setup = replace(experiment.setup(task), pace=pace, steps=lambda nodes: steps)
-    simulator = Simulator(setup)
-    for rows in simulator.rounds():
-        last = rows
+def _without_exchange(opt: Optimiser, task: ModelTask, steps: Tensor) -> Tensor:
+    """Let every node of a task train by itself; return how good they are, ``[n]``."""
+    none = torch.empty(0, dtype=torch.int64)
+    nobody = Topology(len(steps), lambda round: Links(none, none, len(steps)), 1, "none")
+    eye = torch.eye(len(steps), dtype=torch.float64)
+    setup = Setup(
+        local(opt), task, nobody, metropolis(), Pace(1), lambda nodes: steps, lambda round: eye
+    )
+    (last,) = Simulator(setup).rounds()
     acc = torch.tensor([row.eval_acc for row in last], dtype=torch.float64)
     loss = torch.tensor([row.eval_loss for row in last], dtype=torch.float64)
     return loss if acc.isnan().all() else acc
-
-
-def _without_exchange(tables: dict[str, Any]) -> dict[str, Any]:
-    """Return the experiment with the algorithm `local`, which fits any pace and network."""
-    pace = {key: value for key, value in tables["pace"].items() if key != "stop"}
-    return {
-        **tables,
-        "algorithm": {"name": "local"},
-        "topology": {"name": "complete"},
-        "mixing": {"name": "metropolis"},
-        "partition": {"name": "iid"},  # the data are shared out already
-        "preprocess": {"standardise": "none"},
-        "pace": pace,
-    }
 
 
 def _one_shard(shards: Shards) -> Shards:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from p2pfl.algorithms import average
 from p2pfl.data.shards import Federation
-from p2pfl.data.statistics import Affine, moments_by_node, standardise
-from p2pfl.errors import LocalProtocolError, P2pflError, UserError
+from p2pfl.data.statistics import Affine, in_two_passes
+from p2pfl.errors import LocalProtocolError, P2pflError, RunError, UserError
 from p2pfl.experiment.experiment import DTYPES, Experiment
 from p2pfl.learning.evaluation import Scores
 from p2pfl.learning.task import ModelTask, per_node
@@ -27,7 +27,11 @@ from p2pfl.topology.mixing import metropolis, push
 from p2pfl.topology.spectral import rounds_to
 
 AGREED = 1e-13  # how far statistics may still differ between peers, as a part of their spread
+# That is rounding where nodes differ by the mean itself; a third more rounds bring its last digits,
+# so that all take the second moments around the same point.
+MORE = 4 / 3
 MOST_ROUNDS = 10_000
+LEAST_PATIENCE = 1.0  # seconds to wait for statistics, however short the wait for the others
 FAILED_LINGER = 1.0  # seconds for a goodbye in a hurry
 
 
@@ -58,12 +62,17 @@ class Post:
 
 @dataclass(frozen=True)
 class Served:
-    """What a peer ends with."""
+    """What a peer ends with; `began`: whether training did, so that there is a model."""
 
     ending: Ending
     federation: Federation
     task: ModelTask
     affine: Affine | None
+    began: bool = True
+
+
+class _Interrupted(Exception):
+    """The peer was asked to end before training."""
 
 
 def serve(
@@ -84,7 +93,8 @@ def serve(
 
     Raises:
         UserError: the experiment cannot work, or a neighbour takes part in another one.
-        RunError: an address is taken, a neighbour does not turn up, training diverged.
+        RunError: an address is taken, a neighbour does not turn up or is lost before
+            training, training diverged.
     """
     node, last = post.node, experiment.nodes - 1
     if not 0 <= node <= last:
@@ -96,9 +106,13 @@ def serve(
     links = _open_links(experiment, post, Terms(experiment.terms(task)), setup, federation)
     reason, linger = "failed", FAILED_LINGER
     try:
-        on_phase("meeting")
-        links.meet(post.join_timeout, go_on)
-        affine = _standardise(experiment, federation, links, node, on_phase)
+        try:
+            affine = _prepare(experiment, federation, links, post, go_on, on_phase)
+        except (RunError, _Interrupted):
+            if go_on():
+                raise
+            reason = "interrupted"  # who ends at the same time, for the same reason, is no failure
+            return _in_vain(task, federation, node)
         if affine is not None:
             task.affine = per_node(affine, federation.train.nodes)
         on_phase("training")
@@ -111,6 +125,34 @@ def serve(
     finally:
         links.close(reason, linger)
     return Served(ending, federation, task, affine)
+
+
+def _prepare(
+    experiment: Experiment,
+    federation: Federation,
+    links: Links,
+    post: Post,
+    go_on: Callable[[], bool],
+    on_phase: Callable[[str], None],
+) -> Affine | None:
+    """Meet the neighbours; return the constants of this node's features, ``[1, f]``, or None."""
+    on_phase("meeting")
+    if not links.meet(post.join_timeout, go_on):
+        raise _Interrupted
+    if experiment.standardise == "none" or federation.numeric is None:
+        return None
+    average = _alone
+    if experiment.standardise == "pooled":
+        on_phase("averaging statistics")
+        average = _Averaging(experiment, links, post, go_on)
+    dtype = DTYPES[experiment.training.dtype]
+    return in_two_passes(federation.train, federation.numeric, average, dtype)
+
+
+def _in_vain(task: ModelTask, federation: Federation, node: int) -> Served:
+    nodes = torch.tensor([node])
+    ending = Ending(task.init(nodes), nodes, "interrupted")
+    return Served(ending, federation, task, None, began=False)
 
 
 def _open_links(
@@ -143,43 +185,57 @@ def _largest(setup: Setup, federation: Federation, node: int) -> int:
     return max(24 * math.prod(federation.shape), *(field.nbytes for field in fields))
 
 
-def _standardise(
-    experiment: Experiment,
-    federation: Federation,
-    links: Links,
-    node: int,
-    on_phase: Callable[[str], None],
-) -> Affine | None:
-    """Return the constants of this node's features, ``[1, f]``, or None."""
-    how = experiment.standardise
-    if how == "none" or federation.numeric is None:
-        return None
-    own = moments_by_node(federation.train, federation.numeric)
-    if how == "pooled":
-        on_phase("averaging statistics")
-        averaged = _average(experiment, own.flatten(1), links, node)
-        own = averaged.reshape(own.shape)
-    return standardise(own, federation.numeric, DTYPES[experiment.training.dtype])
+def _alone(moments: Tensor) -> Tensor:
+    return moments
 
 
-def _average(experiment: Experiment, vector: Tensor, links: Links, node: int) -> Tensor:
-    """Average a vector over the network, ``[1, k] -> [1, k]``, up to a common factor."""
-    topology = experiment.topology
-    mixing = metropolis() if topology.is_symmetric else push()
-    try:
-        rounds = rounds_to(topology, mixing, AGREED)
-    except ValueError as error:
-        raise UserError(f"preprocess.standardise = 'pooled': {error}") from error
-    if rounds > MOST_ROUNDS:
-        raise UserError(
-            f"preprocess.standardise = 'pooled' takes {rounds} rounds on this topology:"
-            " take a denser one, or standardise = 'own'"
+class _Averaging:
+    """Averages over the network, ``[1, k, f] -> [1, k, f]``, up to a common factor.
+
+    Each call is a phase of its own. A neighbour lost or too late is an error: peers would
+    standardise by different constants, and nobody would notice.
+    """
+
+    def __init__(
+        self, experiment: Experiment, links: Links, post: Post, go_on: Callable[[], bool]
+    ) -> None:
+        self._links, self._node, self._go_on = links, post.node, go_on
+        self._topology = experiment.topology
+        self._mixing = metropolis() if self._topology.is_symmetric else push()
+        try:
+            rounds = math.ceil(MORE * rounds_to(self._topology, self._mixing, AGREED))
+        except ValueError as error:
+            raise UserError(f"preprocess.standardise = 'pooled': {error}") from error
+        if rounds > MOST_ROUNDS:
+            raise UserError(
+                f"preprocess.standardise = 'pooled' takes {rounds} rounds on this topology:"
+                " take a denser one, or standardise = 'own'"
+            )
+        patience = max(post.join_timeout, LEAST_PATIENCE)
+        self._pace = Pace(rounds, steps=0, patience=patience, evaluate_every=max(rounds, 1))
+        self._phase = 0
+
+    def __call__(self, moments: Tensor) -> Tensor:
+        task = _Vectors(moments.flatten(1))
+        none = torch.zeros(1, dtype=torch.int64)
+        setup = Setup(
+            average(),
+            task,
+            self._topology,
+            self._mixing,
+            self._pace,
+            lambda nodes: none,
+            _no_matrix,
         )
-    pace = Pace(rounds, steps=0, evaluate_every=rounds)
-    task = _Vectors(vector)
-    none = torch.zeros(1, dtype=torch.int64)
-    setup = Setup(average(), task, topology, mixing, pace, lambda nodes: none, _no_matrix)
-    return Server(setup, node, links, phase=0).run(lambda row, mark: None).params
+        server = Server(setup, self._node, self._links, self._phase, strict=True)
+        self._phase += 1
+        try:
+            ending = server.run(lambda row, mark: None, self._go_on)
+        except RunError as error:
+            raise type(error)(f"{error} while statistics were averaged") from error
+        if ending.reason == "interrupted":
+            raise _Interrupted
+        return ending.params.reshape(moments.shape)
 
 
 def _no_matrix(round: int) -> Tensor:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from p2pfl.data.shards import Federation
 from p2pfl.data.statistics import Affine
-from p2pfl.errors import P2pflError, UserError
+from p2pfl.errors import P2pflError, RunError, UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch.books import Books, On, Watch, Where
 from p2pfl.launch.outcome import Outcome, baselines
@@ -95,9 +97,10 @@ def run_checked(experiment: Experiment, on: On, place: Place, where: Where, watc
             outcome, status, error = run_local(experiment, books, where, watch)
         else:
             (outcome, status), error = ready.drive(books, watch), None
+        books.save(outcome)
         more = {}
         if experiment.evaluation.baselines and status == "finished":
-            more = baselines(outcome)
+            more = _compared(outcome, books.steps_done(outcome))
         return books.close(status, outcome, more, error)
     except KeyboardInterrupt:
         books.close("interrupted")
@@ -108,6 +111,16 @@ def run_checked(experiment: Experiment, on: On, place: Place, where: Where, watc
     except BaseException as error:
         books.close("failed", error=repr(error))
         raise
+
+
+def _compared(outcome: Outcome, steps: Tensor) -> dict[str, Any]:
+    """Return the baselines; the run is over, and nothing that happens here may undo it."""
+    try:
+        return baselines(outcome, steps)
+    except RunError as error:
+        return {"baselines_error": str(error)}
+    except KeyboardInterrupt:
+        return {"baselines_error": "interrupted"}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from p2pfl.errors import LocalProtocolError, RemoteProtocolError, diverged
 from p2pfl.peer.events import (
     Effect,
     Evaluate,
-    Evaluated,
     Event,
     PeerDown,
     PeerId,
@@ -72,6 +71,7 @@ class Gossiper(Generic[S, M]):
         self.view, self.neighbours = view, set(view.sends_to)
         self.step = 0
         self._training, self._idle = False, True  # idle: no mail to train on since a push
+        self._done = False
         self._mail: dict[PeerId, Received] = {}  # the newest of each sender, unmerged
         self._loss, self._received_bytes = math.nan, 0
         self._random = random.Random(f"{tempo.seed} {self.me}")
@@ -83,6 +83,8 @@ class Gossiper(Generic[S, M]):
 
     def handle(self, event: Event) -> list[Effect]:
         """Take in one event and return the effects it calls for; see `Machine`."""
+        if self._done:
+            return []
         match event:
             case Started():
                 return [SetTimer(self.tempo.period, 0), *self._train()]
@@ -96,8 +98,6 @@ class Gossiper(Generic[S, M]):
                 self.neighbours |= {peer} & set(self.view.sends_to)
             case PeerDown(peer=peer):
                 self.neighbours.discard(peer)
-            case Evaluated():
-                pass
         return []
 
     def _receive(self, event: Received) -> list[Effect]:
@@ -141,6 +141,7 @@ class Gossiper(Generic[S, M]):
         if last or (tick + 1) % self.tempo.evaluate_every == 0:
             effects.append(Evaluate(tick, self.params))
         if last:
+            self._done = True
             return [*effects, Stop("all ticks done")]
         effects += [SetTimer(self.tempo.period, tick + 1), *(self._train() if self._idle else [])]
         self._idle = True

@@ -258,9 +258,12 @@ class Peer(Generic[S, M, R]):
         for peer in self._view.hears_from:
             letters = self._due(peer)
             received += sum(letter.size for letter in letters)
+            scores = [letter.score for letter in letters if letter.round == self.round]
+            for score in scores:
+                self._agreement.heard(score)
+            if not scores and peer not in self._gone:
+                self._agreement.missed()
             for letter in letters:
-                if letter.round == self.round:
-                    self._agreement.heard(letter.score)
                 degree, memory = self._remember(peer, letter.degree, letter.message)
                 entries.append((peer, self.mixing.weight(taking, degree), memory))
             if self.mixing.conserves == "mass":

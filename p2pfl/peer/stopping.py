@@ -4,7 +4,8 @@ A stopping rule is written for a block of rows, like everything else. It turns a
 into a score, and asks for the run to stop once *every* node's score has reached a
 threshold. Peers find the lowest score without a server: each message carries the lowest
 its sender has heard of, and after as many rounds as the network is wide everybody holds
-the same number, so everybody stops after the same round.
+the same number, so everybody stops after the same round. Who misses a message cannot know
+what it would have said, and takes it for a no.
 """
 
 from __future__ import annotations
@@ -117,6 +118,10 @@ class Agreement:
     def heard(self, score: float) -> None:
         """Take note of what a neighbour said in this round."""
         self.lowest = min(self.lowest, score)
+
+    def missed(self) -> None:
+        """Take note that a neighbour was not heard in this round: no conclusion in this window."""
+        self.lowest = -math.inf
 
     def reached(self, round: int) -> bool:
         """Say, at the end of a round, whether everybody stops here."""

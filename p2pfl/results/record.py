@@ -23,7 +23,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,9 +33,6 @@ from p2pfl import __version__
 from p2pfl.errors import RunError, UserError
 from p2pfl.runtime.setup import Row, Status
 from p2pfl.runtime.sketch import WIDTH
-
-if TYPE_CHECKING:
-    pass
 
 EXPERIMENT, METRICS, EVENTS = "experiment.toml", "metrics.csv", "events.jsonl"
 MODELS, SUMMARY, SKETCHES, PEERS = "models", "summary.json", "sketches.f32", "peers"

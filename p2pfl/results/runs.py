@@ -52,7 +52,6 @@ class Facts(NamedTuple):
     node_updates: int = 0  # local steps of all nodes
     wall_s: float = math.nan
     virtual_s: float = math.nan
-    train_s: float = math.nan
     eval_acc_mean_model: float = math.nan
     eval_loss_mean_model: float = math.nan
     reason: str = ""  # why the run has stopped

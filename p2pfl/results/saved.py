@@ -14,6 +14,8 @@ from p2pfl.data.encoder import choices
 from p2pfl.data.statistics import Affine
 from p2pfl.errors import UserError
 from p2pfl.experiment import config
+from p2pfl.experiment.building import build_model
+from p2pfl.learning.models import MODELS as MODEL_FACTORIES
 from p2pfl.results.predictor import Predictor, Signature
 from p2pfl.results.record import MODELS, PEERS
 from p2pfl.results.runs import read_experiment, read_summary
@@ -104,16 +106,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _build(table: Any, signature: Signature, base: str | None) -> nn.Module:  # noqa: ANN401
     """Build the model that the section says, as yet without its weights."""
-    section = config.read("model", table, config.Kind(config.MODELS))
+    section = config.read("model", table, config.Kind(MODEL_FACTORIES))
     if "factory" in section.values:
         factory = _located(section.values["factory"], base)
         section = section._replace(values={**section.values, "factory": factory})
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and overwritten
-        try:
-            module: nn.Module = section.build("model")(signature.shape, signature.outputs)
-        except ValueError as error:
-            raise UserError(f"model ({section.name}): {error}") from error
-    return module
+    return build_model(section, 0, signature.shape, signature.outputs)
 
 
 def _located(factory: str, base: str | None) -> str:

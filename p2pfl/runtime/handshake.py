@@ -21,7 +21,7 @@ MOST_REASON = 1000  # bytes
 
 
 class NeighbourGone(RunError):
-    """A neighbour gave up before the run had begun, for a reason of its own."""
+    """A neighbour gave up before training had begun, for a reason of its own."""
 
 
 @dataclass(frozen=True)

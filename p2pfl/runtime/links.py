@@ -101,8 +101,10 @@ class Links:
         socket.connect(f"inproc://{name}")
         return socket
 
-    def meet(self, timeout: float, go_on: Callable[[], bool] = lambda: True) -> None:
+    def meet(self, timeout: float, go_on: Callable[[], bool] = lambda: True) -> bool:
         """Wait until every neighbour has welcomed us and been welcomed, or `go_on` says no.
+
+        Return whether all have met.
 
         Raises:
             UserError: a neighbour takes part in another run; the message says the difference.
@@ -126,6 +128,7 @@ class Links:
             if refused:
                 deadline = min(deadline, time.monotonic() + GRACE)
         self._handshake.done = not absent
+        return not absent
 
     def expect(self, phase: int, schema: Schema, replaceable: bool) -> None:
         """Enter a phase: say what its messages look like, and whether the newest is enough.

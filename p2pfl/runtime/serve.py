@@ -17,7 +17,7 @@ import zmq
 from torch import Tensor
 
 from p2pfl.algorithm import newest
-from p2pfl.errors import RemoteProtocolError
+from p2pfl.errors import RemoteProtocolError, RunError
 from p2pfl.learning.evaluation import Scores
 from p2pfl.learning.task import Task
 from p2pfl.learning.training import train
@@ -26,6 +26,7 @@ from p2pfl.peer.events import (
     Evaluate,
     Evaluated,
     Event,
+    PeerDown,
     Report,
     Send,
     SetTimer,
@@ -37,12 +38,15 @@ from p2pfl.peer.events import (
 )
 from p2pfl.peer.rounds import Pace
 from p2pfl.runtime import wire
+from p2pfl.runtime.handshake import NeighbourGone
 from p2pfl.runtime.links import Links
 from p2pfl.runtime.setup import Ending, Row, Setup
 from p2pfl.runtime.sketch import sketch
 
 # How long the loop may sleep: a signal (Ctrl-C) is noticed after so many milliseconds.
 NAP = 250
+
+TRAINING = 2  # the phase after those of the statistics; see `wire`
 
 OnRow = Callable[[Row, Tensor], None]
 
@@ -87,10 +91,19 @@ class Server:
 
     The loop waits for the network, the clock and the worker thread, and never for training:
     local steps and evaluations run one after the other in the worker.
+
+    Args:
+        setup: what is run.
+        node: as which node.
+        links: to its neighbours, whom it has met.
+        phase: what messages are marked with.
+        strict: every message is needed: a neighbour lost, or a message missed, is an error.
     """
 
-    def __init__(self, setup: Setup, node: int, links: Links, phase: int = 1) -> None:
-        self.setup, self.node, self.links = setup, node, links
+    def __init__(
+        self, setup: Setup, node: int, links: Links, phase: int = TRAINING, strict: bool = False
+    ) -> None:
+        self.setup, self.node, self.links, self.strict = setup, node, links, strict
         self.machine = setup.peer(node)
         message = setup.algorithm.send(self._blank_state())
         links.expect(phase, wire.schema(message), self._replaceable)
@@ -117,7 +130,7 @@ class Server:
         pace = self.setup.pace
         in_step = isinstance(pace, Pace) and pace.patience == math.inf
         mean = self.setup.mixing.conserves == "mean"
-        return mean and self.setup.algorithm.absorb is newest and not in_step
+        return mean and self.setup.algorithm.absorb is newest and not in_step and not self.strict
 
     def _blank_state(self) -> Any:  # noqa: ANN401
         nodes = torch.tensor([self.node])
@@ -131,7 +144,8 @@ class Server:
             go_on: asked a few times a second.
 
         Raises:
-            RunError: training has diverged.
+            RunError: training has diverged; or, if `strict`, a message was missed.
+            NeighbourGone: if `strict`, a neighbour was lost.
         """
         self._clock = time.perf_counter()
         try:
@@ -185,6 +199,8 @@ class Server:
                 self._evaluated(event)
             self._tell(event)
         for event in self.links.events():  # all input before any timer
+            if self.strict and isinstance(event, PeerDown) and not self._stopped:
+                raise NeighbourGone(f"peer {self.node}: lost peer {event.peer}")
             self._tell(event)
         while self._timers and self._timers[0][0] <= time.monotonic():
             self._tell(TimerFired(heapq.heappop(self._timers)[1]))
@@ -212,6 +228,9 @@ class Server:
             case SetTimer(after=after, round=number):
                 heapq.heappush(self._timers, (time.monotonic() + after, number))
             case Report():
+                if self.strict and effect.missed:
+                    who = ", ".join(f"peer {peer}" for peer in effect.missed)
+                    raise RunError(f"peer {self.node}: nothing heard in time of {who}")
                 self._missed += len(effect.missed)
                 self._rows[effect.round] = (self._row(effect), sketch(effect.params))
             case Stop(reason=reason):

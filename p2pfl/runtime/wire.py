@@ -7,7 +7,8 @@ two ends have compared theirs in the handshake.
     header = [version, kind, run, phase, sender, round, degree, score]
 
 `run` is the first 8 bytes of the digest of everything both ends must agree on; `phase` is 0
-while statistics of the data are averaged and 1 in training. In a hello, `round` is a number
+while means of the data are averaged, 1 while squared distances from them are, and 2 in
+training. In a hello, `round` is a number
 the sending process has drawn for itself, so that a process started again is told from a
 connection made again.
 """

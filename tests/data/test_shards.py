@@ -18,6 +18,7 @@ from p2pfl.data import (
     batch_sizes,
     counts_by_label,
     federate,
+    in_two_passes,
     moments,
     moments_by_node,
     standardise,
@@ -239,6 +240,28 @@ def test_standardised_data_have_mean_zero_and_variance_one():
     x = standardise(moments(data.x, data.numeric), data.numeric).apply(data.x).double()
     torch.testing.assert_close(x.mean(0), torch.zeros(30).double(), rtol=0, atol=1e-5)
     torch.testing.assert_close(x.var(0, correction=0), torch.ones(30).double(), rtol=1e-5, atol=0)
+
+
+def test_two_passes_keep_a_spread_far_below_the_mean():
+    """However the sums are averaged: up to a factor, and up to the rounding of a network."""
+    gen = torch.Generator().manual_seed(0)
+    x = 1e6 + 6 * torch.randn(999, 2, generator=gen).double()
+    starts, counts = torch.tensor([0, 10]), torch.tensor([10, 989])
+    held = Shards(x, torch.zeros(999), torch.arange(2), starts, counts)
+
+    def exact(each):
+        return each.mean(0, keepdim=True).expand_as(each)
+
+    def gossip(each):
+        noise = 1 + 1e-15 * torch.randn(each.shape, generator=gen).double()
+        return exact(each) * torch.tensor([[[0.3]], [[1.7]]]) * noise
+
+    numeric = torch.tensor([True, True])
+    std = x.std(0, correction=0).expand(2, 2)
+    for average in (exact, gossip):
+        found = in_two_passes(held, numeric, average, torch.float64)
+        torch.testing.assert_close(found.shift, x.mean(0).expand(2, 2), rtol=1e-14, atol=0)
+        torch.testing.assert_close(1 / found.scale, std, rtol=1e-10, atol=0)
 
 
 def test_hard_features():

@@ -270,3 +270,65 @@ def test_the_reference_page_is_up_to_date():
 )
 def test_the_default_optimiser_makes_way_for_another(change, rate):
     assert Experiment.from_dict({}, changes=[change]).to_dict()["optimiser"]["lr"] == rate
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("boom", "mine.py:boom): RuntimeError: no such luck"),
+        ("wide", "mine.py:wide): RuntimeError: mat1 and mat2"),
+        ("few", "makes [3] of an example, not [10]"),
+        ("nothing", "not an nn.Module"),
+    ],
+)
+def test_what_is_wrong_with_a_model_of_the_users_own_is_told_in_one_line(tmp_path, name, words):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def boom(shape, outputs): raise RuntimeError('no such luck')\n"
+        "def wide(shape, outputs): return nn.Sequential(nn.Flatten(), nn.Linear(3, outputs))\n"
+        "def few(shape, outputs): return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
+        "def nothing(shape, outputs): return None\n"
+    )
+    tables = {"nodes": 2, "model": {"name": "custom", "factory": f"mine.py:{name}"}}
+    experiment = Experiment.from_dict(tables, tmp_path)
+    with pytest.raises(UserError) as caught:
+        experiment.task(experiment.federation(), None)
+    assert words in str(caught.value)
+
+
+def test_missing_values_that_nothing_fills_in_are_refused(tmp_path):
+    rows = "\n".join(f"{i},{'' if i % 7 == 0 else i * 2},{i % 2}" for i in range(60))
+    (tmp_path / "t.csv").write_text(f"a,b,y\n{rows}\n")
+    tables = {"nodes": 2, "data": "csv:path=t.csv,target=y", "model": "logistic"}
+    experiment = Experiment.from_dict(tables, tmp_path)
+    with pytest.raises(UserError, match=r"column b has missing values.*standardise"):
+        experiment.task(experiment.federation(), None)
+    own = Experiment.from_dict(tables | {"preprocess": {"standardise": "own"}}, tmp_path)
+    federation = own.federation()
+    assert own.task(federation, own.affine(federation)).d == 2 * 2 + 2
+
+
+def test_what_draws_lots_follows_the_seed_unless_it_has_its_own():
+    def graph(of_all, **own):
+        topology = {"name": "random_regular", "degree": 3} | own
+        tables = {"nodes": 20, "algorithm": "dpsgd", "topology": topology} | {"seed": of_all}
+        return Experiment.from_dict(tables).topology.links(0).senders.tolist()
+
+    assert graph(1) != graph(2)
+    assert graph(1, seed=7) == graph(2, seed=7)
+
+
+def test_a_resolved_experiment_finds_its_files_from_anywhere(tmp_path, monkeypatch):
+    rows = "\n".join(f"{i},{i % 2}" for i in range(60))
+    (tmp_path / "t.csv").write_text(f"a,y\n{rows}\n")
+    experiment = Experiment.from_dict({"nodes": 2, "data": "csv:path=t.csv,target=y"}, tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "experiment.toml").write_text(experiment.to_toml())
+    again = Experiment.load(tmp_path / "run" / "experiment.toml")
+    assert len(again.federation().train.y) == len(experiment.federation().train.y)
+
+
+def test_a_folder_does_not_hide_an_experiment_that_ships(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert Experiment.load("digits").name == "digits"

@@ -152,3 +152,14 @@ def test_the_seed_draws_whom_to_push_to():
         return [peer.handle(TimerFired(tick))[0].to for tick in range(30)]
 
     assert pushes(1) == pushes(1) != pushes(2)
+
+
+def test_the_peer_does_nothing_any_more_when_it_is_done():
+    peer = make(ticks=1)
+    _, asked = peer.handle(Started())
+    assert peer.handle(TimerFired(0))[-1] == Stop("all ticks done")
+    before = peer.params
+    assert trained(peer, asked, 1.0, 1.0) == []
+    for event in (model(0, 3.0, 3.0), TimerFired(1), PeerDown(0), PeerUp(0)):
+        assert peer.handle(event) == []
+    assert peer.params.equal(before)

@@ -145,7 +145,38 @@ def test_a_late_score_is_not_counted():
     train(peer, effects)
     peer.handle(letter(2, 0, 0.0, 0.0, score=-9.0))
     effects = peer.handle(letter(0, 1, 0.0, 0.0, score=-1.0))
+    assert Stop not in map(type, effects)  # node 2 has still not been heard
+    train(peer, effects)
+    peer.handle(letter(2, 1, 0.0, 0.0, score=-9.0))
+    peer.handle(letter(2, 2, 0.0, 0.0, score=-1.0))
+    effects = peer.handle(letter(0, 2, 0.0, 0.0, score=-1.0))
     assert effects[-1] == Stop("converged")
+
+
+def test_who_misses_a_message_takes_it_for_a_no_and_passes_it_on():
+    peer, _ = ready(patience=5.0, rounds=9, stop=target(2.0, "train_loss"), width=3)
+    peer.handle(letter(0, 0, 0.0, 0.0, score=9.0))
+    effects = peer.handle(TimerFired(0))  # without node 2
+    for round in (1, 2):
+        (said,) = (e for e in train(peer, effects) if isinstance(e, Send))
+        assert said.score == -math.inf
+        if round == 1:
+            peer.handle(letter(2, 0, 0.0, 0.0, score=9.0))
+        peer.handle(letter(2, round, 0.0, 0.0, score=9.0))
+        effects = peer.handle(letter(0, round, 0.0, 0.0, score=9.0))
+        assert Stop not in map(type, effects)
+    for round in (3, 4, 5):  # all is heard in the next window
+        (said,) = (e for e in train(peer, effects) if isinstance(e, Send))
+        assert said.score == -1.0
+        peer.handle(letter(2, round, 0.0, 0.0, score=9.0))
+        effects = peer.handle(letter(0, round, 0.0, 0.0, score=9.0))
+    assert effects[-1] == Stop("converged")
+
+
+def test_the_dead_do_not_keep_the_living_from_agreeing():
+    peer, _ = ready(patience=5.0, rounds=9, stop=target(2.0, "train_loss"))
+    peer.handle(PeerDown(2))
+    assert peer.handle(letter(0, 0, 0.0, 0.0, score=9.0))[-1] == Stop("converged")
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_each_node_counts_as_it_was_last_evaluated():
     assert (summary["consensus_distance"], summary["rounds"]) == (3.0, 3)
     assert (summary["bytes_sent"], summary["bytes_received"]) == (411, 450)
     assert (summary["node_updates_per_s"], summary["wall_s"]) == (20.0, 4.0)
-    assert (summary["virtual_s"], summary["train_s"]) == (3.5, None)
+    assert (summary["virtual_s"], summary["eval_acc_mean_model"]) == (3.5, None)
 
 
 def test_a_summary_has_every_key_even_of_nothing():

@@ -1,0 +1,118 @@
+"""A peer that is stopped, or left alone, before training has begun."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from launch_cases import free_address, small, summary
+
+from p2pfl.errors import RunError
+from p2pfl.experiment.experiment import Experiment
+from p2pfl.launch.local import peer_run
+from p2pfl.launch.serving import Post
+from p2pfl.runtime.handshake import NeighbourGone, Terms
+from p2pfl.runtime.links import Links
+from p2pfl.runtime.wire import Kind
+
+EXPERIMENT = Experiment.from_dict(
+    small(
+        nodes=2,
+        data={"name": "breast_cancer"},
+        preprocess={"standardise": "pooled"},
+        model={"name": "logistic"},
+    ),
+    ".",
+)
+SOON = 20.0
+
+
+class Stage:
+    """Peer 0, and how far it has come."""
+
+    def __init__(self, folder: Path) -> None:
+        self.addresses = {node: free_address() for node in range(2)}
+        self.folder, self.phases, self.asked = folder, list[str](), threading.Event()
+
+    def run(self, join_timeout: float) -> str:
+        post = Post(0, self.addresses[0], self.addresses, join_timeout=join_timeout)
+        told = peer_run(EXPERIMENT, post, self.folder, self._say, lambda: not self.asked.is_set())
+        return str(told["status"])
+
+    def stop_in(self, phase: str) -> None:
+        """Ask the peer to end a little after it has come to a phase."""
+
+        def watch() -> None:
+            while phase not in self.phases:
+                time.sleep(0.01)
+            time.sleep(0.2)
+            self.asked.set()
+
+        threading.Thread(target=watch, daemon=True).start()
+
+    def _say(self, news: dict[str, object]) -> None:
+        self.phases.append(str(news.get("phase")))
+
+
+@contextmanager
+def silent(stage: Stage, then: Callable[[Links], None] = lambda links: None) -> Iterator[None]:
+    """A peer 1 that meets peer 0, does something, and then says nothing but goodbye."""
+    task = EXPERIMENT.task(EXPERIMENT.federation(None, only=1), None)
+    terms, done = Terms(EXPERIMENT.terms(task)), threading.Event()
+
+    def live() -> None:
+        links = Links(1, stage.addresses[1], {0: stage.addresses[0]}, terms, 10_000)
+        links.meet(SOON)
+        then(links)
+        while not done.is_set():
+            links.events()
+            links.poller.poll(20)
+        links.close("done", 1.0)
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    yield
+    done.set()
+    thread.join()
+
+
+def test_a_peer_can_be_stopped_while_it_waits_for_the_others(tmp_path: Path):
+    stage = Stage(tmp_path / "out")
+    stage.stop_in("meeting")
+    assert stage.run(SOON) == "interrupted"
+    assert summary(stage.folder)["status"] == summary(stage.folder)["reason"] == "interrupted"
+    assert summary(stage.folder)["rounds"] == 0
+    assert not list(stage.folder.glob("models/*"))
+
+
+def test_a_peer_can_be_stopped_while_statistics_are_averaged(tmp_path: Path):
+    stage = Stage(tmp_path / "out")
+    stage.stop_in("averaging statistics")
+    with silent(stage):
+        assert stage.run(SOON) == "interrupted"
+    assert summary(stage.folder)["status"] == "interrupted"
+    assert "training" not in stage.phases
+
+
+def test_a_neighbour_that_says_nothing_about_its_statistics_is_named(tmp_path: Path):
+    stage = Stage(tmp_path / "out")
+    with silent(stage), pytest.raises(RunError, match="nothing heard in time of peer 1 while stat"):
+        stage.run(2.0)
+    assert summary(stage.folder)["status"] == "failed"
+
+
+def test_a_neighbour_lost_while_statistics_are_averaged_is_named(tmp_path: Path):
+    stage = Stage(tmp_path / "out")
+
+    def leave(links: Links) -> None:
+        links.expect(0, links._schema, False)
+        for link in links._links.values():
+            link.unsent.append([links._pack(Kind.BYE), b"enough"])
+
+    with silent(stage, leave), pytest.raises(NeighbourGone, match="lost peer 1 while statistics"):
+        stage.run(SOON)
+    assert summary(stage.folder)["status"] == "failed"
