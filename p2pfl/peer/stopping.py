@@ -93,26 +93,27 @@ STOP_RULES: dict[str, Callable[..., StopRule]] = {"plateau": plateau, "target": 
 
 
 class Agreement:
-    """One peer's part in finding the lowest score, in windows of `width` rounds.
+    """The part of some nodes in finding the lowest score, in windows of `width` rounds.
 
-    `width` is the number of rounds after which what anybody said has reached everybody.
+    `width` is the number of rounds after which what anybody said has reached everybody. A
+    peer is one node and hears the others; the simulator is all of them and hears nobody.
     """
 
-    def __init__(self, rule: StopRule | None, width: int) -> None:
+    def __init__(self, rule: StopRule | None, width: int, nodes: int = 1) -> None:
         self._rule, self._width = rule, width
-        self._progress = rule.start(1) if rule else None
+        self._progress = rule.start(nodes) if rule else None
         self.lowest = -math.inf
 
-    def measured(self, metric: Metric, value: float) -> None:
-        """Take note of this peer's own metric."""
+    def measured(self, metric: Metric, values: Tensor | float) -> None:
+        """Take note of these nodes' own metric, ``[nodes]``."""
         if self._rule and self._progress and metric == self._rule.metric:
-            measurement = torch.tensor([value], dtype=torch.float64)
-            self._progress = self._rule.update(self._progress, measurement)
+            measured = torch.as_tensor(values, dtype=torch.float64, device="cpu").reshape(-1)
+            self._progress = self._rule.update(self._progress, measured)
 
     def begin(self, round: int) -> float:
         """Return what to tell the neighbours in this round."""
         if self._progress and round % self._width == 0:
-            self.lowest = float(self._progress.score)
+            self.lowest = float(self._progress.score.min())
         return self.lowest
 
     def heard(self, score: float) -> None:

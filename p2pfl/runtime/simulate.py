@@ -14,8 +14,7 @@ from p2pfl.algorithm import Inbox
 from p2pfl.errors import UserError, diverged
 from p2pfl.learning.training import train
 from p2pfl.peer.gossiper import Tempo
-from p2pfl.peer.rounds import Pace
-from p2pfl.peer.stopping import Progress
+from p2pfl.peer.stopping import Agreement
 from p2pfl.runtime import wire
 from p2pfl.runtime.setup import Ending, Row, Setup
 
@@ -41,7 +40,7 @@ class Simulator:
         self.state: Any = setup.algorithm.init(setup.task.init(self.nodes), rows)
         self.reason, self.updates = "all rounds done", 0
         self._clock = time.perf_counter()
-        self._stopping = _Stopping(self.pace, len(self.nodes))
+        self._agreement = Agreement(self.pace.stop, self.pace.width, len(self.nodes))
 
     @property
     def params(self) -> Tensor:
@@ -67,12 +66,13 @@ class Simulator:
             )
             self._check(k, loss, steps)
             self.updates += int(steps.sum())
-            self._stopping.begin(k, loss)
+            self._agreement.measured("train_loss", loss)
+            self._agreement.begin(k)
             message = algorithm.send(self.state)
             heard = algorithm.absorb(heard, message, self.params.shape[1])
             inbox = Inbox(self.setup.weights(k), heard, self.nodes)
             self.state = algorithm.receive(self.state, inbox)
-            together = self._stopping.reached(k)
+            together = self._agreement.reached(k)
             last = together or k + 1 == self.pace.rounds
             yield self._rows(k, loss, message, last)
             if together:
@@ -89,7 +89,8 @@ class Simulator:
         scores: tuple[Tensor, Tensor] = (torch.full_like(loss, math.nan),) * 2
         if last or (k + 1) % self.pace.evaluate_every == 0:
             scores = self.setup.task.evaluate(params, self.nodes)
-            self._stopping.evaluated(*scores)
+            self._agreement.measured("eval_loss", scores[0])
+            self._agreement.measured("eval_acc", scores[1])
         distance = (params - params.mean(0)).square().sum(1)
         sent, received = self._traffic(k, message)
         wall = time.perf_counter() - self._clock
@@ -110,29 +111,3 @@ class Simulator:
         )
         received = torch.zeros_like(size).index_add(0, links.receivers, size[links.senders])
         return degree * size, received
-
-
-class _Stopping:
-    """What the peers' `Agreement` comes to when everybody is in one place."""
-
-    def __init__(self, pace: Pace, n: int) -> None:
-        self._rule, self._width = pace.stop, pace.width
-        self._progress: Progress | None = pace.stop.start(n) if pace.stop else None
-        self._lowest = -math.inf
-
-    def begin(self, k: int, loss: Tensor) -> None:
-        self._measured("train_loss", loss)
-        if self._progress and k % self._width == 0:
-            self._lowest = float(self._progress.score.min())
-
-    def evaluated(self, loss: Tensor, acc: Tensor) -> None:
-        self._measured("eval_loss", loss)
-        self._measured("eval_acc", acc)
-
-    def reached(self, k: int) -> bool:
-        last = k % self._width == self._width - 1
-        return bool(self._rule and last and self._lowest >= self._rule.threshold)
-
-    def _measured(self, metric: str, values: Tensor) -> None:
-        if self._rule and self._progress and metric == self._rule.metric:
-            self._progress = self._rule.update(self._progress, values.double().cpu())
