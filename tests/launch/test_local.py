@@ -14,7 +14,7 @@ import torch
 from launch_cases import command, free_address, metrics, p2pfl, small, summary
 
 import p2pfl as package
-from p2pfl.errors import RunError, UserError
+from p2pfl.errors import UserError
 from p2pfl.results.runs import Result
 
 pytestmark = pytest.mark.processes
@@ -157,7 +157,7 @@ def test_data_that_are_not_there_are_one_readable_error(tmp_path: Path):
     assert summary(tmp_path / "run")["status"] == "failed"
 
 
-def test_an_address_of_the_network_file_that_is_taken_is_named(tmp_path: Path):
+def test_the_addresses_of_a_network_file_are_for_peers_on_their_own_machines(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as held:
         taken = f"tcp://127.0.0.1:{held.getsockname()[1]}"
         (tmp_path / "net.toml").write_text(
@@ -166,5 +166,5 @@ def test_an_address_of_the_network_file_that_is_taken_is_named(tmp_path: Path):
             "[[edges]]\nbetween = [0, 1]\n"
         )
         experiment = small(nodes=2, topology={"name": "file", "path": str(tmp_path / "net.toml")})
-        with pytest.raises(RunError, match=f"{taken} is taken"):
-            package.run(experiment, on="local", out=tmp_path / "run")
+        result = package.run(experiment, on="local", out=tmp_path / "run")
+    assert result.summary["status"] == "finished"
