@@ -6,7 +6,6 @@ checked without the data, so a mistake is found before anything has started.
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -290,8 +289,8 @@ class Experiment:
         topology, mixing, evaluation = self.topology, self.mixing, self.evaluation
 
         @lru_cache(maxsize=topology.period or 1)
-        def matrix(phase: int) -> Tensor:
-            return weights(topology.links(phase), mixing).to(task.device)
+        def matrix(round: int) -> Tensor:
+            return weights(topology.links(round), mixing).to(task.device)
 
         pace: Pace | Tempo
         if isinstance(self.pace, Timer):
@@ -314,7 +313,7 @@ class Experiment:
             mixing,
             pace,
             lambda nodes: self.local_steps(task.examples(nodes)),
-            lambda round: matrix(round % (topology.period or math.inf)),
+            lambda round: matrix(round % topology.period if topology.period else round),
         )
 
     def local_steps(self, examples: Tensor) -> Tensor:

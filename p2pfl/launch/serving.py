@@ -179,9 +179,7 @@ def _neighbours(experiment: Experiment, post: Post) -> dict[int, str]:
 
 def _largest(setup: Setup, federation: Federation, node: int) -> int:
     """Return the size of the largest buffer that anybody has reason to send us."""
-    nodes = torch.tensor([node])
-    state = setup.algorithm.init(setup.task.init(nodes), setup.rows(nodes))
-    fields = wire.schema(setup.algorithm.send(state)).fields
+    fields = wire.schema(setup.message(node)).fields
     return max(24 * math.prod(federation.shape), *(field.nbytes for field in fields))
 
 

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import torch
 import zmq
@@ -105,8 +104,7 @@ class Server:
     ) -> None:
         self.setup, self.node, self.links, self.strict = setup, node, links, strict
         self.machine = setup.peer(node)
-        message = setup.algorithm.send(self._blank_state())
-        links.expect(phase, wire.schema(message), self._replaceable)
+        links.expect(phase, wire.schema(setup.message(node)), self._replaceable)
         self._nodes = torch.tensor([node])
         self._task = _Haltable(setup.task)
         self._examples = int(setup.task.examples(self._nodes)[0])
@@ -131,10 +129,6 @@ class Server:
         in_step = isinstance(pace, Pace) and pace.patience == math.inf
         mean = self.setup.mixing.conserves == "mean"
         return mean and self.setup.algorithm.absorb is newest and not in_step and not self.strict
-
-    def _blank_state(self) -> Any:  # noqa: ANN401
-        nodes = torch.tensor([self.node])
-        return self.setup.algorithm.init(self.setup.task.init(nodes), self.setup.rows(nodes))
 
     def run(self, on_row: OnRow, go_on: Callable[[], bool] = lambda: True) -> Ending:
         """Serve until the peer is done, or `go_on` says no.

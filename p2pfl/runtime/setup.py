@@ -68,6 +68,13 @@ class Setup:
         """Say who the nodes are."""
         return Rows(nodes, self.task.examples(nodes))
 
+    def message(self, node: int) -> tuple[Tensor, ...]:
+        """Return what a node would say at the outset: all its messages have this form."""
+        nodes = torch.tensor([node])
+        state = self.algorithm.init(self.task.init(nodes), self.rows(nodes))
+        message: tuple[Tensor, ...] = self.algorithm.send(state)
+        return message
+
     def peer(self, node: int) -> Machine:
         """Return the state machine of one node."""
         nodes = torch.tensor([node])

@@ -24,15 +24,9 @@ class Simulator:
 
     def __init__(self, setup: Setup) -> None:
         if isinstance(setup.pace, Tempo):
-            raise UserError(
-                "pace.name = 'timer' needs a clock, which the simulator has not:"
-                " use --on emulate or --on local"
-            )
+            raise _needs_a_clock("pace.name = 'timer'")
         if setup.pace.seconds < math.inf:
-            raise UserError(
-                "pace.seconds needs a clock, which the simulator has not:"
-                " use --on emulate or --on local"
-            )
+            raise _needs_a_clock("pace.seconds")
         self.setup, self.pace = setup, setup.pace
         self.nodes = torch.arange(setup.topology.n)
         rows = setup.rows(self.nodes)
@@ -111,3 +105,9 @@ class Simulator:
         )
         received = torch.zeros_like(size).index_add(0, links.receivers, size[links.senders])
         return degree * size, received
+
+
+def _needs_a_clock(key: str) -> UserError:
+    return UserError(
+        f"{key} needs a clock, which the simulator has not: use --on emulate or --on local"
+    )

@@ -13,6 +13,7 @@ from p2pfl.errors import UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.experiment.files import shipped
 from p2pfl.experiment.sections import SECTIONS
+from p2pfl.topology import Topology
 
 
 def problem(tables=None, *changes):
@@ -332,3 +333,20 @@ def test_a_folder_does_not_hide_an_experiment_that_ships(tmp_path, monkeypatch):
     (tmp_path / "digits").mkdir()
     monkeypatch.chdir(tmp_path)
     assert Experiment.load("digits").name == "digits"
+
+
+def test_the_matrix_of_every_round_is_that_of_its_links():
+    experiment = Experiment.from_dict({"nodes": 4, "algorithm": "dpsgd", "topology": "ring"})
+    task = experiment.task(experiment.federation(), None)
+    ring, links = experiment.setup(task), experiment.topology.links(0)
+    assert torch.equal(ring.weights(7), ring.weights(0))
+    asked = []
+
+    def never_the_same(round):
+        asked.append(round)
+        return links
+
+    object.__setattr__(experiment, "topology", Topology(4, never_the_same, None))
+    assert experiment.setup(task).weights(7).shape == (4, 4)
+    assert asked == [7]
+    assert type(asked[0]) is int
