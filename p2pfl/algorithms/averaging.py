@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -9,6 +10,18 @@ from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
 from p2pfl.learning.optim import Optimiser
+
+
+def plain_steps(opt: Optimiser) -> Callable[[Any], tuple[Tensor, Any]] | None:
+    """Return an algorithm's `factor` where its state has fields `x` and `opt`, or None."""
+    if not opt.linear:
+        return None
+
+    def factor(s: Any) -> tuple[Tensor, Any]:  # noqa: ANN401 - any such state
+        by, state = opt.factor(s.opt, s.x)
+        return by, s._replace(opt=state)
+
+    return factor
 
 
 class Params(NamedTuple):
@@ -64,7 +77,16 @@ def fedavg(
     def receive(s: CountedState, inbox: Inbox[Counted]) -> CountedState:
         return s._replace(x=inbox.mean(inbox.heard.x, by=inbox.heard.examples))
 
-    return Algorithm(init, lambda s: s.x, step, send, receive, needs=Needs(graph="complete"))
+    return Algorithm(
+        init,
+        lambda s: s.x,
+        step,
+        send,
+        receive,
+        needs=Needs(graph="complete"),
+        factor=plain_steps(opt),
+        columnwise=True,
+    )
 
 
 def dpsgd(
@@ -92,7 +114,15 @@ def dpsgd(
     def receive(s: LocalState, inbox: Inbox[Params]) -> LocalState:
         return s._replace(x=inbox.mix(inbox.heard.x))
 
-    return Algorithm(init, lambda s: s.x, step, lambda s: Params(s.x), receive)
+    return Algorithm(
+        init,
+        lambda s: s.x,
+        step,
+        lambda s: Params(s.x),
+        receive,
+        factor=plain_steps(opt),
+        columnwise=True,
+    )
 
 
 class WhileState(NamedTuple):
@@ -115,7 +145,15 @@ def _combine_then_adapt(opt: Optimiser) -> Algorithm[WhileState, Params, Params]
         x = inbox.mix(inbox.heard.x) + (s.x - s.before)
         return s._replace(x=x, before=x)
 
-    return Algorithm(init, lambda s: s.x, step, lambda s: Params(s.before), receive)
+    return Algorithm(
+        init,
+        lambda s: s.x,
+        step,
+        lambda s: Params(s.before),
+        receive,
+        factor=plain_steps(opt),
+        columnwise=True,
+    )
 
 
 def local(opt: Optimiser) -> Algorithm[Any, Params, Params]:
@@ -138,4 +176,5 @@ def average() -> Algorithm[Plain, Params, Params]:
         lambda s, grads: s,
         lambda s: Params(s.x),
         lambda s, inbox: Plain(inbox.mix(inbox.heard.x)),
+        columnwise=True,
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from p2pfl import rng
 from p2pfl.algorithm import Algorithm, Inbox, M, Needs, Rows
-from p2pfl.algorithms.averaging import Params
+from p2pfl.algorithms.averaging import Params, plain_steps
 from p2pfl.codec import Codec
 from p2pfl.learning.optim import Optimiser
 
@@ -56,4 +56,14 @@ def choco(
         return s._replace(x=s.x + gamma * pull, public=public, keys=rng.fold(s.keys, 1))
 
     needs = Needs(graph="symmetric", static=True, every_message=True)
-    return Algorithm(init, lambda s: s.x, step, send, receive, absorb, needs)
+    return Algorithm(
+        init,
+        lambda s: s.x,
+        step,
+        send,
+        receive,
+        absorb,
+        needs,
+        factor=plain_steps(opt),
+        columnwise=True,
+    )

@@ -54,6 +54,7 @@ def gradient_tracking(opt: Optimiser) -> Algorithm[TrackState, Track, Track]:
         lambda s: Track(s.x, s.y),
         receive,
         needs=Needs(every_message=True),
+        columnwise=True,
     )
 
 
@@ -86,4 +87,12 @@ def d2(opt: Optimiser) -> Algorithm[D2State, Params, Params]:
         return s._replace(x=inbox.mix(inbox.heard.x), before=s.x)
 
     needs = Needs(graph="symmetric", static=True, every_message=True, positive=True, one_step=True)
-    return Algorithm(init, lambda s: s.x, step, lambda s: Params(s.ahead), receive, needs=needs)
+    return Algorithm(
+        init,
+        lambda s: s.x,
+        step,
+        lambda s: Params(s.ahead),
+        receive,
+        needs=needs,
+        columnwise=True,
+    )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, Rows
+from p2pfl.algorithms.averaging import plain_steps
 from p2pfl.learning.optim import Optimiser
 
 
@@ -45,4 +46,19 @@ def gossip(opt: Optimiser) -> Algorithm[AgedState, Aged, Aged]:
         x, age = inbox.heard
         return s._replace(x=inbox.mix(x, by=age + 1), age=inbox.largest(age))
 
-    return Algorithm(init, lambda s: s.x, step, lambda s: Aged(s.x, s.age), receive)
+    plain = plain_steps(opt)
+
+    def factor(s: AgedState) -> tuple[Tensor, AgedState]:
+        assert plain is not None
+        by, state = plain(s)
+        return by, state._replace(age=s.age + 1)
+
+    return Algorithm(
+        init,
+        lambda s: s.x,
+        step,
+        lambda s: Aged(s.x, s.age),
+        receive,
+        factor=factor if plain else None,
+        columnwise=True,
+    )

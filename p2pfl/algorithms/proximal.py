@@ -45,4 +45,5 @@ def proximal(algorithm: Algorithm[Any, M, R], mu: float) -> Algorithm[Anchored, 
         receive,
         inner.absorb,
         inner.needs,
+        columnwise=inner.columnwise,
     )

@@ -58,4 +58,5 @@ def push_sum(
         lambda s: Mass(s.x, s.w),
         receive,
         needs=Needs(weights="mass"),
+        columnwise=True,
     )

@@ -15,6 +15,7 @@ from p2pfl.cli.predict import predict
 from p2pfl.cli.report import report
 from p2pfl.cli.run import run
 from p2pfl.cli.show import experiments, partition_show, topology_show, version
+from p2pfl.cli.sweep import sweep
 from p2pfl.errors import P2pflError, RunError, UserError
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(run)
+app.command()(sweep)
 app.command()(peer)
 app.command()(report)
 app.command()(predict)

@@ -64,6 +64,10 @@ class LiveView:
             self._printed = time.monotonic()
             self._console.print(self._line(), markup=False, highlight=False, soft_wrap=True)
 
+    def note(self, text: str) -> None:
+        """Print a line above the view."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def phase(self, node: int, phase: str) -> None:
         """Take note of what a node is doing."""
         self._phase[node] = phase

@@ -6,7 +6,7 @@ import json
 import signal
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -22,6 +22,9 @@ from p2pfl.cli.options import (
     changes,
 )
 from p2pfl.errors import RunError
+
+if TYPE_CHECKING:
+    from p2pfl.results.runs import Result
 
 
 class On(StrEnum):
@@ -53,29 +56,45 @@ def run(  # noqa: PLR0913 - every parameter is an option of the command
     ] = 60.0,
     format: Annotated[Format, typer.Option(help="How the summary is printed.")] = Format.text,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say what memory it needs and how it is done.")
+    ] = False,
 ) -> None:
     """Run an experiment and leave a folder with its metrics, models and summary.
 
     Example:  p2pfl run digits --on local --set pace.rounds=10 --seed 1
     """
-    from p2pfl.cli.report import show
     from p2pfl.experiment.experiment import Experiment
     from p2pfl.launch.books import Watch, Where
+    from p2pfl.launch.joining import joined
     from p2pfl.launch.session import Place, run_checked
-    from p2pfl.results.runs import read_run, read_summary
 
     # Whoever ends us politely gets what Ctrl-C gets: peers that are ended, and a valid folder.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    checked = Experiment.load(experiment, changes(set_, seed))
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    for note in [] if quiet else checked.notes:
-        console.print(f"note: {note}", markup=False)
-    place = Place(out) if out else Place(Path(checked.output.dir), make=True)
-    view = LiveView(checked.nodes, checked.rounds, f"{checked.name} on {on.value}", quiet)
-    with view:
-        watch = Watch(view.rows, view.phase)
-        where = Where(data, device, join_timeout)
-        result = run_checked(checked, on.value, place, where, watch)
+    try:
+        with joined(on.value, device) as ranks:
+            checked, first = Experiment.load(experiment, changes(set_, seed)), ranks.rank == 0
+            for note in checked.notes if first and not quiet else []:
+                console.print(f"note: {note}", markup=False)
+            place = Place(out) if out else Place(Path(checked.output.dir), make=True)
+            title = f"{checked.name} on {on.value}"
+            with LiveView(checked.nodes, checked.rounds, title, quiet or not first) as view:
+                watch = Watch(view.rows, view.phase, view.note if verbose else lambda text: None)
+                where = Where(data, device, join_timeout)
+                result = run_checked(checked, on.value, place, where, watch, ranks)
+    except KeyboardInterrupt:
+        console.print("p2pfl: interrupted", markup=False)
+        raise typer.Exit(130) from None
+    if first:
+        _tell(result, format, console)
+
+
+def _tell(result: Result, format: Format, console: Console) -> None:
+    """Print what a run has come to; raise what it failed of."""
+    from p2pfl.cli.report import show
+    from p2pfl.results.runs import read_run, read_summary
+
     folder = result.folder
     assert folder is not None
     if format is Format.json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +20,12 @@ from p2pfl.cli.options import (
     SetOption,
     changes,
 )
+from p2pfl.errors import UserError
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+    from p2pfl.topology import Network, Topology
 
 
 def topology_show(
@@ -38,18 +44,15 @@ def topology_show(
     Example:  p2pfl topology show torus:rows=4,cols=6 --draw torus.png
     """
     from p2pfl.experiment.config import read
-    from p2pfl.experiment.nodes import topology_of
+    from p2pfl.experiment.nodes import as_topology, topology_of
     from p2pfl.experiment.sections import SECTIONS
-    from p2pfl.topology import Network, analyse, static
-    from p2pfl.topology import draw as draw_graph
+    from p2pfl.topology import analyse
 
     found = topology_of(spec, nodes)
-    graph = found.graph if isinstance(found, Network) else found
     rule = read("mixing", mixing, SECTIONS["mixing"]).build("mixing")
-    told = _analysis(analyse(static(graph, spec), rule)._asdict())
+    told = _analysis(analyse(as_topology(found, spec), rule)._asdict())
     if draw is not None:
-        names = dict(enumerate(found.names)) if isinstance(found, Network) else None
-        draw_graph(graph, draw, names)
+        _draw(found, draw, spec)
     if format is Format.json:
         typer.echo(json.dumps({"topology": spec, "mixing": mixing, **told}))
         return
@@ -59,6 +62,17 @@ def topology_show(
     Console(highlight=False).print(table)
     if draw is not None:
         typer.echo(f"drawn: {draw}")
+
+
+def _draw(found: nx.Graph | Network | Topology, path: Path, spec: str) -> None:
+    from p2pfl.topology import Network, Topology, draw
+
+    if isinstance(found, Topology):
+        raise UserError(f"{spec} changes from round to round, and cannot be drawn as one graph")
+    if isinstance(found, Network):
+        draw(found.graph, path, dict(enumerate(found.names)))
+    else:
+        draw(found, path)
 
 
 def _analysis(found: dict[str, Any]) -> dict[str, Any]:

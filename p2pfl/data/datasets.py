@@ -1,4 +1,4 @@
-"""The data sets an experiment can name: those scikit-learn carries, and the user's files."""
+"""The data sets an experiment can name: scikit-learn's, made-up ones, and the user's files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from p2pfl.data.dataset import Dataset, Source
 from p2pfl.data.encoder import Column, Encoder
 from p2pfl.data.idx import idx
+from p2pfl.data.synthetic import synthetic
 from p2pfl.data.tabular import csv
 
 
@@ -82,6 +83,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
     "breast_cancer": breast_cancer,
     "wine": wine,
     "diabetes": diabetes,
+    "synthetic": synthetic,
     "idx": idx,
     "csv": csv,
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -25,7 +27,7 @@ class Examples(NamedTuple):
     y: Tensor  # [N]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Shards:
     """The examples of some nodes, laid end to end: a simulator's, or one peer's alone.
 
@@ -38,8 +40,19 @@ class Shards:
     start: Tensor  # [m] int64: where each of them begins
     count: Tensor  # [m] int64: how many each of them has
 
+    @cached_property
+    def _first(self) -> int | None:
+        """The first node if the nodes follow one another without a gap, else None."""
+        if not len(self.nodes) or bool((self.nodes.diff() != 1).any()):
+            return None
+        return int(self.nodes[0])
+
     def find(self, nodes: Tensor) -> Tensor:
         """Return where the nodes stand in `nodes`; ``ValueError`` for one that is not here."""
+        if len(nodes) and self._first is not None:
+            lowest, highest = (int(end) for end in nodes.aminmax())
+            if lowest >= self._first and highest < self._first + len(self.nodes):
+                return nodes - self._first
         at = torch.searchsorted(self.nodes, nodes).clamp_(max=len(self.nodes) - 1)
         absent = nodes[self.nodes[at] != nodes]
         if len(absent):
@@ -63,9 +76,37 @@ class Shards:
         start, count = int(self.start[at]), int(self.count[at])
         return Examples(self.x[start : start + count], self.y[start : start + count])
 
-    def gather(self, index: Tensor) -> Examples:
-        """Return the examples at `index`, ``[rows, B] -> [rows, B, ...]``."""
-        return Examples(self.x[index], self.y[index])
+    def gather(self, index: Tensor, into: Tensor | None = None) -> Examples:
+        """Return the examples at `index`, ``[rows, B] -> [rows, B, ...]``.
+
+        Args:
+            index: int64.
+            into: memory for the inputs, of their type, 1-D and large enough; None: new.
+        """
+        flat = index.flatten()  # several times as fast as ``x[index]`` on a CPU
+        shape = (len(flat), *self.x.shape[1:])
+        place = None if into is None else into[: math.prod(shape)].view(shape)
+        x = torch.index_select(self.x, 0, flat, out=place)
+        y = self.y.index_select(0, flat)
+        return Examples(x.view(*index.shape, *x.shape[1:]), y.view(index.shape))
+
+    def subset(self, nodes: Tensor) -> Shards:
+        """Return some of the nodes alone, with copies of their examples laid end to end.
+
+        Args:
+            nodes: int64 ``[k]``, ascending.
+
+        Raises:
+            ValueError: if a node is not here, or the nodes do not ascend.
+        """
+        if bool((nodes.diff() < 1).any()):
+            raise ValueError(f"nodes = {nodes.tolist()} must ascend, each of them once")
+        at = self.find(nodes)
+        start, count = self.start[at], self.count[at]
+        begin = count.cumsum(0) - count
+        index = torch.arange(int(count.sum()), device=nodes.device)
+        index += torch.repeat_interleave(start - begin, count)
+        return Shards(*self.gather(index), nodes, begin, count)
 
     def to(self, device: torch.device | str) -> Shards:
         """Return the same on another device."""
@@ -219,7 +260,7 @@ def _lay(dataset: Dataset, parts: list[Tensor], nodes: list[int]) -> Shards:
 
 
 def _examples(dataset: Dataset, rows: Tensor) -> Examples:
-    return Examples(dataset.x[rows], dataset.y[rows])
+    return Examples(dataset.x.index_select(0, rows), dataset.y.index_select(0, rows))
 
 
 def _summary(nodes: Tensor) -> str:

@@ -18,6 +18,7 @@ import tomli_w
 import torch
 from torch import Tensor
 
+from p2pfl import rng
 from p2pfl.algorithm import Algorithm
 from p2pfl.algorithms import proximal
 from p2pfl.data.dataset import Source
@@ -27,7 +28,7 @@ from p2pfl.errors import UserError
 from p2pfl.experiment.building import build_model, check_complete
 from p2pfl.experiment.config import Section, Value, parse_spec, read
 from p2pfl.experiment.files import change, find, located, shipped
-from p2pfl.experiment.nodes import count_nodes
+from p2pfl.experiment.nodes import as_topology, count_nodes
 from p2pfl.experiment.pairing import Pairing, check_pairing, default_mixing, remarks
 from p2pfl.experiment.sections import (
     DEFAULTS,
@@ -50,10 +51,11 @@ from p2pfl.runtime.network import NetworkModel
 from p2pfl.runtime.setup import Setup
 from p2pfl.topology.files import Network
 from p2pfl.topology.mixing import Mixing, weights
-from p2pfl.topology.schedule import Links, Topology, static
+from p2pfl.topology.schedule import Links, Topology
 
+_MEASURED = 16  # tells the lots of who is measured from other lots below the same keys
 TOP = ("name", "seed", "nodes", "base")
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16")}
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,8 @@ class Experiment:
         return self._build("mixing")  # type: ignore[no-any-return]
 
     @cached_property
-    def drawn(self) -> nx.Graph | Network:
-        """The graph, or the network file, that the section ``topology`` names."""
+    def drawn(self) -> nx.Graph | Network | Topology:
+        """The graph, the network file or the schedule that the section ``topology`` names."""
         return self._build("topology", self.nodes)
 
     @cached_property
@@ -193,8 +195,7 @@ class Experiment:
             none = torch.empty(0, dtype=torch.int64)
             nobody = Links(none, none, self.nodes)
             return Topology(self.nodes, lambda round: nobody, 1, "none")
-        graph = self.drawn.graph if isinstance(self.drawn, Network) else self.drawn
-        return static(graph, self.sections["topology"].name)
+        return as_topology(self.drawn, self.sections["topology"].name)
 
     @cached_property
     def network(self) -> NetworkModel:
@@ -251,6 +252,8 @@ class Experiment:
             affine=per_node(affine, federation.train.nodes) if affine else None,
             backend=BACKENDS[training.backend],
             dtype=DTYPES[training.dtype],
+            compute=DTYPES.get(training.compute),
+            block=training.block,
             device=device,
         )
 
@@ -258,6 +261,11 @@ class Experiment:
         """Return what is minimised on these data."""
         name = self.training.loss
         return default_loss(len(federation.classes)) if name == "auto" else LOSSES[name]()
+
+    @property
+    def exact(self) -> torch.dtype:
+        """The type of statistics: that of the parameters, but not half precision."""
+        return torch.promote_types(DTYPES[self.training.dtype], torch.float32)
 
     def affine(self, federation: Federation) -> Affine | None:
         """Return how the data of each node are standardised, ``[held, f]``, or None.
@@ -267,12 +275,12 @@ class Experiment:
         """
         if self.standardise == "none" or federation.numeric is None:
             return None
-        pooled, dtype = self.standardise == "pooled", DTYPES[self.training.dtype]
+        pooled = self.standardise == "pooled"
 
         def average(each: Tensor) -> Tensor:
             return each.mean(0, keepdim=True).expand_as(each) if pooled else each
 
-        return in_two_passes(federation.train, federation.numeric, average, dtype)
+        return in_two_passes(federation.train, federation.numeric, average, self.exact)
 
     @property
     def rounds(self) -> int:
@@ -284,8 +292,13 @@ class Experiment:
         """What the user should know beforehand and is no mistake."""
         return remarks(self._pairing)
 
-    def setup(self, task: ModelTask) -> Setup:
-        """Return what a runtime needs to run this experiment on a task."""
+    def setup(self, task: ModelTask, pooled: ModelTask | None = None) -> Setup:
+        """Return what a runtime needs to run this experiment on a task.
+
+        Args:
+            task: of all nodes, or of one.
+            pooled: what the mean model is measured on while the run goes on, if at all.
+        """
         topology, mixing, evaluation = self.topology, self.mixing, self.evaluation
 
         @lru_cache(maxsize=topology.period or 1)
@@ -314,7 +327,19 @@ class Experiment:
             pace,
             lambda nodes: self.local_steps(task.examples(nodes)),
             lambda round: matrix(round % topology.period if topology.period else round),
+            self._sample,
+            pooled,
         )
+
+    @cached_property
+    def _sample(self) -> Tensor | None:
+        """The nodes which are measured, ascending; None: all."""
+        wanted = self.evaluation.nodes
+        if isinstance(wanted, str) or wanted >= self.nodes:
+            return None
+        nodes = torch.arange(self.nodes)
+        lots = rng.uniform(rng.fold(rng.keys(self.seed, nodes), _MEASURED), 1).squeeze(1)
+        return lots.argsort()[:wanted].sort().values
 
     def local_steps(self, examples: Tensor) -> Tensor:
         """Return the local steps in a round of nodes with so many examples, int64 ``[rows]``."""
@@ -355,6 +380,13 @@ class Experiment:
                 f"evaluation.on = 'own' asks for holdout.name = 'per_node', not {holdout!r}"
             )
         check_pairing(self._pairing)
+        rule = None if isinstance(self.pace, Timer) else self.pace.stop
+        if rule and rule.metric.startswith("eval") and self._sample is not None:
+            raise UserError(
+                f"pace.stop.metric = {rule.metric!r} asks what every node has reached, but"
+                f" evaluation.nodes = {self.evaluation.nodes} of {self.nodes} are measured:"
+                " set evaluation.nodes = 'all'"
+            )
 
 
 def _seed(section: Section, given: Value, seed: int) -> None:

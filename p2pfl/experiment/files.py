@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from p2pfl.errors import UserError
-from p2pfl.experiment.config import Value, parse_value
+from p2pfl.experiment.config import Value, parse_spec, parse_value
 
 
 def find(path: str | Path) -> Path:
@@ -46,8 +46,8 @@ def change(tables: Mapping[str, Value], changes: Iterable[str]) -> dict[str, Val
         table = changed
         for key in above:
             inner = table.setdefault(key, {})
-            if isinstance(inner, str):  # a section written short: "ring" is {name = "ring"}
-                inner = table[key] = {"name": inner}
+            if isinstance(inner, str):  # a section written short, as "torus:rows=2,cols=4"
+                inner = table[key] = parse_spec(inner)
             if not isinstance(inner, dict):
                 raise UserError(f"--set {text!r}: {key} is not a section")
             table = inner

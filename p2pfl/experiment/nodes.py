@@ -13,10 +13,18 @@ from p2pfl.experiment.config import Section, Value, read
 from p2pfl.experiment.files import located
 from p2pfl.experiment.sections import SECTIONS
 from p2pfl.topology.files import Network
+from p2pfl.topology.schedule import Topology, static
 
 
-def topology_of(spec: str, nodes: int | None) -> nx.Graph | Network:
-    """Return the graph or the network file that ``p2pfl topology show`` is asked for.
+def as_topology(drawn: nx.Graph | Network | Topology, name: str) -> Topology:
+    """Return who talks to whom in every round; of a graph or a file, always the same."""
+    if isinstance(drawn, Topology):
+        return drawn
+    return static(drawn.graph if isinstance(drawn, Network) else drawn, name)
+
+
+def topology_of(spec: str, nodes: int | None) -> nx.Graph | Network | Topology:
+    """Return the graph, file or schedule that ``p2pfl topology show`` is asked for.
 
     Raises:
         UserError: there is no such thing, or not with so many nodes.

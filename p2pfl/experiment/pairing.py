@@ -110,6 +110,11 @@ def _check_pace(pair: Pairing) -> None:
     needs, pace = pair.needs, pair.pace
     (name,) = _names(pair, "algorithm")
     if isinstance(pace, Timer):
+        if pair.topology.period != 1:
+            raise UserError(
+                "pace.name = 'timer' has no rounds, and topology.name ="
+                f" {pair.names['topology']!r} changes from round to round: use a fixed graph"
+            )
         if needs.every_message or needs.weights == "mass" or needs.graph == "complete":
             raise UserError(
                 f"algorithm.name = {name!r} works in rounds, not by pace.name = 'timer':"

@@ -24,6 +24,8 @@ from p2pfl.runtime.network import NetworkModel
 from p2pfl.topology.files import Network, read_network
 from p2pfl.topology.graphs import GRAPHS
 from p2pfl.topology.mixing import MIXING
+from p2pfl.topology.schedule import Topology
+from p2pfl.topology.varying import SCHEDULES
 
 
 class Training(NamedTuple):
@@ -33,14 +35,18 @@ class Training(NamedTuple):
     loss: str
     backend: str
     dtype: str
+    compute: str
+    block: int | None
     proximal: float
 
 
-def training(
+def training(  # noqa: PLR0913 - a section: every parameter is a key of the file
     batch_size: BatchSize = 32,
     loss: Literal["auto", "cross_entropy", "binary", "squared"] = "auto",
-    backend: Literal["auto", "looped", "vmapped", "debug"] = "auto",
-    dtype: Literal["float32", "float64"] = "float32",
+    backend: Literal["auto", "stacked", "vmapped", "looped", "debug"] = "auto",
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32",
+    compute: Literal["auto", "bfloat16"] = "auto",
+    block: int | None = None,
     proximal: float = 0.0,
 ) -> Training:
     """Say how a peer trains.
@@ -49,14 +55,20 @@ def training(
         batch_size: examples in a batch, or ``"full"`` for all a node holds.
         loss: ``"auto"`` is cross-entropy for classes and squared error for numbers.
         backend: how gradients are computed; ``"auto"`` finds out what works.
-        dtype: of parameters and gradients.
+        dtype: of the parameters. ``"bfloat16"`` halves memory and traffic, but a step smaller
+            than 1/256 of a parameter is rounded away.
+        compute: of activations and gradients; ``"bfloat16"`` is faster and keeps the
+            parameters as they are. ``"auto"`` is the type of the parameters.
+        block: how many nodes are trained together, by default as many as fit the cache.
         proximal: weight of FedProx's pull towards the model of the last mixing.
     """
     if isinstance(batch_size, int) and batch_size < 1:
         raise ValueError(f"batch_size = {batch_size} is below 1")
     if proximal < 0:
         raise ValueError(f"proximal = {proximal} is below 0")
-    return Training(batch_size, loss, backend, dtype, proximal)
+    if block is not None and block < 1:
+        raise ValueError(f"block = {block} is below 1")
+    return Training(batch_size, loss, backend, dtype, compute, block, proximal)
 
 
 class Rounds(NamedTuple):
@@ -136,11 +148,15 @@ class Evaluation(NamedTuple):
 
     every: int
     on: str
+    nodes: int | str
     baselines: bool
 
 
 def evaluation(
-    every: int = 1, on: Literal["pooled", "own"] = "pooled", baselines: bool = False
+    every: int = 1,
+    on: Literal["pooled", "own"] = "pooled",
+    nodes: int | Literal["all"] = 16,
+    baselines: bool = False,
 ) -> Evaluation:
     """Say when and on what models are measured.
 
@@ -148,13 +164,18 @@ def evaluation(
         every: after every so many rounds, and after the last.
         on: all test examples, or those each node held out of its own data (which asks for
             ``holdout = "per_node"``).
+        nodes: how many nodes are measured, or ``"all"``. Which ones is drawn by the seed;
+            they are the same in every round and every runtime. The mean model is measured
+            in any case.
         baselines: also train every node alone, and one node on everybody's data, for as
             many examples as it was in the run, to compare with. A learning-rate schedule
             goes by each one's own steps, of which the pooled node takes the most.
     """
     if every < 1:
         raise ValueError(f"every = {every} is below 1")
-    return Evaluation(every, on, baselines)
+    if isinstance(nodes, int) and nodes < 1:
+        raise ValueError(f"nodes = {nodes} is below 1")
+    return Evaluation(every, on, nodes, baselines)
 
 
 def preprocess(standardise: Literal["none", "own", "pooled"] = "none") -> str:
@@ -228,7 +249,11 @@ def network_file(n: int | None, path: str) -> Network:
     return found
 
 
-TOPOLOGIES: dict[str, Callable[..., nx.Graph | Network]] = {**GRAPHS, "file": network_file}
+TOPOLOGIES: dict[str, Callable[..., nx.Graph | Network | Topology]] = {
+    **GRAPHS,
+    **SCHEDULES,
+    "file": network_file,
+}
 
 SECTIONS: MappingProxyType[str, Kind] = MappingProxyType(
     {

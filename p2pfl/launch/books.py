@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from p2pfl.experiment.sections import Timer
 from p2pfl.launch.outcome import Outcome
 from p2pfl.results.record import Recorder
 from p2pfl.results.runs import Facts, Metrics, Result, columns, summarise
-from p2pfl.runtime.setup import Ending, Row, Status
+from p2pfl.runtime.setup import Ending, Row, Seconds, Status
 
 On = Literal["simulate", "emulate", "local"]
 
@@ -31,10 +31,12 @@ class Watch:
     Attributes:
         rows: told of nodes that have ended a round.
         phase: told what a peer process is doing, by node.
+        note: told what memory a run needs and how it is computed.
     """
 
     rows: Callable[[Sequence[Row]], None] = lambda rows: None
     phase: Callable[[int, str], None] = lambda node, phase: None
+    note: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Books:
         self.experiment, self.on, self.folder = experiment, on, folder
         self._kept: list[Metrics] = [columns([])]
         self._clock = time.perf_counter()
+        self._timed: dict[str, Any] = {}
         self.recorder: Recorder | None = None
         if folder is not None:
             text = experiment.to_toml()
@@ -82,6 +85,11 @@ class Books:
         parts = self._kept
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
+    def timed(self, seconds: Seconds, path: str) -> None:
+        """Take note of where the time has gone, and how gradients were computed."""
+        parts = {f"{name}_s": value for name, value in asdict(seconds).items()}
+        self._timed = {**parts, "backend": path}
+
     def save(self, outcome: Outcome) -> None:
         """Save the final models."""
         if self.recorder:
@@ -96,8 +104,11 @@ class Books:
         n = self.experiment.nodes
         if isinstance(self.experiment.pace, Timer):
             return torch.full((n,), outcome.ending.updates // n)
-        rounds = torch.from_numpy(np.bincount(self.metrics["node"], minlength=n))
-        return rounds * self.experiment.local_steps(outcome.task.examples(torch.arange(n)))
+        nodes = self.metrics["node"]
+        examples = torch.zeros(n, dtype=torch.int64)
+        examples[nodes] = torch.from_numpy(self.metrics["num_examples"])
+        rounds = torch.from_numpy(np.bincount(nodes, minlength=n))
+        return rounds * self.experiment.local_steps(examples)
 
     def close(
         self,
@@ -111,7 +122,7 @@ class Books:
         summary = summarise(metrics, self._facts(outcome.ending if outcome else None))
         if outcome is not None:
             summary |= outcome.summary()
-        summary |= {**(more or {}), "status": status}
+        summary |= {**self._timed, **(more or {}), "status": status}
         if error is not None:
             summary["error"] = error
         if self.recorder:

@@ -20,7 +20,7 @@ from p2pfl.errors import P2pflError, RunError, UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch.books import Books, Watch, Where
 from p2pfl.launch.crew import Crew, News, listen
-from p2pfl.launch.outcome import Outcome
+from p2pfl.launch.outcome import Outcome, middle, pooled_task
 from p2pfl.launch.serving import Post, serve
 from p2pfl.launch.watching import Watching
 from p2pfl.results.predictor import Predictor, Signature
@@ -258,4 +258,5 @@ def _gather(experiment: Experiment, folder: Path, where: Where, watching: Watchi
         missed=sum(summary["missed"] for summary in summaries),
         rejected=sum(summary["rejected"] for summary in summaries),
     )
-    return Outcome(experiment, federation, task, affine, ending)
+    pooled = pooled_task(experiment, federation, affine, where.device)
+    return Outcome(experiment, federation, task, affine, ending, pooled, middle(ending))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,16 +14,43 @@ from p2pfl.data.statistics import Affine
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.task import ModelTask
+from p2pfl.learning.tree import wide
 from p2pfl.peer.rounds import Pace
 from p2pfl.results.predictor import Predictor, Signature
 from p2pfl.results.record import Recorder
 from p2pfl.results.saved import save_tensors
+from p2pfl.runtime.exchange import squared_distances
+from p2pfl.runtime.ranks import Ranks
 from p2pfl.runtime.setup import Ending, Setup
 from p2pfl.runtime.simulate import Simulator
 from p2pfl.topology.mixing import metropolis
 from p2pfl.topology.schedule import Links, Topology
 
 MOST_SAVED = 64  # nodes up to which every node's model is saved
+ALONE = Ranks()
+
+
+class Middle(NamedTuple):
+    """The parameters of the mean model, ``[d]``, and the mean squared distance from it."""
+
+    mean: Tensor
+    distance: Tensor
+
+
+def middle(ending: Ending, ranks: Ranks = ALONE) -> Middle:
+    """Return the mean model of all nodes, which every rank must ask for at the same time."""
+    params = ending.params
+    count = ranks.total(torch.tensor(len(params)))
+    mean = ranks.total(params.sum(0, dtype=wide(params))) / count
+    return Middle(mean, ranks.total(squared_distances(params, mean).sum()) / count)
+
+
+def gathered(ending: Ending, nodes: int, ranks: Ranks) -> Ending:
+    """Return an ending with all models if there are few enough, to be saved one by one."""
+    if nodes > MOST_SAVED:
+        return ending
+    params = ranks.gather(ending.params.contiguous())
+    return ending._replace(params=params, nodes=ranks.gather(ending.nodes))
 
 
 @dataclass(frozen=True)
@@ -36,11 +62,9 @@ class Outcome:
     task: ModelTask
     affine: Affine | None
     ending: Ending
-
-    @cached_property
-    def pooled(self) -> ModelTask:
-        """The task of one node which holds everybody's data; the mean model belongs to it."""
-        return pooled_task(self.experiment, self.federation, self.affine, self.task.device)
+    pooled: ModelTask  # of one node which holds everybody's data, as the mean model does
+    middle: Middle
+    ranks: Ranks = ALONE  # who holds which nodes
 
     @property
     def signature(self) -> Signature:
@@ -54,8 +78,7 @@ class Outcome:
             KeyError: the node did not live to the end.
         """
         if node is None:
-            mean = self.ending.params.mean(0)
-            return Predictor.of(self.pooled, self.signature, mean, 0)
+            return Predictor.of(self.pooled, self.signature, self.middle.mean, 0)
         nodes = self.ending.nodes.tolist()
         if node not in nodes:
             raise KeyError(f"node {node} has no final model; these have: {nodes}")
@@ -64,14 +87,11 @@ class Outcome:
 
     def summary(self) -> dict[str, float]:
         """Measure the mean model and how far apart the models are."""
-        params = self.ending.params
-        mean = params.mean(0, keepdim=True)
-        loss, acc = self.pooled.evaluate(mean, torch.tensor([0]))
-        distance = (params - mean).square().sum(1).mean()
+        loss, acc = self.pooled.evaluate(self.middle.mean.unsqueeze(0), torch.tensor([0]))
         return {
             "eval_loss_mean_model": loss.item(),
             "eval_acc_mean_model": acc.item(),
-            "consensus_distance": distance.item(),
+            "consensus_distance": self.middle.distance.item(),
         }
 
     def save(self, recorder: Recorder, round: int) -> None:
@@ -80,7 +100,7 @@ class Outcome:
         if which == "none":
             return
         recorder.model("mean", *save_tensors(self.model(None), round))
-        if which == "all" and len(self.ending.nodes) <= MOST_SAVED:
+        if which == "all" and self.experiment.nodes <= MOST_SAVED:
             for node in self.ending.nodes.tolist():
                 recorder.model(node, *save_tensors(self.model(node), round))
 
@@ -106,6 +126,8 @@ def pooled_task(
 def baselines(outcome: Outcome, steps: Tensor) -> dict[str, Any]:
     """Train every node alone, and one node on everybody's data, for as many examples.
 
+    Ranks train their own nodes alone; the first, which has everybody's data, does the rest.
+
     Args:
         outcome: what is to be compared.
         steps: the local steps that each node took, ``[n]``.
@@ -118,8 +140,10 @@ def baselines(outcome: Outcome, steps: Tensor) -> dict[str, Any]:
         RunError: one of these trainings diverged.
     """
     opt = outcome.experiment.optimiser
-    alone = _without_exchange(opt, outcome.task, steps)
-    pooled = _without_exchange(opt, outcome.pooled, steps.sum().reshape(1))
+    alone = _without_exchange(opt, outcome.task, steps, outcome.ranks)
+    if outcome.ranks.rank:
+        return {}
+    pooled = _without_exchange(opt, outcome.pooled, steps.sum().reshape(1), ALONE)
     return {
         "alone": alone.tolist(),
         "alone_mean": alone.mean().item(),
@@ -127,15 +151,14 @@ def baselines(outcome: Outcome, steps: Tensor) -> dict[str, Any]:
     }
 
 
-def _without_exchange(opt: Optimiser, task: ModelTask, steps: Tensor) -> Tensor:
+def _without_exchange(opt: Optimiser, task: ModelTask, steps: Tensor, ranks: Ranks) -> Tensor:
     """Let every node of a task train by itself; return how good they are, ``[n]``."""
     none = torch.empty(0, dtype=torch.int64)
     nobody = Topology(len(steps), lambda round: Links(none, none, len(steps)), 1, "none")
     eye = torch.eye(len(steps), dtype=torch.float64)
-    setup = Setup(
-        local(opt), task, nobody, metropolis(), Pace(1), lambda nodes: steps, lambda round: eye
-    )
-    (last,) = Simulator(setup).rounds()
+    own = (lambda nodes: steps[nodes], lambda round: eye)
+    setup = Setup(local(opt), task, nobody, metropolis(), Pace(1), *own)
+    (last,) = Simulator(setup, ranks).rounds()
     acc = torch.tensor([row.eval_acc for row in last], dtype=torch.float64)
     loss = torch.tensor([row.eval_loss for row in last], dtype=torch.float64)
     return loss if acc.isnan().all() else acc

@@ -14,9 +14,9 @@ from p2pfl.algorithms import average
 from p2pfl.data.shards import Federation
 from p2pfl.data.statistics import Affine, in_two_passes
 from p2pfl.errors import LocalProtocolError, P2pflError, RunError, UserError
-from p2pfl.experiment.experiment import DTYPES, Experiment
+from p2pfl.experiment.experiment import Experiment
 from p2pfl.learning.evaluation import Scores
-from p2pfl.learning.task import ModelTask, per_node
+from p2pfl.learning.task import ModelTask, Task, per_node
 from p2pfl.peer.rounds import Pace
 from p2pfl.runtime import wire
 from p2pfl.runtime.handshake import Terms
@@ -145,8 +145,7 @@ def _prepare(
     if experiment.standardise == "pooled":
         on_phase("averaging statistics")
         average = _Averaging(experiment, links, post, go_on)
-    dtype = DTYPES[experiment.training.dtype]
-    return in_two_passes(federation.train, federation.numeric, average, dtype)
+    return in_two_passes(federation.train, federation.numeric, average, experiment.exact)
 
 
 def _in_vain(task: ModelTask, federation: Federation, node: int) -> Served:
@@ -240,7 +239,7 @@ def _no_matrix(round: int) -> Tensor:
     raise LocalProtocolError("a peer works out its own line of the matrix")
 
 
-class _Vectors:
+class _Vectors(Task):
     """A task without learning: every node starts from a vector of its own."""
 
     def __init__(self, vector: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from p2pfl.data.statistics import Affine
 from p2pfl.errors import P2pflError, RunError, UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch.books import Books, On, Watch, Where
-from p2pfl.launch.outcome import Outcome, baselines
+from p2pfl.launch.outcome import ALONE, Outcome, baselines, gathered, middle, pooled_task
 from p2pfl.learning.task import ModelTask
 from p2pfl.results.record import new_folder
 from p2pfl.results.runs import Result
 from p2pfl.runtime.emulate import Emulator
+from p2pfl.runtime.memory import Needed, check, needed
+from p2pfl.runtime.ranks import Ranks
 from p2pfl.runtime.setup import Status
 from p2pfl.runtime.simulate import Simulator
 
@@ -81,12 +83,22 @@ class Place:
     make: bool = False
 
 
-def run_checked(experiment: Experiment, on: On, place: Place, where: Where, watch: Watch) -> Result:
-    """Run a checked experiment and write what it leaves; see `run`."""
+def run_checked(
+    experiment: Experiment,
+    on: On,
+    place: Place,
+    where: Where,
+    watch: Watch,
+    ranks: Ranks = ALONE,
+) -> Result:
+    """Run a checked experiment and write what it leaves; see `run`.
+
+    Where several ranks run it together, the first of them writes.
+    """
     check_device(where.device)
     # Whatever the user got wrong shows before there is a folder.
-    ready = None if on == "local" else prepare(experiment, on, where)
-    folder = place.folder
+    ready = None if on == "local" else prepare(experiment, on, where, ranks)
+    folder = place.folder if ranks.rank == 0 else None
     if place.make and folder is not None:
         folder = new_folder(folder, experiment.name)
     books = Books(experiment, on, folder)
@@ -96,6 +108,7 @@ def run_checked(experiment: Experiment, on: On, place: Place, where: Where, watc
 
             outcome, status, error = run_local(experiment, books, where, watch)
         else:
+            watch.note(f"memory: {ready.needed}")
             (outcome, status), error = ready.drive(books, watch), None
         books.save(outcome)
         more = {}
@@ -131,32 +144,81 @@ class Ready:
     federation: Federation
     task: ModelTask
     affine: Affine | None
+    pooled: ModelTask
     driver: Simulator | Emulator
+    needed: Needed
+    ranks: Ranks
 
     def drive(self, books: Books, watch: Watch) -> tuple[Outcome, Status]:
         """Run to the end, or until Ctrl-C."""
         status: Status = "finished"
+        told = False
         try:
             for rows in self.driver.rounds():
                 books.add(rows)
                 watch.rows(rows)
+                if not told:
+                    told = True
+                    watch.note(self._path())
+                self._note_mean(books, rows[0].round)
         except KeyboardInterrupt:
+            if self.ranks.size > 1:  # nothing can be gathered from ranks which leave as well
+                raise
             status = "interrupted"
         ending = self.driver.ending
         if status == "interrupted":
             ending = ending._replace(reason="interrupted")
-        return Outcome(self.experiment, self.federation, self.task, self.affine, ending), status
+        books.timed(self.driver.seconds, self.task.backend.reason)
+        between = middle(ending, self.ranks)
+        ending = gathered(ending, self.experiment.nodes, self.ranks)
+        held = (self.experiment, self.federation, self.task, self.affine)
+        return Outcome(*held, ending, self.pooled, between, self.ranks), status
+
+    def _path(self) -> str:
+        """Say how training is done, which is known once it has begun."""
+        task = self.task
+        block = f"{min(task.block, self.experiment.nodes)} nodes at a time"
+        fused = "straight into the parameters" if self._fused else "gradients kept"
+        types = {str(dtype).removeprefix("torch.") for dtype in (task.dtype, task.compute)}
+        return f"training: {task.backend.reason}; {block}, {fused}, {' and '.join(sorted(types))}"
+
+    @property
+    def _fused(self) -> bool:
+        return self.driver.setup.algorithm.factor is not None
+
+    def _note_mean(self, books: Books, round: int) -> None:
+        """Note how good the mean model was, if it has just been measured."""
+        if isinstance(self.driver, Simulator) and self.driver.scores is not None:
+            loss, acc = (field.item() for field in self.driver.scores)
+            books.event("mean_model", round=round, eval_loss=loss, eval_acc=acc)
+            self.driver.scores = None
 
 
-def prepare(experiment: Experiment, on: On, where: Where) -> Ready:
-    """Load the data and build everything a run in this process needs."""
+def prepare(experiment: Experiment, on: On, where: Where, ranks: Ranks = ALONE) -> Ready:
+    """Load the data and build everything a run in this process needs.
+
+    The first rank keeps everybody's data, for the mean model and the baselines; the others
+    those of their nodes.
+    """
     federation = experiment.federation(where.data)
     affine = experiment.affine(federation)
+    nodes = ranks.nodes(experiment.nodes)
+    if ranks.rank:
+        own_test = federation.own_test
+        federation = replace(
+            federation,
+            train=federation.train.subset(nodes),
+            own_test=own_test.subset(nodes) if own_test else None,
+        )
+        affine = Affine(*(field[nodes] for field in affine)) if affine else None
     task = experiment.task(federation, affine, where.device)
-    setup = experiment.setup(task)
+    pooled = pooled_task(experiment, federation, affine, where.device)
+    setup = experiment.setup(task, None if ranks.rank else pooled)
+    need = needed(setup, len(nodes), on == "emulate")
+    check(need)
     driver: Simulator | Emulator
-    driver = Simulator(setup) if on == "simulate" else Emulator(setup, experiment.network)
-    return Ready(experiment, federation, task, affine, driver)
+    driver = Simulator(setup, ranks) if on == "simulate" else Emulator(setup, experiment.network)
+    return Ready(experiment, federation, task, affine, pooled, driver, need, ranks)
 
 
 def check_device(device: str) -> None:

@@ -1,145 +1,272 @@
-"""Ways to compute the gradients of a block of rows: one readable, one fast, one suspicious.
+"""Ways to compute the gradients of a block of rows: one readable, two fast, one suspicious.
 
 A backend takes parameters ``[rows, d]``, a batch of examples ``[rows, b, ...]`` with their
-targets ``[rows, b]`` and a key for each row, int64 ``[rows]``, and returns the mean loss of
-each row's batch, ``[rows]``, and its gradient, ``[rows, d]``. All agree to rounding.
+targets ``[rows, b]`` and a key for each row, int64 ``[rows]``. All agree to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from types import MappingProxyType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from p2pfl.errors import RunError
+from p2pfl.errors import RunError, UserError
+from p2pfl.learning.chain import Into, NotAChain, layers_of, value_and_grad
 from p2pfl.learning.losses import Loss
 from p2pfl.learning.modules import Pure, forward
+from p2pfl.learning.tree import wide
 
-Backend = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-BackendFactory = Callable[[Pure, Loss], Backend]
-
-BLOCK_BYTES = 16 << 20  # parameters trained together: more of them leave the cache
-LEAST_ROWS = 8  # below which stacking gains nothing, whatever the cache
+Batch = tuple[Tensor, Tensor, Tensor]  # examples [rows, b, ...], targets [rows, b], keys [rows]
 
 # What a model that cannot be stacked makes `vmap` raise.
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError)
 
 
-def looped(model: Pure, loss: Loss) -> Backend:
+class Backend:
+    """Gradients for a block of rows; what all backends have in common.
+
+    Args:
+        model: the model as a pure function, of the type it is computed in.
+        loss: what is minimised.
+        dtype: what gradients are computed in; None: the type of the parameters.
+
+    Attributes:
+        reason: in words, how gradients are computed, and why so.
+        parallel: whether several threads may call it at once.
+        draws: whether the keys matter; else they may be anything.
+    """
+
+    reason = ""
+    parallel = False  # a module is changed while it is called with other parameters
+    draws = True
+
+    def __init__(self, model: Pure, loss: Loss, dtype: torch.dtype | None = None) -> None:
+        self.model, self.loss, self.dtype = model, loss, dtype
+
+    def __call__(self, params: Tensor, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean loss of each row's batch, ``[rows]``, and its gradient, ``[rows, d]``."""
+        losses, grads = self.compute(self.lowered(params), x, y, keys)
+        return losses.to(wide(params)), grads.to(params.dtype)
+
+    def descend(self, params: Tensor, batches: Iterable[Batch], factors: Tensor) -> Tensor:
+        """Add multiples of the gradient to the parameters, in place, step by step.
+
+        Args:
+            params: ``[rows, d]``.
+            batches: examples, targets and keys of each step, as above.
+            factors: ``[steps, rows, 1]``: minus the learning rate.
+
+        Returns:
+            the sum of each row's losses, ``[rows]``.
+        """
+        total = torch.zeros(len(params), dtype=wide(params), device=params.device)
+        for batch, factor in zip(batches, factors, strict=True):
+            total += self._descend(params, batch, factor)
+        return total
+
+    def _descend(self, params: Tensor, batch: Batch, factor: Tensor) -> Tensor:
+        losses, grads = self(params, *batch)
+        params.add_(grads.mul_(factor.to(grads.dtype)))
+        return losses
+
+    def compute(self, params: Tensor, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Do the work of `__call__`, on parameters of the type it is done in."""
+        raise NotImplementedError
+
+    def lowered(self, params: Tensor) -> Tensor:
+        """Return the parameters in the type that gradients are computed in."""
+        return params if self.dtype is None else params.to(self.dtype)
+
+
+class Looped(Backend):
     """One row after the other, with plain autograd: handles any module.
 
     A model that draws random numbers of its own (dropout inside an LSTM, say) finds
     torch's global generator seeded with the row's key, and the generator is left as it was.
     """
-    random: bool | None = None
 
-    def grad(params: Tensor, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal random
-        if random is None and len(params):
-            random = draws_by_itself(model, params[0], x[0], keys[0])
+    reason = "one row after the other"
+
+    def __init__(self, model: Pure, loss: Loss, dtype: torch.dtype | None = None) -> None:
+        super().__init__(model, loss, dtype)
+        self._random: bool | None = None
+
+    def compute(self, params: Tensor, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Loop over the rows."""
+        if self._random is None and len(params):
+            self._random = draws_by_itself(self.model, params[0], x[0], keys[0])
         losses, grads = [], torch.empty_like(params)
         for i, row in enumerate(zip(params, x, y, keys, strict=True)):
-            with _seeded(x, int(keys[i]) if random else None):
-                value, parts = _row_grad(model, loss, *row)
+            with _seeded(x, int(keys[i]) if self._random else None):
+                value, parts = _row_grad(self.model, self.loss, *row)
             torch.cat([part.reshape(-1) for part in parts], out=grads[i])
             losses.append(value)
         return torch.stack(losses) if losses else params.new_empty(0), grads
 
-    return grad
 
+class Vmapped(Backend):
+    """All rows stacked by `torch.func.vmap`."""
 
-def vmapped(model: Pure, loss: Loss, block_bytes: int = BLOCK_BYTES) -> Backend:
-    """All rows stacked by `torch.func.vmap`, a cache-sized block of them at a time."""
+    reason = "rows stacked by vmap"
 
-    def mean_loss(params: dict[str, Tensor], x: Tensor, y: Tensor, key: Tensor) -> Tensor:
-        return loss.each(forward(model, params, key, x), y).mean()
-
-    def grad(params: Tensor, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        stacked = torch.func.vmap(torch.func.grad_and_value(mean_loss))
-        losses, grads = params.new_empty(len(params)), torch.empty_like(params)
-        for block in blocks(params, block_bytes):
-            views = model.spec.unflatten(params[block])
-            parts, losses[block] = stacked(views, x[block], y[block], keys[block])
-            flat = [parts[name].flatten(1) for name in model.spec.names]
-            torch.cat([part.detach() for part in flat], 1, out=grads[block])
+    def compute(self, params: Tensor, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Stack the rows, and lay their gradients end to end."""
+        losses, parts = self._stacked(params, x, y, keys)
+        grads = torch.empty_like(params)
+        torch.cat([parts[name].flatten(1) for name in self.model.spec.names], 1, out=grads)
         return losses, grads
 
-    return grad
+    def _descend(self, params: Tensor, batch: Batch, factor: Tensor) -> Tensor:
+        # The gradients go where they belong, without being laid end to end first.
+        losses, parts = self._stacked(self.lowered(params), *batch)
+        for name, place in self.model.spec.unflatten(params).items():
+            part = parts[name].to(params.dtype)
+            place.addcmul_(part, factor.to(part.dtype).view(-1, *[1] * (part.ndim - 1)))
+        return losses.to(wide(params))
+
+    def _stacked(
+        self, params: Tensor, x: Tensor, y: Tensor, keys: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        stacked = torch.func.vmap(torch.func.grad_and_value(self._mean_loss))
+        parts, losses = stacked(self.model.spec.unflatten(params), x, y, keys)
+        return losses.detach(), {name: part.detach() for name, part in parts.items()}
+
+    def _mean_loss(self, params: dict[str, Tensor], x: Tensor, y: Tensor, key: Tensor) -> Tensor:
+        return self.loss.each(forward(self.model, params, key, x), y).mean()
 
 
-def debug(model: Pure, loss: Loss) -> Backend:
-    """`looped`, with everything checked; slow.
+class Stacked(Backend):
+    """Forward and backward pass written out for chains of well-known layers.
+
+    Plain gradient steps go straight into the parameters: no gradient is ever stored.
+
+    Raises:
+        UserError: the model is no such chain.
+    """
+
+    def __init__(self, model: Pure, loss: Loss, dtype: torch.dtype | None = None) -> None:
+        super().__init__(model, loss, dtype)
+        try:
+            self._layers = layers_of(model)
+        except NotAChain as error:
+            message = f"training.backend = 'stacked' cannot take this model: {error}"
+            raise UserError(message) from error
+        if loss.derivative is None:
+            raise UserError(f"training.backend = 'stacked' cannot take the loss {loss.name}")
+        self.reason = f"{len(self._layers)} layers stacked by hand"
+        self.parallel, self.draws = True, bool(model.dropouts)
+
+    def compute(self, params: Tensor, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Write every gradient to its place."""
+        spec, grads = self.model.spec, torch.empty_like(params)
+        sink = Into(spec.unflatten(grads), add=False)
+        views = spec.unflatten(params)
+        return value_and_grad(self._layers, self.loss, views, (x, y, keys), sink), grads
+
+    def descend(self, params: Tensor, batches: Iterable[Batch], factors: Tensor) -> Tensor:
+        """Add every gradient to its parameters as it is computed."""
+        spec = self.model.spec
+        places = spec.unflatten(params)
+        sink = Into(places, add=True)
+        total = torch.zeros(len(params), dtype=wide(params), device=params.device)
+        for batch, factor in zip(batches, factors, strict=True):
+            views = places if self.dtype is None else spec.unflatten(self.lowered(params))
+            total += value_and_grad(self._layers, self.loss, views, batch, sink, factor)
+        return total
+
+
+class Debug(Looped):
+    """`Looped`, with everything checked; slow.
 
     Raises:
         RunError: if a shape is wrong, or an example, a parameter, a loss or a gradient is
             not finite; it names the row and the parameter.
     """
-    inner = looped(model, loss)
 
-    def grad(params: Tensor, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        _check_shapes(model, loss, params, x, y, keys)
+    reason = "one row after the other, everything checked"
+
+    def compute(self, params: Tensor, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Check, loop, and check again."""
+        _check_shapes(self.model, self.loss, params, x, y, keys)
         _check_finite("examples", x)
-        _check_named(model, "parameter", params)
-        losses, grads = inner(params, x, y, keys)
+        _check_named(self.model, "parameter", params)
+        losses, grads = super().compute(params, x, y, keys)
         _check_finite("loss", losses)
-        _check_named(model, "gradient of parameter", grads)
+        _check_named(self.model, "gradient of parameter", grads)
         return losses, grads
 
-    return grad
 
+class Auto(Backend):
+    """The fastest backend that can take the model and agrees with `Looped` on a first batch.
 
-class Auto:
-    """`vmapped` where that works and agrees with `looped` on a first batch, else `looped`.
-
-    A single row is always looped: stacking gains nothing there, and a peer process that
-    trains only its own row never pays for loading the compiler behind `vmap`.
-
-    Attributes:
-        reason: in words, which of the two is used for several rows, and why.
+    `Stacked` for chains of well-known layers, else `Vmapped`, else `Looped`. What `vmap`
+    makes of convolutions is slower on a CPU than a loop. A single row of a model that is no
+    chain is always looped: stacking gains nothing there, and a peer process that trains
+    only its own row never pays for loading the compiler behind `vmap`.
     """
 
-    def __init__(self, model: Pure, loss: Loss) -> None:
+    def __init__(self, model: Pure, loss: Loss, dtype: torch.dtype | None = None) -> None:
+        super().__init__(model, loss, dtype)
         self.reason = "not tried yet: so far there was one row at a time"
-        self._looped, self._vmapped = looped(model, loss), vmapped(model, loss)
-        self._stacked: bool | None = None
+        self._looped = Looped(model, loss, dtype)
+        self._chosen: Backend | None = None
+        try:
+            self._stacked: Stacked | None = Stacked(model, loss, dtype)
+            self._refusal = ""
+        except UserError as error:
+            self._stacked, self._refusal = None, str(error).partition(": ")[2]
 
     def __call__(self, params: Tensor, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Return losses and gradients, as any backend."""
-        if len(params) <= 1:
-            return self._looped(params, x, y, keys)
-        if self._stacked is None:
-            self._stacked, self.reason = self._probe(params[:2], x[:2], y[:2], keys[:2])
-        return (self._vmapped if self._stacked else self._looped)(params, x, y, keys)
+        return self._backend(params, x, y, keys)(params, x, y, keys)
 
-    def _probe(self, *batch: Tensor) -> tuple[bool, str]:
+    def descend(self, params: Tensor, batches: Iterable[Batch], factors: Tensor) -> Tensor:
+        """Make plain gradient steps, as any backend."""
+        if self._chosen is None:
+            steps = iter(batches)
+            first = next(steps)
+            backend, batches = self._backend(params, *first), chain([first], steps)
+            return backend.descend(params, batches, factors)
+        return self._chosen.descend(params, batches, factors)
+
+    def _backend(self, params: Tensor, *batch: Tensor) -> Backend:
+        if self._chosen is None:
+            if not len(params) or (len(params) == 1 and self._stacked is None):
+                return self._looped
+            rows = slice(0, 2)
+            self._chosen, self.reason = self._choose(params[rows], *(b[rows] for b in batch))
+            self.parallel, self.draws = self._chosen.parallel, self._chosen.draws
+        return self._chosen
+
+    def _choose(self, *batch: Tensor) -> tuple[Backend, str]:
+        found: Backend
+        if self._stacked is not None:
+            found, why = self._stacked, self._stacked.reason
+        elif _convolves(self.model) and batch[0].device.type == "cpu":
+            return self._looped, f"{Looped.reason}: {self._refusal}, and it convolves on a CPU"
+        else:
+            found = Vmapped(self.model, self.loss, self.dtype)
+            why = f"{found.reason}: {self._refusal}"
         expected = self._looped(*batch)
         try:
-            found = self._vmapped(*batch)
+            results = found(*batch)
         except REFUSALS as error:
-            return False, f"looped: vmap refused the model ({_first_line(error)})"
-        if not all(close(one, two) for one, two in zip(found, expected, strict=True)):
-            return False, "looped: vmap gave other numbers on a first batch"
-        return True, "vmapped: it works and agrees with looped on a first batch"
+            return self._looped, f"{Looped.reason}: vmap refused the model ({_first_line(error)})"
+        dtype = self.dtype or batch[0].dtype
+        pairs = zip(results, expected, strict=True)
+        if not all(close(one, two, dtype) for one, two in pairs):
+            name = type(found).__name__.lower()
+            return self._looped, f"{Looped.reason}: {name} gave other numbers on a first batch"
+        return found, why
 
 
-def auto(model: Pure, loss: Loss) -> Auto:
-    """Choose between `looped` and `vmapped` at the first batch of several rows."""
-    return Auto(model, loss)
-
-
-def blocks(params: Tensor, block_bytes: int = BLOCK_BYTES) -> Iterator[slice]:
-    """Cut rows ``[rows, d]`` into slices whose parameters fill about so many bytes."""
-    row_bytes = params.shape[1] * params.element_size()
-    size = max(LEAST_ROWS, block_bytes // max(row_bytes, 1))
-    return (slice(i, i + size) for i in range(0, len(params), size))
-
-
-def close(one: Tensor, two: Tensor) -> bool:
-    """Tell whether two results of the same sums in another order agree."""
-    tolerance = torch.finfo(one.dtype).eps ** 0.5
+def close(one: Tensor, two: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Tell whether two results of the same sums in another order, in `dtype`, agree."""
+    tolerance = torch.finfo(dtype or one.dtype).eps ** 0.5
     largest = two.nan_to_num().abs().amax().item() if two.numel() else 0.0
     return torch.allclose(one, two, rtol=tolerance, atol=tolerance * largest, equal_nan=True)
 
@@ -218,6 +345,13 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
+def _convolves(model: Pure) -> bool:
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return any(isinstance(module, kinds) for module in model.training.modules())
+
+
+BackendFactory = Callable[[Pure, Loss, torch.dtype | None], Backend]
+
 BACKENDS: Mapping[str, BackendFactory] = MappingProxyType(
-    {"auto": auto, "looped": looped, "vmapped": vmapped, "debug": debug}
+    {"auto": Auto, "stacked": Stacked, "vmapped": Vmapped, "looped": Looped, "debug": Debug}
 )

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from p2pfl.learning.backends import REFUSALS, close
+from p2pfl.learning.chain import NotAChain, layers_of, outputs_of
+from p2pfl.learning.layers import Layer
 from p2pfl.learning.losses import Loss
 from p2pfl.learning.modules import Pure, predict
 
@@ -25,13 +27,18 @@ class Scores(NamedTuple):
 class Evaluator:
     """Score blocks of rows in evaluation mode, in bounded memory.
 
-    Several rows are stacked by `torch.func.vmap` if that works for the model, which is
-    tried once; a single row never is.
+    Chains of well-known layers are stacked by hand. Of other models several rows are stacked
+    by `torch.func.vmap` if that works, which is tried once; a single row never is.
     """
 
     def __init__(self, model: Pure, loss: Loss) -> None:
         self._model, self._loss = model, loss
         self._stacked: bool | None = None
+        self._layers: list[Layer] | None
+        try:
+            self._layers = layers_of(model, evaluating=True)
+        except NotAChain:
+            self._layers = None
 
     def __call__(self, params: Tensor, buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Scores:
         """Return the scores of rows ``[rows, d]`` on examples.
@@ -51,12 +58,30 @@ class Evaluator:
     def _sums(
         self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor
     ) -> Tensor:
+        if self._layers is not None:
+            return self._chain(self._layers, params, x, y)
         if len(next(iter(params.values()))) <= 1 or self._stacked is False:
             return self._loop(params, buffers, x, y)
         if self._stacked is None:
             self._stacked = self._works(params, buffers, x[:2, :8], y[:8])
             return self._sums(params, buffers, x, y)
         return self._stack(params, buffers, x, y)
+
+    def _chain(
+        self, layers: list[Layer], params: dict[str, Tensor], x: Tensor, y: Tensor
+    ) -> Tensor:
+        rows = len(next(iter(params.values())))
+        outputs = outputs_of(layers, params, x.expand(rows, *x.shape[1:]))
+        return self._summed(outputs.flatten(0, 1), y.repeat(rows, *[1] * (y.ndim - 1)), rows)
+
+    def _summed(self, outputs: Tensor, y: Tensor, rows: int) -> Tensor:
+        """Return the sum of the losses and the number of correct answers, ``[rows, 2]``."""
+        loss = self._loss.each(outputs, y).view(rows, -1).sum(1)
+        correct = self._loss.correct
+        if correct is None:
+            return torch.stack([loss, torch.full_like(loss, math.nan)], 1)
+        hits = correct(outputs, y).view(rows, -1).sum(1)
+        return torch.stack([loss, hits.to(loss.dtype)], 1)
 
     def _works(
         self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor
@@ -97,11 +122,7 @@ class Evaluator:
         self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor
     ) -> Tensor:
         """Return the sum of the losses and the number of correct answers, ``[2]``."""
-        outputs = predict(self._model, params, buffers, x)
-        loss = self._loss.each(outputs, y).sum()
-        correct = self._loss.correct
-        hits = torch.full_like(loss, math.nan) if correct is None else correct(outputs, y).sum()
-        return torch.stack([loss, hits.to(loss.dtype)])
+        return self._summed(predict(self._model, params, buffers, x), y, 1)[0]
 
 
 def _chunks(x: Tensor, rows: int) -> list[slice]:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from p2pfl.learning.checks import require
 
 PerExample = Callable[[Tensor, Tensor], Tensor]
+Derivative = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Loss(NamedTuple):
@@ -28,12 +30,16 @@ class Loss(NamedTuple):
         each: the loss of every example; a batch has their mean.
         correct: 1 for every example that is classified correctly, else 0; None when being
             correct has no meaning.
+        derivative: the loss of every example and its derivative by the outputs, for
+            ``[rows, b, k]`` and ``[rows, b]``, in memory of its own; None leaves it to
+            autograd.
     """
 
     name: str
     outputs: Callable[[int], int]
     each: PerExample
     correct: PerExample | None = None
+    derivative: Derivative | None = None
 
 
 def cross_entropy() -> Loss:
@@ -49,7 +55,13 @@ def cross_entropy() -> Loss:
         require(classes >= 2, "classes", classes, "at least 2 for cross_entropy")
         return classes
 
-    return Loss("cross_entropy", outputs, each, correct)
+    def derivative(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        target = y.long().unsqueeze(-1)
+        logs = outputs.log_softmax(-1)
+        loss = -logs.gather(-1, target).squeeze(-1)
+        return loss, logs.exp_().scatter_add_(-1, target, torch.full_like(logs[..., :1], -1.0))
+
+    return Loss("cross_entropy", outputs, each, correct, derivative)
 
 
 def binary() -> Loss:
@@ -68,7 +80,14 @@ def binary() -> Loss:
         require(classes == 2, "classes", classes, "2 for binary")
         return 1
 
-    return Loss("binary", outputs, each, correct)
+    def derivative(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        target = y.to(outputs.dtype)
+        loss = functional.binary_cross_entropy_with_logits(
+            outputs.squeeze(-1), target, reduction="none"
+        )
+        return loss, outputs.sigmoid() - target.unsqueeze(-1)
+
+    return Loss("binary", outputs, each, correct, derivative)
 
 
 def squared() -> Loss:
@@ -78,7 +97,11 @@ def squared() -> Loss:
         target = y.to(outputs.dtype).reshape(outputs.shape)
         return (outputs - target).square().flatten(1).mean(1)
 
-    return Loss("squared", lambda classes: 1, each)
+    def derivative(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        miss = outputs - y.to(outputs.dtype).reshape(outputs.shape)
+        return miss.square().flatten(2).mean(2), miss * (2 / miss[0, 0].numel())
+
+    return Loss("squared", lambda classes: 1, each, derivative=derivative)
 
 
 def default_loss(classes: int) -> Loss:

@@ -186,7 +186,7 @@ def _replace(root: nn.Module, name: str, module: nn.Module) -> nn.Module:
     if old is root:
         return module
     for parent in root.modules():
-        for key, child in parent.named_children():
+        for key, child in [*parent._modules.items()]:  # also what stands there twice
             if child is old:
                 setattr(parent, key, module)
     return root

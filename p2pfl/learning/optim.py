@@ -16,6 +16,7 @@ from torch import Tensor
 
 from p2pfl.learning.checks import require
 from p2pfl.learning.schedules import Schedule
+from p2pfl.learning.tree import wide
 
 State = tuple[Any, ...]  # tensors with rows first, or tuples of such
 
@@ -26,10 +27,24 @@ class Optimiser(NamedTuple):
     Attributes:
         init: the state that goes with parameters ``[rows, d]``.
         update: ``(gradients, state, parameters) -> (what to add to the parameters, state)``.
+        linear: whether an update is the gradient times a number that depends on neither
+            gradient nor parameters; `factor` tells that number.
     """
 
     init: Callable[[Tensor], State]
     update: Callable[[Tensor, State, Tensor], tuple[Tensor, State]]
+    linear: bool = False
+
+    def factor(self, state: State, params: Tensor) -> tuple[Tensor, State]:
+        """Return what a `linear` optimiser multiplies gradients by, ``[rows, 1]``, and its state.
+
+        >>> optimiser, params = sgd(0.5), torch.zeros(2, 3)
+        >>> optimiser.factor(optimiser.init(params), params)
+        (tensor([[-0.5000],
+                [-0.5000]]), ())
+        """
+        ones = torch.ones_like(params[:, :1], dtype=wide(params))
+        return self.update(ones, state, ones)
 
 
 class Count(NamedTuple):
@@ -125,7 +140,7 @@ def weight_decay(rate: float) -> Optimiser:
 def scale(factor: float) -> Optimiser:
     """Multiply the gradients by `factor`, any finite number."""
     require(math.isfinite(factor), "factor", factor, "a finite number")
-    return _stateless(lambda grads, params: grads * factor)
+    return _stateless(lambda grads, params: grads * factor, linear=True)
 
 
 def chain(parts: list[Optimiser]) -> Optimiser:
@@ -142,14 +157,14 @@ def chain(parts: list[Optimiser]) -> Optimiser:
             after.append(state)
         return grads, tuple(after)
 
-    return Optimiser(init, update)
+    return Optimiser(init, update, all(part.linear for part in parts))
 
 
-def _stateless(function: Callable[[Tensor, Tensor], Tensor]) -> Optimiser:
+def _stateless(function: Callable[[Tensor, Tensor], Tensor], linear: bool = False) -> Optimiser:
     def update(grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
         return function(grads, params), state
 
-    return Optimiser(lambda params: (), update)
+    return Optimiser(lambda params: (), update, linear)
 
 
 def _add_decay(name: str, rate: float) -> Optimiser:
@@ -176,7 +191,7 @@ def _descend(lr: float | Schedule) -> Optimiser:
         (steps,) = state
         return grads * -_rate(lr, steps, params), Count(steps + 1)
 
-    return Optimiser(lambda params: Count(_zero(params)), update)
+    return Optimiser(lambda params: Count(_zero(params)), update, linear=True)
 
 
 def _adam(
@@ -210,22 +225,17 @@ def _adam(
 def _correction(beta: float, steps: Tensor, params: Tensor) -> Tensor:
     """Return ``1 - beta ** steps``, which in float32 must not be written so."""
     log = math.log(beta) if beta else -math.inf
-    return -torch.expm1(steps * torch.full_like(params[:, :1], log, dtype=_wide(params)))
+    return -torch.expm1(steps * torch.full_like(params[:, :1], log, dtype=wide(params)))
 
 
 def _rate(lr: float | Schedule, steps: Tensor, params: Tensor) -> Tensor:
     if callable(lr):
-        return lr(steps.to(_wide(params))).to(params.dtype)
+        return lr(steps.to(wide(params))).to(params.dtype)
     return torch.full_like(params[:, :1], lr)
 
 
 def _zero(params: Tensor) -> Tensor:
     return torch.zeros(len(params), 1, dtype=torch.int64, device=params.device)
-
-
-def _wide(params: Tensor) -> torch.dtype:
-    """Return a type in which steps can be counted: half precision ends at 256."""
-    return torch.promote_types(params.dtype, torch.float32)
 
 
 def _check_finite(name: str, value: float) -> None:

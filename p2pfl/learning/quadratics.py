@@ -9,9 +9,10 @@ from torch import Tensor
 
 from p2pfl import rng
 from p2pfl.learning.evaluation import Scores
+from p2pfl.learning.task import Task
 
 
-class Quadratics:
+class Quadratics(Task):
     """Node i minimises ``|A_i x - b_i|^2 / 2`` from noisy gradients, in float64.
 
     Args:
@@ -25,7 +26,12 @@ class Quadratics:
         draw = torch.Generator().manual_seed(seed)
         self.a = torch.eye(d).double() + 0.3 * torch.randn(n, d, d, generator=draw) / d**0.5
         self.b = torch.randn(n, d, generator=draw).double()
-        self.d, self.noise, self.seed = d, noise, seed
+        self._d, self.noise, self.seed = d, noise, seed
+
+    @property
+    def d(self) -> int:
+        """The number of parameters of a row."""
+        return self._d
 
     def init(self, nodes: Tensor) -> Tensor:
         """Start everybody at the origin, ``[rows, d]``."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -14,15 +16,17 @@ from p2pfl import rng
 from p2pfl.data.batches import BatchSize, EpochOrders, batch_indices, batch_sizes
 from p2pfl.data.shards import Examples, Shards
 from p2pfl.data.statistics import Affine
-from p2pfl.learning.backends import LEAST_ROWS, BackendFactory, auto, blocks
+from p2pfl.learning.backends import Auto, BackendFactory, Batch
+from p2pfl.learning.cache import cache_bytes
 from p2pfl.learning.evaluation import Evaluator, Scores
 from p2pfl.learning.losses import Loss
 from p2pfl.learning.modules import assemble, estimate_buffers, pure
 from p2pfl.learning.spec import Spec
+from p2pfl.learning.tree import wide
 
 AffineOf = Callable[[Tensor], Affine]  # node ids [rows] -> constants [rows, f]
 
-_BATCH_BYTES = 64 << 20  # training examples gathered at a time, over all rows
+EVALUATED = 16  # rows evaluated together
 _ENOUGH = 1024  # examples which batch statistics are estimated from: more change little
 
 
@@ -52,8 +56,35 @@ class Task(Protocol):
     def evaluate(self, params: Tensor, nodes: Tensor) -> Scores:
         """Return how good every row is on examples that are not trained on."""
 
+    @property
+    def block(self) -> int:
+        """How many rows are best trained together; by default all."""
+        return sys.maxsize
 
-class ModelTask:
+    @property
+    def parallel(self) -> bool:
+        """Whether several threads may train different rows; by default not."""
+        return False
+
+    def prepare(self, nodes: Tensor, first: Tensor, count: int) -> None:
+        """Be told that so many steps of all these rows come next, block by block."""
+        return
+
+    def descend(self, params: Tensor, nodes: Tensor, first: Tensor, factors: Tensor) -> Tensor:
+        """Make plain gradient steps in place; return the sum of each row's losses, ``[rows]``.
+
+        Step ``first[i] + k`` adds ``factors[k, i]`` times the gradient to row i; `factors` is
+        ``[steps, rows, 1]``. By default it is done with `grad`.
+        """
+        total = torch.zeros(len(params), dtype=wide(params), device=params.device)
+        for step, factor in enumerate(factors):
+            loss, grads = self.grad(params, nodes, first + step)
+            params.add_(grads * factor.to(grads.dtype))
+            total += loss
+        return total
+
+
+class ModelTask(Task):
     """Train an `nn.Module` on shards of data, one shard to a node.
 
     All nodes start from the weights the module has. At a step, a node takes the batch and
@@ -70,7 +101,9 @@ class ModelTask:
         seed: of the batches and of the model's random numbers.
         affine: the constants of given nodes (see `per_node`); None leaves the data alone.
         backend: how gradients are computed, one of `backends.BACKENDS`.
-        dtype: of parameters and examples.
+        dtype: of the parameters.
+        compute: of examples, activations and gradients; None: as `dtype`.
+        block: how many rows are trained together; None: as many as fit the cache.
         device: where the computation is done.
     """
 
@@ -84,29 +117,49 @@ class ModelTask:
         batch_size: BatchSize = 32,
         seed: int = 0,
         affine: AffineOf | None = None,
-        backend: BackendFactory = auto,
+        backend: BackendFactory = Auto,
         dtype: torch.dtype = torch.float32,
+        compute: torch.dtype | None = None,
+        block: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.dtype, self.device = dtype, torch.device(device)
+        self.dtype, self.compute, self.device = dtype, compute or dtype, torch.device(device)
         self.train, self.test = train.to(self.device), test
         self.batch_size, self.seed, self.affine = batch_size, seed, affine
         model = copy.deepcopy(model).to(self.device, dtype)
-        self.model = pure(model)
-        self.backend = backend(self.model, loss)
-        self._evaluator = Evaluator(self.model, loss)
-        self._start = self.spec.flatten(model)
-        self._orders = EpochOrders(self.train, seed)
-
-    @property
-    def spec(self) -> Spec:
-        """How the parameters lie in a row; its digest tells whether peers fit."""
-        return self.model.spec
+        self.spec, self._start = Spec.of(model), Spec.of(model).flatten(model)
+        self.model = pure(copy.deepcopy(model).to(self.compute))
+        self.backend = backend(self.model, loss, None if self.compute == dtype else self.compute)
+        # Half precision is for training: what comes of it is judged in full.
+        self._wide = wide(self._start)
+        self._judged = self.model if self.compute == self._wide else pure(model.to(self._wide))
+        self._evaluator = Evaluator(self._judged, loss)
+        self._orders, self._memory = EpochOrders(self.train, seed), _Memory()
+        self._block = block or self._fitting()
+        least = int(self.train.count.min()) if len(self.train.count) else 0
+        # Whether all batches have one size, which then need not be looked at again.
+        self._even = batch_size != "full" and least >= batch_size
 
     @property
     def d(self) -> int:
         """The number of parameters of a row."""
         return self.spec.size
+
+    @property
+    def block(self) -> int:
+        """How many rows are trained together: as many as fit the cache, or as the user says."""
+        return self._block
+
+    @property
+    def parallel(self) -> bool:
+        """Whether several threads may train different rows."""
+        return self.device.type == "cpu" and self.backend.parallel
+
+    def prepare(self, nodes: Tensor, first: Tensor, count: int) -> None:
+        """Draw the orders of new epochs for all rows at once, which is cheaper than by block."""
+        if self._even and count and len(nodes):
+            given = (self.train, nodes, first, self.batch_size, self.seed, self._orders)
+            batch_indices(*given, count)
 
     def init(self, nodes: Tensor) -> Tensor:
         """Start everybody at the weights of the model, ``[rows, d]``."""
@@ -122,34 +175,57 @@ class ModelTask:
         A node without examples has loss NaN and gradient 0.
         """
         nodes, steps = nodes.to(self.device), steps.to(self.device)
-        sizes = batch_sizes(self.train, nodes, self.batch_size)
-        groups = sorted(set(sizes.tolist()))
-        if len(groups) == 1 and groups[0] > 0:
-            return self._grad(params, nodes, steps, groups[0])
-        losses, grads = params.new_full((len(params),), math.nan), torch.zeros_like(params)
-        for size in groups:
-            rows = (sizes == size).nonzero().squeeze(1)
-            if size > 0:
-                part = self._grad(params[rows], nodes[rows], steps[rows], size)
-                losses[rows], grads[rows] = part
+        losses = params.new_full((len(params),), math.nan, dtype=self._wide)
+        grads = torch.zeros_like(params)
+        for rows in self._alike(nodes):
+            if rows is None:
+                return self.backend(params, *next(self._batches(nodes, steps, 1)))
+            batch = next(self._batches(nodes[rows], steps[rows], 1))
+            losses[rows], grads[rows] = self.backend(params[rows], *batch)
         return losses, grads
+
+    def descend(self, params: Tensor, nodes: Tensor, first: Tensor, factors: Tensor) -> Tensor:
+        """Make plain gradient steps in place; return the sum of each row's losses, ``[rows]``.
+
+        Step ``first[i] + k`` adds ``factors[k, i]`` times the gradient to row i; `factors` is
+        ``[steps, rows, 1]``. A node without examples has loss NaN and stays where it is.
+        """
+        nodes, first = nodes.to(self.device), first.to(self.device)
+        total = params.new_full((len(params),), math.nan, dtype=self._wide)
+        for rows in self._alike(nodes):
+            if rows is None:
+                return self._descend(params, nodes, first, factors)
+            part = params[rows]
+            total[rows] = self._descend(part, nodes[rows], first[rows], factors[:, rows])
+            params[rows] = part
+        return total
 
     def batch(self, nodes: Tensor, steps: Tensor) -> Examples:
         """Return the batch of every row's step, standardised, ``[rows, b, ...]``.
 
         The nodes must have batches of one size.
         """
-        index = batch_indices(self.train, nodes, steps, self.batch_size, self.seed, self._orders)
-        x, y = self.train.gather(index)
-        return Examples(self.standardised(x, nodes), y)
+        x, y, _ = next(self._batches(nodes, steps, 1))
+        return Examples(x.clone(), y)
 
-    def standardised(self, x: Tensor, nodes: Tensor) -> Tensor:
-        """Return raw examples ``[rows, b, ...]`` as the model of each row sees them."""
-        x = x.to(self.device, self.dtype if x.is_floating_point() else x.dtype)
-        if self.affine is None:
+    def standardised(self, x: Tensor, nodes: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return raw examples ``[rows, b, ...]`` as the model of each row sees them.
+
+        Args:
+            x: the examples.
+            nodes: whose they are, ``[rows]``.
+            dtype: what they are wanted in; None: what gradients are computed in.
+        """
+        dtype = dtype or self.compute
+        x = x.to(self.device)
+        if not x.is_floating_point():
             return x
+        if self.affine is None:
+            return x.to(dtype)
+        x = x.to(self._wide)  # raw numbers are not for half precision
         shift, scale = (field.to(x).unsqueeze(1) for field in self.affine(nodes))
-        return Affine(shift, scale).apply(x.flatten(2)).reshape(len(nodes), *x.shape[1:])
+        flat = Affine(shift, scale).apply(x.flatten(2))
+        return flat.reshape(len(nodes), *x.shape[1:]).to(dtype)
 
     def evaluate(self, params: Tensor, nodes: Tensor) -> Scores:
         """Return the scores of every row on the test examples.
@@ -160,7 +236,8 @@ class ModelTask:
             return Scores(*params.new_full((2, len(params)), math.nan))
         if isinstance(self.test, Examples):
             test = self.test
-            parts = [self._score(params[cut], nodes[cut], test) for cut in blocks(params)]
+            cuts = [slice(i, i + EVALUATED) for i in range(0, len(params), EVALUATED)]
+            parts = [self._score(params[cut], nodes[cut], test) for cut in cuts]
         else:
             parts = [
                 self._score(params[i : i + 1], nodes[i : i + 1], self.test.rows_of(node))
@@ -174,29 +251,51 @@ class ModelTask:
         It stands alone: its batch statistics are those of the node's data, and it expects
         standardised examples.
         """
-        views = self.spec.unflatten(params.reshape(self.d))
-        return assemble(self.model, views, self._buffers(views, node))
+        views = self.spec.unflatten(params.reshape(self.d).to(self._wide))
+        return assemble(self._judged, views, self._buffers(views, node))
 
-    def _grad(
-        self, params: Tensor, nodes: Tensor, steps: Tensor, size: int
-    ) -> tuple[Tensor, Tensor]:
-        """Compute rows with batches of one size, so many at a time that these fit memory."""
-        row_bytes = size * self.train.x[:1].numel() * self.train.x.element_size()
-        many = max(LEAST_ROWS, _BATCH_BYTES // max(row_bytes, 1))
-        if len(params) <= many:
-            return self._backend(params, nodes, steps)
-        losses, grads = params.new_empty(len(params)), torch.empty_like(params)
-        for start in range(0, len(params), many):
-            rows = slice(start, start + many)
-            losses[rows], grads[rows] = self._backend(params[rows], nodes[rows], steps[rows])
-        return losses, grads
+    def _alike(self, nodes: Tensor) -> Iterator[Tensor | None]:
+        """Yield the rows whose batches have one size; None where that is all of them."""
+        if self._even and len(nodes):
+            yield None
+            return
+        sizes = batch_sizes(self.train, nodes, self.batch_size)
+        if len(sizes) and int(sizes[0]) > 0 and bool((sizes == sizes[0]).all()):
+            yield None
+            return
+        for size in sorted(set(sizes.tolist()) - {0}):
+            yield (sizes == size).nonzero().squeeze(1)
 
-    def _backend(self, params: Tensor, nodes: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        x, y = self.batch(nodes, steps)
-        keys = rng.fold(rng.keys(self.seed, nodes), steps)
-        return self.backend(params, x, y, keys)
+    def _batches(self, nodes: Tensor, first: Tensor, count: int) -> Iterator[Batch]:
+        """Yield the examples, targets and keys of `count` steps, for rows of one batch size.
+
+        The examples of a step are overwritten by those of the next.
+        """
+        index = batch_indices(
+            self.train, nodes, first, self.batch_size, self.seed, self._orders, count
+        )
+        keys = torch.zeros(len(nodes), count, dtype=torch.int64, device=first.device)
+        if self.backend.draws:
+            steps = first.unsqueeze(1) + torch.arange(count, device=first.device)
+            keys = rng.fold(rng.keys(self.seed, nodes).unsqueeze(1), steps)
+        memory = self._memory.of(index.numel() // count * self.train.x[:1].numel(), self.train.x)
+        for k, part in enumerate(index.chunk(count, 1)):
+            x, y = self.train.gather(part, memory)
+            yield self.standardised(x, nodes), y, keys[:, k]
+
+    def _descend(self, params: Tensor, nodes: Tensor, first: Tensor, factors: Tensor) -> Tensor:
+        return self.backend.descend(params, self._batches(nodes, first, len(factors)), factors)
+
+    def _fitting(self) -> int:
+        """Return how many rows, with their batches, fit the part of the cache meant for them."""
+        examples = self.train.x[:1]
+        most = int(self.train.count.max()) if len(self.train.count) else 0
+        size = most if self.batch_size == "full" else min(self.batch_size, most)
+        batch = size * examples.numel() * self.compute.itemsize
+        return max(1, cache_bytes(self.device) // (self.d * self.dtype.itemsize + batch))
 
     def _score(self, params: Tensor, nodes: Tensor, examples: Examples) -> Scores:
+        params = params.to(self._wide)
         views = self.spec.unflatten(params)
         rows = [{name: view[i] for name, view in views.items()} for i in range(len(params))]
         each = [self._buffers(row, node) for row, node in zip(rows, nodes.tolist(), strict=True)]
@@ -205,7 +304,7 @@ class ModelTask:
         if self.affine is not None:
             x = x.expand(len(nodes), *examples.x.shape)
         y = examples.y.to(self.device)
-        return self._evaluator(params, buffers, self.standardised(x, nodes), y)
+        return self._evaluator(params, buffers, self.standardised(x, nodes, self._wide), y)
 
     def _buffers(self, params: dict[str, Tensor], node: int) -> dict[str, Tensor]:
         if not self.model.statistics:
@@ -213,8 +312,23 @@ class ModelTask:
         x = self.train.rows_of(node).x
         if len(x) > _ENOUGH:  # evenly spaced, since a shard may be sorted
             x = x[torch.arange(_ENOUGH, device=x.device) * len(x) // _ENOUGH]
-        own = self.standardised(x.unsqueeze(0), torch.tensor([node], device=self.device))[0]
-        return estimate_buffers(self.model, params, own)
+        who = torch.tensor([node], device=self.device)
+        own = self.standardised(x.unsqueeze(0), who, self._wide)[0]
+        return estimate_buffers(self._judged, params, own)
+
+
+class _Memory(threading.local):
+    """Memory which a thread uses again: to be given new pages costs more than to fill them."""
+
+    def __init__(self) -> None:
+        self._held = torch.empty(0)
+
+    def of(self, size: int, like: Tensor) -> Tensor:
+        """Return memory for at least `size` numbers, of the type and on the device of `like`."""
+        held = self._held
+        if len(held) < size or held.dtype != like.dtype or held.device != like.device:
+            self._held = like.new_empty(size)
+        return self._held
 
 
 def per_node(affine: Affine, nodes: Tensor | None = None) -> AffineOf:
@@ -223,11 +337,12 @@ def per_node(affine: Affine, nodes: Tensor | None = None) -> AffineOf:
     `nodes`, int64 ``[held]``, tells whose they are; by default row i is node i.
     """
     if nodes is None:
-        return lambda asked: Affine(*(field[asked] for field in affine))
+        return lambda asked: Affine(*(field[asked.to(field.device)] for field in affine))
     order = nodes.argsort()
     held = nodes[order]
 
     def rows_of(asked: Tensor) -> Affine:
+        asked = asked.to(held.device)
         place = torch.searchsorted(held, asked).clamp(max=len(held) - 1)
         if not torch.equal(held[place], asked):
             raise KeyError(f"no constants for some of the nodes {asked.tolist()}")

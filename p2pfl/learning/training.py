@@ -1,4 +1,9 @@
-"""Local training: the one loop that every runtime calls."""
+"""Local training: the one loop that every runtime calls.
+
+A block of rows is trained to completion while its parameters are in the processor's cache,
+then the next: sweeping over all rows step by step would fetch every model from memory for
+every step.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,9 @@ from torch import Tensor
 from p2pfl.algorithm import Algorithm, M, R, S
 from p2pfl.data.batches import BatchSize
 from p2pfl.learning.checks import require
+from p2pfl.learning.crew import Crew
 from p2pfl.learning.task import Task
-from p2pfl.learning.tree import concat, leaves, take
+from p2pfl.learning.tree import assign, leaves, put_, take, tree_map, views, wide
 
 
 def train(
@@ -20,44 +26,61 @@ def train(
     first: Tensor,
     count: Tensor,
 ) -> tuple[S, Tensor]:
+    """Return the state after local steps, and their mean loss; see `train_`."""
+    state = tree_map(torch.clone, state)
+    return state, train_(algorithm, task, state, nodes, first, count)
+
+
+def train_(
+    algorithm: Algorithm[S, M, R],
+    task: Task,
+    state: S,
+    nodes: Tensor,
+    first: Tensor,
+    count: Tensor,
+) -> Tensor:
     """Make ``count[i]`` local steps on row i, the first of which is its step ``first[i]``.
 
-    Rows need not make equally many: the block shrinks as they finish, and is joined again
-    at the end, so that no row depends on who else is in the block.
+    No row depends on who else is in the block.
 
     Args:
         algorithm: where gradients are taken and what is made of them.
         task: what gives the gradients.
-        state: of the rows.
+        state: of the rows; overwritten. Its leaves must not share memory.
         nodes: the node behind each row, int64 ``[rows]``.
         first: int64 ``[rows]``.
         count: int64 ``[rows]``, each >= 0.
 
     Returns:
-        the new state, and the mean loss over each row's steps, ``[rows]``, measured before
-        each step; NaN for a row that makes none.
+        the mean loss over each row's steps, ``[rows]``, measured before each step; NaN for a
+        row that makes none.
     """
-    some = next(leaf for leaf in leaves(state) if leaf.is_floating_point())
-    device, dtype = some.device, torch.promote_types(some.dtype, torch.float32)
-    nodes, first, count = nodes.to(device), first.to(device), count.to(device)
-    stages = sorted(set(count.tolist()))
-    total = torch.zeros(len(nodes), dtype=dtype, device=device)
-    if len(stages) <= 1:
-        steps = max(stages, default=0)
-        state, total = _run(algorithm, task, state, nodes, first, steps, total)
-        return state, total / count
-    at, done = torch.arange(len(nodes), device=device), 0
-    finished = []
-    for until in stages:
-        steps = until - done
-        state, total = _run(algorithm, task, state, nodes[at], first[at] + done, steps, total)
-        over = count[at] == until
-        finished.append(take((state, total / until, at), _where(over)))
-        state, total, at = take((state, total, at), _where(~over))
-        done = until
-    state, loss, at = concat(finished)
-    state, loss = take((state, loss), at.argsort())
-    return state, loss
+    total = _zeros(state, len(nodes))
+    nodes, first, count = (part.to(total.device) for part in (nodes, first, count))
+    even = len(nodes) == 0 or bool((count == count[0]).all())
+    # Rows which make equally many steps are neighbours, so that they stay stacked.
+    order = None if even else count.argsort(stable=True)
+
+    def visit(rows: slice) -> None:
+        if order is None:
+            part, at = views(state, rows), rows
+            total[at] = _visit(algorithm, task, part, nodes[at], first[at], count[at])
+            return
+        some = order[rows]
+        part = take(state, some)
+        total[some] = _visit(algorithm, task, part, nodes[some], first[some], count[some])
+        put_(state, some, part)
+
+    if even and len(nodes) > task.block:
+        task.prepare(nodes, first, int(count[0]))
+    blocks = [slice(start, start + task.block) for start in range(0, len(nodes), task.block)]
+    for rows in blocks[:1]:  # with the first, a backend finds out how to do it
+        visit(rows)
+    threads = min(torch.get_num_threads(), len(blocks) - 1) if task.parallel else 1
+    with Crew(threads) as crew:
+        for rows in blocks[1:]:
+            crew.do(visit, rows)
+    return total / count
 
 
 def local_steps(examples: Tensor, batch_size: BatchSize, epochs: int) -> Tensor:
@@ -75,22 +98,50 @@ def local_steps(examples: Tensor, batch_size: BatchSize, epochs: int) -> Tensor:
     return (examples + batch_size - 1) // batch_size * epochs
 
 
-def _run(  # noqa: PLR0913 - `train`'s own arguments, and the sum so far
+def _visit(
+    algorithm: Algorithm[S, M, R],
+    task: Task,
+    state: S,
+    nodes: Tensor,
+    first: Tensor,
+    count: Tensor,
+) -> Tensor:
+    """Train one block, whose rows are in the order of their counts; return summed losses."""
+    total, done = _zeros(state, len(nodes)), 0
+    for until in sorted(set(count.tolist())):
+        left = slice(len(nodes) - int((count >= until).sum()), None)
+        steps, part = until - done, views(state, left)
+        total[left] += _steps(algorithm, task, part, nodes[left], first[left] + done, steps)
+        done = until
+    return total
+
+
+def _steps(
     algorithm: Algorithm[S, M, R],
     task: Task,
     state: S,
     nodes: Tensor,
     first: Tensor,
     steps: int,
-    total: Tensor,
-) -> tuple[S, Tensor]:
-    """Make equally many steps on every row; return the state and the sum of the losses."""
-    for step in range(steps):
-        loss, grads = task.grad(algorithm.model(state), nodes, first + step)
-        state = algorithm.step(state, grads)
-        total = total + loss
-    return state, total
+) -> Tensor:
+    """Make equally many steps on every row; return summed losses."""
+    total, after = _zeros(state, len(nodes)), state
+    if algorithm.factor is not None and steps:
+        factors = []
+        for _ in range(steps):
+            factor, after = algorithm.factor(after)
+            factors.append(factor)
+        total += task.descend(algorithm.model(state), nodes, first, torch.stack(factors))
+    else:
+        for step in range(steps):
+            loss, grads = task.grad(algorithm.model(after), nodes, first + step)
+            after = algorithm.step(after, grads)
+            total += loss
+    assign(state, after)
+    return total
 
 
-def _where(mask: Tensor) -> Tensor:
-    return mask.nonzero().squeeze(1)
+def _zeros(state: S, rows: int) -> Tensor:
+    """Return zeros in a type and on the device in which the losses of the rows are summed."""
+    some = next(leaf for leaf in leaves(state) if leaf.is_floating_point())
+    return torch.zeros(rows, dtype=wide(some), device=some.device)

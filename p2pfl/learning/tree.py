@@ -15,6 +15,11 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+def wide(values: Tensor) -> torch.dtype:
+    """Return a type in which values can be summed up: at least single precision."""
+    return torch.promote_types(values.dtype, torch.float32)
+
+
 def tree_map(function: Callable[..., Any], tree: T, *others: T) -> T:
     """Apply `function` to the leaves of trees of equal structure.
 
@@ -45,12 +50,42 @@ def take(tree: T, rows: Tensor) -> T:
     return tree_map(lambda leaf: leaf.index_select(0, rows), tree)
 
 
-def put(tree: T, rows: Tensor, part: T) -> T:
-    """Return a copy of the tree with `part`, as of `take`, over the rows it came from.
+def put_(tree: T, rows: Tensor, part: T) -> None:
+    """Overwrite some rows of a tree, as of `take`."""
+    for leaf, new in zip(leaves(tree), leaves(part), strict=True):
+        leaf.index_copy_(0, rows, new)
 
-    A copy, since leaves may share memory with each other, or with a message under way.
-    """
-    return tree_map(lambda leaf, new: leaf.index_copy(0, rows, new), tree, part)
+
+def views(tree: T, rows: slice) -> T:
+    """Return some rows as views: what is written into them is written into the tree."""
+    return tree_map(lambda leaf: leaf[rows], tree)
+
+
+def assign(tree: T, values: T) -> None:
+    """Overwrite the leaves of a tree; those which stand in `values` themselves are left."""
+    changed = [
+        (leaf, new)
+        for leaf, new in zip(leaves(tree), leaves(values), strict=True)
+        if new is not leaf
+    ]
+    own = {_place(leaf) for leaf in leaves(tree)}
+    # One field may hand its old value on to another, which is overwritten by then.
+    kept = [new.clone() if _place(new) in own else new for _, new in changed]
+    for (leaf, _), new in zip(changed, kept, strict=True):
+        leaf.copy_(new)
+
+
+def unshared(tree: T) -> T:
+    """Return a tree of contiguous leaves no two of which share memory: copies of what did."""
+    seen: set[int] = set()
+
+    def own(leaf: Tensor) -> Tensor:
+        if leaf.numel() and (_place(leaf) in seen or not leaf.is_contiguous()):
+            return leaf.clone(memory_format=torch.contiguous_format)
+        seen.add(_place(leaf))
+        return leaf
+
+    return tree_map(own, tree)
 
 
 def concat(trees: Sequence[T]) -> T:
@@ -65,3 +100,7 @@ def split(tree: T, rows: int) -> list[T]:
         return tree_map(lambda leaf: leaf[i : i + 1], tree)
 
     return [row(i) for i in range(rows)]
+
+
+def _place(leaf: Tensor) -> int:
+    return leaf.untyped_storage().data_ptr()

@@ -11,10 +11,9 @@ import math
 import random
 from typing import Generic, NamedTuple, cast
 
-import torch
 from torch import Tensor
 
-from p2pfl.algorithm import Algorithm, Inbox, M, Rows, S
+from p2pfl.algorithm import Algorithm, M, Rows, S
 from p2pfl.errors import LocalProtocolError, RemoteProtocolError, diverged
 from p2pfl.peer.events import (
     Effect,
@@ -33,7 +32,8 @@ from p2pfl.peer.events import (
     Train,
     Trained,
 )
-from p2pfl.peer.rounds import View, stack
+from p2pfl.peer.letters import unstacked
+from p2pfl.peer.rounds import View
 
 
 class Tempo(NamedTuple):
@@ -43,7 +43,8 @@ class Tempo(NamedTuple):
         period: seconds between two pushes.
         ticks: how many pushes.
         steps: local steps after each merge, or in a period without one.
-        evaluate_every: measure the model at every so many pushes, and after the last.
+        evaluate_every: measure the model at every so many pushes, and after the last; 0:
+            never.
         seed: draws whom to push to.
     """
 
@@ -126,9 +127,7 @@ class Gossiper(Generic[S, M]):
 
     def _merge(self, theirs: M) -> None:
         mine = self.algorithm.send(self.state)
-        halves = torch.full((1, 2), 0.5, dtype=torch.float64, device=mine[0].device)
-        own = torch.tensor([0], device=mine[0].device)
-        self.state = self.algorithm.receive(self.state, Inbox(halves, stack([mine, theirs]), own))
+        self.state = self.algorithm.receive(self.state, unstacked((0.5, 0.5), (mine, theirs), 0))
 
     def _push(self, tick: int) -> list[Effect]:
         effects: list[Effect] = []
@@ -138,7 +137,8 @@ class Gossiper(Generic[S, M]):
         effects.append(Report(tick, self._loss, self.params, self._received_bytes))
         self._received_bytes = 0
         last = tick + 1 >= self.tempo.ticks
-        if last or (tick + 1) % self.tempo.evaluate_every == 0:
+        every = self.tempo.evaluate_every
+        if every and (last or (tick + 1) % every == 0):
             effects.append(Evaluate(tick, self.params))
         if last:
             self._done = True

@@ -18,9 +18,9 @@ import math
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
+from functools import lru_cache
 from typing import Generic, NamedTuple, cast
 
-import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, M, R, Rows, S, newest
@@ -43,6 +43,7 @@ from p2pfl.peer.events import (
     Train,
     Trained,
 )
+from p2pfl.peer.letters import unstacked
 from p2pfl.peer.stopping import Agreement, StopRule
 from p2pfl.topology.mixing import Mixing
 
@@ -76,7 +77,8 @@ class Pace(NamedTuple):
         rounds: the most rounds it takes.
         steps: local steps in a round.
         patience: seconds to wait for neighbours after sending; 0 or ``inf`` allowed.
-        evaluate_every: measure the model after every so many rounds, and after the last.
+        evaluate_every: measure the model after every so many rounds, and after the last;
+            0: never.
         stop: when to stop before that, or None.
         width: rounds after which what anybody said has reached everybody.
         backlog: unopened messages of one sender that are kept, where only the newest counts
@@ -110,7 +112,7 @@ class Peer(Generic[S, M, R]):
         self.algorithm, self.mixing, self.pace = algorithm, mixing, pace
         self.state = algorithm.init(params, rows)
         self.phase, self.round, self.step = Phase.IDLE, 0, 0
-        self._views, self._width = views, params.shape[1]
+        self._views, self._width = lru_cache(maxsize=2)(views), params.shape[1]
         self._mail: dict[PeerId, deque[Received]] = {}
         self._newest: dict[PeerId, int] = {}  # the last round heard of each sender
         self._heard: dict[PeerId, tuple[int, R]] = {}  # (degree, memory) of each sender
@@ -220,25 +222,28 @@ class Peer(Generic[S, M, R]):
     def _try_close(self) -> list[Effect]:
         if self.phase is not Phase.WAITING:
             return []
-        missing = tuple(p for p in self._view.hears_from if not self._has_heard(p))
-        waited_for = [p for p in missing if p not in self._gone and p not in self._late]
-        if self._patient and waited_for:
-            return []
-        return self._close(missing if self.pace.patience else ())
-
-    def _has_heard(self, peer: PeerId) -> bool:
-        mail = self._mail.get(peer, ())
-        return peer in self._outran or any(letter.round >= self.round for letter in mail)
+        missing = []
+        for peer in self._view.hears_from:
+            mail = self._mail.get(peer)
+            if (mail and mail[-1].round >= self.round) or peer in self._outran:
+                continue
+            if self._patient and peer not in self._gone and peer not in self._late:
+                return []
+            missing.append(peer)
+        return self._close(tuple(missing) if self.pace.patience else ())
 
     def _close(self, missing: tuple[PeerId, ...]) -> list[Effect]:
         self._late.update(missing)
         inbox, received = self._open_mail()
+        if self.algorithm.absorb is newest:
+            self._heard.clear()  # what was said before says nothing of later rounds
         self.state = self.algorithm.receive(self.state, inbox)
         together = self._agreement.reached(self.round)
         last = together or self._out_of_time or self.round + 1 >= self.pace.rounds
         missed = tuple(p for p in missing if p not in self._gone)
         effects: list[Effect] = [Report(self.round, self._loss, self.params, received, missed)]
-        if last or (self.round + 1) % self.pace.evaluate_every == 0:
+        every = self.pace.evaluate_every
+        if every and (last or (self.round + 1) % every == 0):
             effects.append(Evaluate(self.round, self.params))
         self.round += 1
         if last:
@@ -255,24 +260,26 @@ class Peer(Generic[S, M, R]):
         """Return what there is to mix, and how many bytes of mail were opened for it."""
         entries: list[tuple[PeerId, float, R]] = []
         received, taking = 0, len(self._view.hears_from)
+        shares = self.mixing.conserves == "mass"  # every message is one, to be taken once
         for peer in self._view.hears_from:
             letters = self._due(peer)
             received += sum(letter.size for letter in letters)
-            scores = [letter.score for letter in letters if letter.round == self.round]
-            for score in scores:
-                self._agreement.heard(score)
-            if not scores and peer not in self._gone:
-                self._agreement.missed()
+            self._take_scores(peer, letters)
             for letter in letters:
                 degree, memory = self._remember(peer, letter.degree, letter.message)
-                entries.append((peer, self.mixing.weight(taking, degree), memory))
-            if self.mixing.conserves == "mass":
-                continue  # every message is a share, to be taken exactly once
-            del entries[len(entries) - len(letters) :]
-            if letters or (peer in self._heard and self.algorithm.absorb is not newest):
+                if shares:
+                    entries.append((peer, self.mixing.weight(taking, degree), memory))
+            if not shares and peer in self._heard:
                 degree, memory = self._heard[peer]
                 entries.append((peer, self.mixing.weight(taking, degree), memory))
         return self._inbox(entries), received
+
+    def _take_scores(self, peer: PeerId, letters: list[Received]) -> None:
+        scores = [letter.score for letter in letters if letter.round == self.round]
+        for score in scores:
+            self._agreement.heard(score)
+        if not scores and peer not in self._gone:
+            self._agreement.missed()
 
     def _due(self, peer: PeerId) -> list[Received]:
         mail, letters = self._mail.get(peer, deque()), []
@@ -290,20 +297,11 @@ class Peer(Generic[S, M, R]):
         # All peers add up in the order of the ids, so that peers which hear the same hold
         # the same, to the bit.
         entries = sorted([*entries, (self.me, kept, mine)], key=lambda entry: entry[0])
-        own = next(i for i, entry in enumerate(entries) if entry[0] == self.me)
-        heard = stack([memory for _, _, memory in entries])
-        device = heard[0].device
-        weights = torch.tensor([[weight for _, weight, _ in entries]], dtype=torch.float64)
-        return Inbox(weights.to(device), heard, torch.tensor([own], device=device))
+        senders, weights, memories = zip(*entries, strict=True)
+        return unstacked(weights, memories, senders.index(self.me))
 
     def _remember(self, peer: PeerId, degree: int, message: tuple[Tensor, ...]) -> tuple[int, R]:
         known = self._heard[peer][1] if peer in self._heard else None
         memory = self.algorithm.absorb(known, cast(M, message), self._width)
         self._heard[peer] = (degree, memory)
         return degree, memory
-
-
-def stack(rows: list[R]) -> R:
-    """Return one block with the rows of all blocks."""
-    fields = [torch.cat(column) for column in zip(*rows, strict=True)]
-    return type(rows[0])(*fields)

@@ -74,16 +74,16 @@ def draw_runs(runs: Sequence[Run], folder: Path) -> list[Path]:
     Raises:
         UserError: matplotlib is not installed, or the folder cannot be written.
     """
-    _require_matplotlib()
+    require_matplotlib()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made: {error.strerror or error}") from error
-    drawn = [Drawn(run, name, _style(i)) for i, (run, name) in enumerate(_named(runs))]
+    drawn = [Drawn(run, name, style(i)) for i, (run, name) in enumerate(_named(runs))]
     paths = [
         path
         for name, panels in _pictures(runs).items()
-        if (path := _picture(drawn, panels, folder / f"{name}.png")) is not None
+        if (path := picture(drawn, panels, folder / f"{name}.png")) is not None
     ]
     return paths + _draw_topologies(runs, folder)
 
@@ -129,7 +129,7 @@ def _pictures(runs: Sequence[Run]) -> dict[str, list[Panel]]:
     }
 
 
-def _picture(drawn: Sequence[Drawn], panels: Sequence[Panel], path: Path) -> Path | None:
+def picture(drawn: Sequence[Drawn], panels: Sequence[Panel], path: Path) -> Path | None:
     """Draw the panels that anything was measured for; None if that is none of them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -257,7 +257,8 @@ def _named(runs: Sequence[Run]) -> list[tuple[Run, str]]:
     return list(zip(runs, labels(runs), strict=True))
 
 
-def _style(index: int) -> dict[str, Any]:
+def style(index: int) -> dict[str, Any]:
+    """Return the colour and dash of the line number `index`."""
     dash = DASHES[index // len(COLOURS) % len(DASHES)]
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": dash}
 
@@ -279,7 +280,8 @@ def _save(figure: Figure, path: Path) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _require_matplotlib() -> None:
+def require_matplotlib() -> None:
+    """Refuse to draw without matplotlib, saying how to get it."""
     try:
         import matplotlib as mpl
     except ImportError:

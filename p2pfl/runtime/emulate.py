@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import itertools
 import math
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from p2pfl.errors import RemoteProtocolError, RunError
-from p2pfl.learning.training import train
-from p2pfl.learning.tree import concat, take
+from p2pfl.learning.crew import Crew
+from p2pfl.learning.training import train_
+from p2pfl.learning.tree import concat, tree_map
 from p2pfl.peer.events import (
     Effect,
     Evaluate,
     Evaluated,
     Event,
+    Machine,
     PeerDown,
     PeerId,
     Received,
@@ -33,18 +34,35 @@ from p2pfl.peer.events import (
     Train,
     Trained,
 )
-from p2pfl.runtime import wire
+from p2pfl.runtime.gathering import Gathering
+from p2pfl.runtime.later import Later, postponed
 from p2pfl.runtime.network import NetworkModel
-from p2pfl.runtime.setup import Ending, Row, Setup
-from p2pfl.runtime.sketch import distances, sketch
+from p2pfl.runtime.post import Post
+from p2pfl.runtime.setup import Ending, Row, Seconds, Setup
+from p2pfl.runtime.sketch import sketch
+
+TOGETHER = 16  # models which wait to be evaluated, at most
 
 
 class Emulator:
     """A heap of events, each for one peer.
 
     Training is put off until the first result is due and then done for all peers at once:
-    as the answer to `Train` depends on nothing but `Train`, nobody can tell. Evaluation
-    takes no virtual time.
+    as the answer to `Train` depends on nothing but `Train`, nobody can tell. So is what is
+    mixed before it, see `later`. Evaluation takes no virtual time.
+
+    Args:
+        setup: the run.
+        network: how long everything takes.
+        crashes: when peers fall silent for good, in virtual seconds.
+
+    Attributes:
+        seconds: where the real time has gone so far; mixing is part of training.
+        time: the virtual time, in seconds.
+        updates: local steps so far, of all peers.
+        batches: how many times training was done for all who waited for it.
+        missed: messages waited for in vain.
+        rejected: messages refused.
     """
 
     def __init__(
@@ -56,32 +74,37 @@ class Emulator:
         self.setup, self.network = setup, network
         self._crashes = dict(crashes or {})
         self.crashed: set[PeerId] = set()
-        self.peers = {node: setup.peer(node) for node in range(setup.topology.n)}
+        lazy = dataclasses.replace(setup, algorithm=postponed(setup.algorithm))
+        self.peers = {node: lazy.peer(node) for node in range(setup.topology.n)}
         self.time, self.rejected, self.missed = 0.0, 0, 0
-        self.updates, self.batches = 0, 0  # local steps, and how many calls they took
-        self._nodes = torch.arange(setup.topology.n)
-        self._examples = setup.task.examples(self._nodes).tolist()
+        self.updates, self.batches = 0, 0
+        self.seconds = Seconds()
+        self._examples = setup.task.examples(torch.arange(setup.topology.n)).tolist()
         self._heap: list[tuple[float, int, PeerId, Event | Train | _Crash]] = []
         self._order = itertools.count()
         self._pending: dict[PeerId, Train] = {}
         self._ready: dict[PeerId, Trained] = {}
-        self._line_free: dict[PeerId, float] = {}
-        self._link_free: dict[tuple[PeerId, PeerId], float] = {}
-        self._arrived: dict[tuple[PeerId, PeerId], float] = {}
-        self._numbers: Counter[tuple[PeerId, PeerId]] = Counter()
-        self._sent: Counter[tuple[PeerId, int]] = Counter()  # bytes by (node, round)
+        self._unmeasured: list[tuple[PeerId, Evaluate]] = []
+        self._post = Post(network)
         self._stopped: dict[PeerId, str] = {}
-        self._rounds = _Rounds(set(self.peers))
+        self._rounds = Gathering(set(self.peers))
         self._clock = time.perf_counter()
+        stop = getattr(setup.pace, "stop", None)
+        self._together = 1 if stop and stop.metric != "train_loss" else TOGETHER
 
     @property
     def ending(self) -> Ending:
         """How the run has come out so far; peers that crashed are left out."""
         nodes = torch.tensor([p for p in self.peers if p not in self.crashed], dtype=torch.int64)
         none = self.setup.task.init(nodes[:0])
-        params = torch.cat([none, *(self.peers[p].params for p in nodes.tolist())])
+        models = (self.setup.algorithm.model(self.state(p)) for p in nodes.tolist())
+        params = torch.cat([none, *models])
         reason = ", ".join(sorted(set(self._stopped.values())))
         return Ending(params, nodes, reason, self.updates, self.time, self.missed, self.rejected)
+
+    def state(self, peer: PeerId) -> Any:  # noqa: ANN401 - whatever the algorithm keeps
+        """Return the state of a peer's algorithm."""
+        return _later(self.peers[peer]).now()
 
     def rounds(self) -> Iterator[list[Row]]:
         """Run until nothing is left to happen; yield a round once every live peer ended it.
@@ -89,6 +112,17 @@ class Emulator:
         Raises:
             RunError: the training of a peer has diverged, or peers wait for ever.
         """
+        history = self._history()
+        while True:
+            began, spent = time.perf_counter(), self.seconds.training + self.seconds.evaluation
+            rows = next(history, None)
+            spent = self.seconds.training + self.seconds.evaluation - spent
+            self.seconds.exchange += time.perf_counter() - began - spent
+            if rows is None:
+                return
+            yield rows
+
+    def _history(self) -> Iterator[list[Row]]:
         for peer, due in self._crashes.items():
             self._at(due, peer, _Crash())
         for peer in self.peers:
@@ -102,9 +136,15 @@ class Emulator:
                 self._crash(peer)
             else:
                 self._deliver(peer, event)
-            yield from self._rounds.complete()
-        yield from self._rounds.rest()
+            for round in self._rounds.complete():
+                yield self._compared(round)
+        for round in self._rounds.rest():
+            yield self._compared(round)
         self._check_all_stopped()
+
+    def _compared(self, round: int) -> list[Row]:
+        self._measure()
+        return self._rounds.compared(round)
 
     def _check_all_stopped(self) -> None:
         waiting = sorted(self.peers.keys() - self._stopped.keys() - self.crashed)
@@ -127,10 +167,11 @@ class Emulator:
         except RemoteProtocolError:  # say, the last words of a peer which was given up
             self.rejected += 1
             return
+        last = bool(effects) and isinstance(effects[-1], Stop)
         for effect in effects:
-            self._carry_out(peer, effect)
+            self._carry_out(peer, effect, last)
 
-    def _carry_out(self, peer: PeerId, effect: Effect) -> None:
+    def _carry_out(self, peer: PeerId, effect: Effect, last: bool) -> None:
         match effect:
             case Train(step=step, count=count):
                 self._pending[peer] = effect
@@ -140,18 +181,20 @@ class Emulator:
             case SetTimer(after=after, round=number):
                 self._at(self.time + after, peer, TimerFired(number))
             case Report():
-                self.missed += len(effect.missed)
-                self._rounds.add(self._row(peer, effect), sketch(effect.params))
+                self._report(peer, effect, last)
             case Evaluate():
-                self._evaluate(peer, effect)
+                self._unmeasured.append((peer, effect))
+                if len(self._unmeasured) >= self._together:
+                    self._measure()
             case Stop(reason=reason):
                 self._stopped[peer] = reason
                 self._rounds.leave(peer)
                 sends_to, _ = self.setup.topology.view(peer, 0)
                 self._notify_loss(peer, sends_to, self.network.latency)
 
-    def _row(self, peer: PeerId, report: Report) -> Row:
-        return Row(
+    def _report(self, peer: PeerId, report: Report, last: bool) -> None:
+        self.missed += len(report.missed)
+        row = Row(
             round=report.round,
             node=peer,
             train_loss=report.loss,
@@ -159,54 +202,73 @@ class Emulator:
             eval_acc=math.nan,
             num_examples=self._examples[peer],
             consensus_distance=math.nan,
-            bytes_sent=self._sent.pop((peer, report.round), 0),
+            bytes_sent=self._post.sent(peer, report.round),
             bytes_received=report.received,
             wall_s=time.perf_counter() - self._clock,
             virtual_s=self.time,
         )
+        every, mark = self.setup.pace.evaluate_every, None
+        if every and (last or (report.round + 1) % every == 0):
+            params = _later(report).params
+            began = time.perf_counter()
+            mark = sketch(params)
+            self.seconds.evaluation += time.perf_counter() - began
+        self._rounds.add(row, mark)
 
     def _send(self, src: PeerId, send: Send) -> None:
-        size = wire.size(src, send)
+        size = self._post.size(src, send)
+        message = Received(src, send.round, send.degree, send.score, send.message, size)
         for dst in send.to:
-            self._sent[src, send.round] += size
-            link = (src, dst)
-            start = max(self.time, self._line_free.get(src, 0.0))
-            free = self._link_free.get(link, 0.0)
-            delivery = self.network.delivery(link, self._numbers[link], size, start, free)
-            self._numbers[link] += 1
-            self._line_free[src], self._link_free[link] = delivery.leaves, delivery.passes
-            if delivery.arrives == math.inf:
-                continue
-            due = max(delivery.arrives, self._arrived.get(link, 0.0))  # links are in order
-            self._arrived[link] = due
-            message = Received(src, send.round, send.degree, send.score, send.message, size)
-            self._at(due, dst, message)
+            due = self._post.due(src, dst, size, self.time)
+            if due < math.inf:
+                self._at(due, dst, message)
 
     def _notify_loss(self, src: PeerId, others: Iterable[PeerId], after: float) -> None:
         for dst in others:  # what was sent before arrives before
-            due = max(self.time + after, self._arrived.get((src, dst), 0.0))
-            self._at(due, dst, PeerDown(src))
+            self._at(self._post.not_before(src, dst, self.time + after), dst, PeerDown(src))
 
-    def _evaluate(self, peer: PeerId, evaluate: Evaluate) -> None:
-        loss, acc = self.setup.task.evaluate(evaluate.params, torch.tensor([peer]))
-        self._rounds.evaluated(peer, evaluate.round, loss.item(), acc.item())
-        self.peers[peer].handle(Evaluated(evaluate.round, loss.item(), acc.item()))
+    def _measure(self) -> None:
+        """Evaluate the models that wait for it."""
+        waiting, self._unmeasured = self._unmeasured, []
+        if not waiting:
+            return
+        models = [_later(asked).params for _, asked in waiting]
+        began = time.perf_counter()
+        nodes = torch.tensor([peer for peer, _ in waiting])
+        scores = self.setup.task.evaluate(torch.cat(models), nodes)
+        each = zip(waiting, *(field.tolist() for field in scores), strict=True)
+        for (peer, asked), loss, acc in each:
+            self._rounds.evaluated(peer, asked.round, loss, acc)
+            self.peers[peer].handle(Evaluated(asked.round, loss, acc))
+        self.seconds.evaluation += time.perf_counter() - began
 
     def _trained(self, peer: PeerId) -> Trained:
         if peer not in self._ready:
-            trains = list(self._pending.values())
-            nodes = torch.tensor(list(self._pending))
-            first = torch.tensor([train.step for train in trains])
-            count = torch.tensor([train.count for train in trains])
-            state: Any = concat([train.state for train in trains])
-            state, loss = train(self.setup.algorithm, self.setup.task, state, nodes, first, count)
-            for i, (node, asked) in enumerate(self._pending.items()):
-                row = take(state, torch.tensor([i]))
-                self._ready[node] = Trained(asked.step, row, loss[i].item())
+            # Rows which make equally many steps are neighbours, so that they stay stacked.
+            asked = sorted(self._pending.items(), key=lambda item: item[1].count)
             self._pending.clear()
             self.batches += 1
-            self.updates += int(count.sum())
+            self.updates += sum(train.count for _, train in asked)
+            began, task = time.perf_counter(), self.setup.task
+            size = min(task.block, -(-len(asked) // max(1, torch.get_num_threads())))
+            with Crew(torch.get_num_threads() if task.parallel else 1) as crew:
+                for start in range(0, len(asked), size):
+                    crew.do(self._train, asked[start : start + size])
+            self.seconds.training += time.perf_counter() - began
         return self._ready.pop(peer)
+
+    def _train(self, asked: list[tuple[PeerId, Train]]) -> None:
+        """Mix and train a few rows while they are in the cache."""
+        task, algorithm = self.setup.task, self.setup.algorithm
+        state = concat([train.state.worked_out() for _, train in asked])
+        nodes = torch.tensor([peer for peer, _ in asked])
+        first = torch.tensor([train.step for _, train in asked])
+        count = torch.tensor([train.count for _, train in asked])
+        losses = train_(algorithm, task, state, nodes, first, count).tolist()
+        for i, (peer, train) in enumerate(asked):
+            # A copy, since a view would keep the models of all others for as long as its own.
+            row = tree_map(lambda leaf, i=i: leaf[i : i + 1].clone(), state)
+            self._ready[peer] = Trained(train.step, Later(algorithm, row), losses[i])
 
     def _at(self, due: float, peer: PeerId, event: Event | Train | _Crash) -> None:
         heapq.heappush(self._heap, (due, next(self._order), peer, event))
@@ -216,44 +278,6 @@ class _Crash:
     """A peer falls silent for good."""
 
 
-class _Rounds:
-    """Rows wait here until every live peer has ended the round, to be compared."""
-
-    def __init__(self, live: set[PeerId]) -> None:
-        self._live = live
-        self._rows: dict[int, dict[PeerId, tuple[Row, Tensor]]] = {}
-        self._touched: set[int] = set()  # rounds which may have become complete
-
-    def add(self, row: Row, mark: Tensor) -> None:
-        rows = self._rows.setdefault(row.round, {})
-        rows[row.node] = (row, mark)
-        if len(rows) >= len(self._live):
-            self._touched.add(row.round)
-
-    def leave(self, peer: PeerId) -> None:
-        """Wait for this peer no longer; what it has reported stays."""
-        self._live.discard(peer)
-        self._touched.update(self._rows)
-
-    def evaluated(self, peer: PeerId, round: int, loss: float, acc: float) -> None:
-        row, mark = self._rows[round][peer]
-        self._rows[round][peer] = (row._replace(eval_loss=loss, eval_acc=acc), mark)
-
-    def complete(self) -> Iterator[list[Row]]:
-        """Yield the rounds which all peers have ended."""
-        for round in sorted(self._touched):
-            if self._live <= self._rows[round].keys():
-                yield self._compared(round)
-        self._touched.clear()
-
-    def rest(self) -> Iterator[list[Row]]:
-        """Yield the rounds which some peers never ended."""
-        for round in sorted(self._rows):
-            yield self._compared(round)
-
-    def _compared(self, round: int) -> list[Row]:
-        rows = self._rows.pop(round)
-        far = distances(torch.cat([mark for _, mark in rows.values()])).tolist()
-        together = zip(rows.values(), far, strict=True)
-        table = [row._replace(consensus_distance=distance) for (row, _), distance in together]
-        return sorted(table, key=lambda row: row.node)
+def _later(has: Machine | Report | Evaluate) -> Later:
+    """Return what a peer takes for its model, which is a state in truth: see `postponed`."""
+    return cast(Later, has.params)

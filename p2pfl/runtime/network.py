@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
-
-from p2pfl import rng
 from p2pfl.peer.events import PeerId
+
+# `rng` for one number at a time: the same numbers, without a tensor for each.
+_STEP = 0x9E3779B97F4A7C15
+_MUL1 = 0xBF58476D1CE4E5B9
+_MUL2 = 0x94D049BB133111EB
+_MASK = 2**64 - 1
 
 
 class Delivery(NamedTuple):
@@ -58,6 +61,9 @@ class NetworkModel:
     seed: int = 0
     links: Mapping[tuple[PeerId, PeerId], Mapping[str, float]] = field(default_factory=dict)
     speeds: Mapping[PeerId, float] = field(default_factory=dict)
+    _keys: dict[tuple[int, int], int] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         for name in ("latency", "jitter", "compute", "compute_jitter"):
@@ -72,9 +78,10 @@ class NetworkModel:
 
     def training(self, node: PeerId, step: int, count: int) -> float:
         """Return how long `count` local steps take, in seconds."""
-        factor = self.slow_factor if self._draw(1, node, 0) < self.slow else 1.0
-        factor /= self.speeds.get(node, 1.0)
-        return count * self.compute * factor * (1 + self.compute_jitter * self._draw(2, node, step))
+        slow = self.slow and self._draw(1, node, 0) < self.slow
+        factor = (self.slow_factor if slow else 1.0) / self.speeds.get(node, 1.0)
+        stretch = self._stretch(self.compute_jitter, 2, node, step)
+        return count * self.compute * factor * stretch
 
     def delivery(
         self,
@@ -97,11 +104,26 @@ class NetworkModel:
         passes = max(now, free) + size / min(bandwidth, self.uplink)
         if loss and self._draw(3, key, number) < loss:
             return Delivery(leaves, passes, math.inf)
-        stretch = 1 + self.jitter * self._draw(4, key, number)
+        stretch = self._stretch(self.jitter, 4, key, number)
         return Delivery(leaves, passes, passes + latency * stretch)
 
+    def _stretch(self, jitter: float, use: int, which: int, number: int) -> float:
+        return 1 + jitter * self._draw(use, which, number) if jitter else 1.0
+
     def _draw(self, use: int, which: int, number: int) -> float:
-        if not (self.jitter or self.loss or self.compute_jitter or self.slow or self.links):
-            return 0.5
-        key = rng.fold(rng.keys(self.seed, torch.tensor([which])), use)
-        return rng.uniform(rng.fold(key, number), 1).item()
+        """Return what `rng.uniform` gives below the key (seed, which, use, number)."""
+        key = self._keys.get((use, which))
+        if key is None:
+            key = self._keys[use, which] = _fold(_fold(self.seed & _MASK, which), use)
+        return (_hash(_fold(key, number) + _STEP) >> 11) * 2.0**-53
+
+
+def _fold(key: int, data: int) -> int:
+    return _hash(_hash(key) + data * _STEP)
+
+
+def _hash(z: int) -> int:
+    z &= _MASK
+    z = ((z ^ z >> 30) * _MUL1) & _MASK
+    z = ((z ^ z >> 27) * _MUL2) & _MASK
+    return z ^ z >> 31

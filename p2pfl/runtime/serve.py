@@ -20,6 +20,7 @@ from p2pfl.errors import RemoteProtocolError, RunError
 from p2pfl.learning.evaluation import Scores
 from p2pfl.learning.task import Task
 from p2pfl.learning.training import train
+from p2pfl.learning.tree import wide
 from p2pfl.peer.events import (
     Effect,
     Evaluate,
@@ -54,7 +55,7 @@ class _Halted(Exception):
     """The worker was told to leave off."""
 
 
-class _Haltable:
+class _Haltable(Task):
     """A task whose training can be broken off between two steps."""
 
     def __init__(self, task: Task) -> None:
@@ -78,6 +79,14 @@ class _Haltable:
         if self._halted.is_set():
             raise _Halted
         return self._task.grad(params, nodes, steps)
+
+    def descend(self, params: Tensor, nodes: Tensor, first: Tensor, factors: Tensor) -> Tensor:
+        total = torch.zeros(len(params), dtype=wide(params), device=params.device)
+        for step in range(len(factors)):
+            if self._halted.is_set():
+                raise _Halted
+            total += self._task.descend(params, nodes, first + step, factors[step : step + 1])
+        return total
 
     def evaluate(self, params: Tensor, nodes: Tensor) -> Scores:
         if self._halted.is_set():

@@ -24,7 +24,8 @@ class Row(NamedTuple):
     """One node in one round; the columns of ``metrics.csv``.
 
     `consensus_distance` is the squared distance of the node's model from the mean model,
-    both at the end of the round. What was not measured is NaN.
+    both at the end of the round; it is measured in the rounds that are evaluated. What was
+    not measured is NaN.
     """
 
     round: int
@@ -38,6 +39,15 @@ class Row(NamedTuple):
     bytes_received: int
     wall_s: float
     virtual_s: float
+
+
+@dataclass
+class Seconds:
+    """Where the time of a run has gone."""
+
+    training: float = 0.0
+    exchange: float = 0.0
+    evaluation: float = 0.0
 
 
 class Ending(NamedTuple):
@@ -63,10 +73,19 @@ class Setup:
     pace: Pace | Tempo
     steps: Callable[[Tensor], Tensor]  # local steps of each node in a round
     weights: Callable[[int], Tensor]  # round -> mixing matrix
+    sample: Tensor | None = None  # the nodes which are measured, int64; None: all
+    pooled: Task | None = None  # what the mean model is measured on, as its node 0
 
     def rows(self, nodes: Tensor) -> Rows:
         """Say who the nodes are."""
-        return Rows(nodes, self.task.examples(nodes))
+        examples = self.task.examples(nodes)
+        return Rows(nodes.to(examples.device), examples)
+
+    def judged(self, nodes: Tensor) -> Tensor:
+        """Return which of some nodes, ``[rows]``, are measured: their places, int64."""
+        if self.sample is None:
+            return torch.arange(len(nodes))
+        return torch.isin(nodes.cpu(), self.sample).nonzero().flatten()
 
     def message(self, node: int) -> tuple[Tensor, ...]:
         """Return what a node would say at the outset: all its messages have this form."""
@@ -79,11 +98,14 @@ class Setup:
         """Return the state machine of one node."""
         nodes = torch.tensor([node])
         params, steps = self.task.init(nodes), int(self.steps(nodes)[0])
-        if isinstance(self.pace, Tempo):
+        pace = self.pace
+        if not len(self.judged(nodes)):
+            pace = pace._replace(evaluate_every=0)
+        if isinstance(pace, Tempo):
             view = View(*self.topology.view(node, 0))
-            tempo = self.pace._replace(steps=steps)
+            tempo = pace._replace(steps=steps)
             return Gossiper(self.algorithm, view, tempo, params, self.rows(nodes))
-        pace = self.pace._replace(steps=steps, backlog=self._backlog)
+        pace = pace._replace(steps=steps, backlog=self._backlog)
         views = self._views(node)
         return Peer(self.algorithm, self.mixing, views, pace, params, self.rows(nodes))
 

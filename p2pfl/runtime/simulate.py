@@ -10,35 +10,54 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from p2pfl.algorithm import Inbox
 from p2pfl.errors import UserError, diverged
-from p2pfl.learning.training import train
+from p2pfl.learning.evaluation import Scores
+from p2pfl.learning.training import train_
+from p2pfl.learning.tree import unshared, wide
 from p2pfl.peer.gossiper import Tempo
 from p2pfl.peer.stopping import Agreement
-from p2pfl.runtime import wire
-from p2pfl.runtime.setup import Ending, Row, Setup
+from p2pfl.runtime.exchange import receive_, squared_distances
+from p2pfl.runtime.ranks import Neighbourhood, Ranks
+from p2pfl.runtime.setup import Ending, Row, Seconds, Setup
+from p2pfl.runtime.traffic import Traffic
 
 
 class Simulator:
-    """Train all nodes together; `rounds` yields after every round, `ending` is the result."""
+    """Train all nodes together; `rounds` yields after every round, `ending` is the result.
 
-    def __init__(self, setup: Setup) -> None:
+    The state is trained and mixed where it lies: a run needs the memory of one state, of a
+    few blocks of rows and columns, and of the data.
+
+    Args:
+        setup: the run.
+        ranks: who holds which nodes, if they are shared out among processes.
+
+    Attributes:
+        seconds: where the time has gone so far.
+        scores: how good the mean model was when it was measured last, or None.
+    """
+
+    def __init__(self, setup: Setup, ranks: Ranks | None = None) -> None:
         if isinstance(setup.pace, Tempo):
             raise _needs_a_clock("pace.name = 'timer'")
         if setup.pace.seconds < math.inf:
             raise _needs_a_clock("pace.seconds")
-        self.setup, self.pace = setup, setup.pace
-        self.nodes = torch.arange(setup.topology.n)
+        self.setup, self.pace, self.ranks = setup, setup.pace, ranks or Ranks()
+        self.nodes = self.ranks.nodes(setup.topology.n)
         rows = setup.rows(self.nodes)
-        self.examples = rows.examples.tolist()
-        self.state: Any = setup.algorithm.init(setup.task.init(self.nodes), rows)
+        self.examples = self.ranks.gather(rows.examples).tolist()
+        self.state: Any = unshared(setup.algorithm.init(setup.task.init(self.nodes), rows))
         self.reason, self.updates = "all rounds done", 0
+        self.seconds = Seconds()
+        self.scores: Scores | None = None
+        self._traffic = Traffic(setup)
         self._clock = time.perf_counter()
-        self._agreement = Agreement(self.pace.stop, self.pace.width, len(self.nodes))
+        self._agreement = Agreement(self.pace.stop, self.pace.width, setup.topology.n)
+        self._around: tuple[Tensor, Neighbourhood] | None = None
 
     @property
     def params(self) -> Tensor:
-        """The current models, ``[n, d]``."""
+        """The current models of the nodes held here, ``[rows, d]``."""
         return self.setup.algorithm.model(self.state)
 
     @property
@@ -52,59 +71,87 @@ class Simulator:
         Raises:
             RunError: the training loss of a node is no longer finite.
         """
-        algorithm, heard = self.setup.algorithm, None
-        steps = self.setup.steps(self.nodes)
+        steps, heard = self.setup.steps(self.nodes), None
+        each = int(self.ranks.total(steps.sum()))
         for k in range(self.pace.rounds):
-            self.state, loss = train(
-                algorithm, self.setup.task, self.state, self.nodes, k * steps, steps
-            )
-            self._check(k, loss, steps)
-            self.updates += int(steps.sum())
+            loss = self._train(k, steps)
+            self.updates += each
             self._agreement.measured("train_loss", loss)
             self._agreement.begin(k)
-            message = algorithm.send(self.state)
-            heard = algorithm.absorb(heard, message, self.params.shape[1])
-            inbox = Inbox(self.setup.weights(k), heard, self.nodes)
-            self.state = algorithm.receive(self.state, inbox)
+            heard = self._exchange(k, heard)
             together = self._agreement.reached(k)
             last = together or k + 1 == self.pace.rounds
-            yield self._rows(k, loss, message, last)
+            yield self._rows(k, loss, last)
             if together:
                 self.reason = "converged"
                 return
 
-    def _check(self, k: int, loss: Tensor, steps: Tensor) -> None:
-        bad = self.nodes[~loss.isfinite().cpu() & (steps > 0)]
+    def _train(self, k: int, steps: Tensor) -> Tensor:
+        """Make the local steps of round k; return everybody's loss, ``[n]``."""
+        began = time.perf_counter()
+        setup = self.setup
+        mine = train_(setup.algorithm, setup.task, self.state, self.nodes, k * steps, steps)
+        loss, made = self.ranks.gather(mine), self.ranks.gather(steps)
+        bad = (~loss.isfinite().cpu() & (made.cpu() > 0)).nonzero().flatten()
         if len(bad):
             raise diverged(int(bad[0]), f"in round {k}", float(loss[bad[0]]))
+        self.seconds.training += time.perf_counter() - began
+        return loss
 
-    def _rows(self, k: int, loss: Tensor, message: tuple[Tensor, ...], last: bool) -> list[Row]:
-        params = self.params
-        scores: tuple[Tensor, Tensor] = (torch.full_like(loss, math.nan),) * 2
-        if last or (k + 1) % self.pace.evaluate_every == 0:
-            scores = self.setup.task.evaluate(params, self.nodes)
+    def _exchange(self, k: int, heard: Any) -> Any:  # noqa: ANN401 - what an algorithm remembers
+        """Send, mix, and return what is remembered of the senders."""
+        began = time.perf_counter()
+        algorithm = self.setup.algorithm
+        message = algorithm.send(self.state)
+        self._payload = sum(block[:1].nbytes for block in message)
+        heard = algorithm.absorb(heard, message, self.params.shape[1])
+        self.state = receive_(algorithm, self.state, heard, self._neighbourhood(k))
+        self.seconds.exchange += time.perf_counter() - began
+        return heard
+
+    def _neighbourhood(self, k: int) -> Neighbourhood:
+        weights = self.setup.weights(k)
+        if self._around is None or self._around[0] is not weights:
+            self._around = weights, self.ranks.neighbourhood(weights)
+        return self._around[1]
+
+    def _rows(self, k: int, loss: Tensor, last: bool) -> list[Row]:
+        began = time.perf_counter()
+        none = torch.full_like(loss, math.nan)
+        scores, far = Scores(none, none), none
+        every = self.pace.evaluate_every
+        if every and (last or (k + 1) % every == 0):
+            scores, far = self._judge(none), self._compare()
             self._agreement.measured("eval_loss", scores[0])
             self._agreement.measured("eval_acc", scores[1])
-        distance = (params - params.mean(0)).square().sum(1)
-        sent, received = self._traffic(k, message)
+        self.seconds.evaluation += time.perf_counter() - began
+        sent, received = self._traffic.of_round(k, self._payload)
         wall = time.perf_counter() - self._clock
-        columns = (loss, *scores, distance, sent, received)
-        table = zip(self.nodes.tolist(), *(column.tolist() for column in columns), strict=True)
+        columns = (self.examples, *(c.tolist() for c in (loss, *scores, far, sent, received)))
         return [
-            Row(k, node, a, b, c, self.examples[node], far, out, into, wall, math.nan)
-            for node, a, b, c, far, out, into in table
+            Row(k, node, a, b, c, held, distance, out, into, wall, math.nan)
+            for node, (held, a, b, c, distance, out, into) in enumerate(zip(*columns, strict=True))
         ]
 
-    def _traffic(self, k: int, message: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Return the bytes each node sends and receives in round k, as peers would count them."""
-        links = self.setup.topology.links(k)
-        degree = torch.bincount(links.senders, minlength=links.n)
-        payload = sum(block[:1].nbytes for block in message)
-        size = torch.tensor(
-            [payload + wire.header_size(i, k, d) for i, d in enumerate(degree.tolist())]
-        )
-        received = torch.zeros_like(size).index_add(0, links.receivers, size[links.senders])
-        return degree * size, received
+    def _judge(self, none: Tensor) -> Scores:
+        """Return how good the nodes that are measured are, NaN for the others, ``[n]``."""
+        task, judged = self.setup.task, self.setup.judged(self.nodes)
+        found = task.evaluate(self.params[judged], self.nodes[judged])
+        loss, acc = (self.ranks.gather(_spread(f.to(none), judged, self.nodes)) for f in found)
+        return Scores(loss, acc)
+
+    def _compare(self) -> Tensor:
+        """Measure the mean model; return how far everybody is from it, squared, ``[n]``."""
+        params = self.params
+        mean = self.ranks.total(params.sum(0, dtype=wide(params))) / self.setup.topology.n
+        if self.setup.pooled is not None:
+            self.scores = self.setup.pooled.evaluate(mean.unsqueeze(0), torch.tensor([0]))
+        return self.ranks.gather(squared_distances(params, mean))
+
+
+def _spread(values: Tensor, rows: Tensor, nodes: Tensor) -> Tensor:
+    spread = values.new_full((len(nodes),), math.nan)
+    return spread.index_copy_(0, rows.to(values.device), values)
 
 
 def _needs_a_clock(key: str) -> UserError:

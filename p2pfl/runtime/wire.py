@@ -24,7 +24,6 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 import msgpack
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,13 +76,13 @@ class Field(NamedTuple):
     """One buffer of a model message."""
 
     name: str
-    dtype: str
+    dtype: torch.dtype
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
         """Bytes on the wire."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Schema(NamedTuple):
@@ -98,7 +97,7 @@ def schema(message: tuple[Tensor, ...]) -> Schema:
     names: Sequence[str] = getattr(message, "_fields", ())
     fields = []
     for name, block in zip(names, message, strict=True):
-        fields.append(Field(name, _numpy(block).dtype.str, tuple(block.shape)))
+        fields.append(Field(name, block.dtype, tuple(block.shape)))
     return Schema(type(message), tuple(fields))
 
 
@@ -132,7 +131,7 @@ def unpack(frame: bytes | memoryview) -> Header:
 
 def dump(header: Header, message: tuple[Tensor, ...]) -> list[bytes | memoryview]:
     """Return the frames of a model message. Buffers are not copied."""
-    return [pack(header), *(_numpy(block).reshape(-1).view(np.uint8).data for block in message)]
+    return [pack(header), *(_bytes(block) for block in message)]
 
 
 def load(header: Header, frames: Sequence[memoryview], schema: Schema) -> Received:
@@ -149,10 +148,11 @@ def load(header: Header, frames: Sequence[memoryview], schema: Schema) -> Receiv
             raise RemoteProtocolError(
                 f"{field.name} has {len(frame)} bytes instead of {field.nbytes}"
             )
-        array = np.frombuffer(frame, np.dtype(field.dtype)).reshape(field.shape).copy()
-        if array.dtype.kind == "f" and not _is_finite(array):
+        block = torch.empty(field.shape, dtype=field.dtype)
+        _bytes(block)[:] = frame
+        if block.is_floating_point() and not _is_finite(block):
             raise RemoteProtocolError(f"{field.name} has values which are not finite")
-        blocks.append(torch.from_numpy(array))
+        blocks.append(block)
     size = header_size(header.sender, header.round, header.degree) + sum(map(len, frames))
     message = schema.kind(*blocks)
     return Received(header.sender, header.round, header.degree, header.score, message, size)
@@ -251,11 +251,10 @@ def _unpack(frame: bytes | memoryview) -> Any:  # noqa: ANN401
         raise RemoteProtocolError("not a message of this protocol") from error
 
 
-def _is_finite(array: np.ndarray[Any, Any]) -> bool:
-    with np.errstate(invalid="ignore", over="ignore"):
-        return bool(np.isfinite(array.sum(dtype=np.float64)))  # one pass, and no copy
+def _is_finite(block: Tensor) -> bool:
+    return math.isfinite(block.sum(dtype=torch.float64))  # one pass, and no copy
 
 
-def _numpy(block: Tensor) -> np.ndarray[Any, Any]:
-    array: np.ndarray[Any, Any] = block.detach().contiguous().cpu().numpy()
-    return array
+def _bytes(block: Tensor) -> memoryview:
+    flat = block.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data

@@ -29,10 +29,12 @@ from p2pfl.topology.schedule import (
     static,
 )
 from p2pfl.topology.spectral import Analysis, analyse, rounds_to
+from p2pfl.topology.varying import SCHEDULES, el_local, one_peer_exponential, random_matching
 
 __all__ = [
     "GRAPHS",
     "MIXING",
+    "SCHEDULES",
     "Analysis",
     "Link",
     "Links",
@@ -44,6 +46,7 @@ __all__ = [
     "chain_graph",
     "complete_graph",
     "draw",
+    "el_local",
     "erdos_renyi_graph",
     "exponential_graph",
     "grid_graph",
@@ -51,8 +54,10 @@ __all__ = [
     "in_degrees",
     "links_between",
     "metropolis",
+    "one_peer_exponential",
     "out_degrees",
     "push",
+    "random_matching",
     "random_regular_graph",
     "read_network",
     "ring_graph",

@@ -77,7 +77,7 @@ def weights(links: Links, mixing: Mixing, dtype: torch.dtype = torch.float64) ->
 
     The diagonal is what is left, so that rows (or columns, if mass is conserved) sum to one.
     Dense up to 64 nodes or if more than a quarter full, else CSR with sorted columns and every
-    diagonal entry present.
+    diagonal entry present. If all hear all alike, it is one row, expanded.
 
     >>> from p2pfl.topology import chain_graph, static
     >>> weights(static(chain_graph(2)).links(0), metropolis())
@@ -85,6 +85,10 @@ def weights(links: Links, mixing: Mixing, dtype: torch.dtype = torch.float64) ->
             [0.5000, 0.5000]], dtype=torch.float64)
     """
     n = links.n
+    if len(links.senders) == n * (n - 1):  # everybody hears everybody: all rows are equal
+        share = mixing.weight(n - 1, n - 1)
+        if abs(n * share - 1) < 1e-12:
+            return torch.full((1, n), 1 / n, dtype=dtype).expand(n, n)
     values = _link_weights(links, mixing)
     summed_by = links.receivers if mixing.conserves == "mean" else links.senders
     own = 1 - torch.zeros(n, dtype=torch.float64).index_add_(0, summed_by, values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from algorithm_cases import ALL, PLAIN, blocks, exchange, graphs, matrix, play
@@ -14,7 +16,10 @@ from p2pfl.algorithms import ALGORITHMS, choco
 from p2pfl.algorithms.averaging import Params
 from p2pfl.codec import CODECS, random_k
 from p2pfl.learning.optim import chain, clip_norm, sgd
-from p2pfl.learning.tree import leaves, take, tree_map
+from p2pfl.learning.schedules import exponential
+from p2pfl.learning.tree import leaves, take, tree_map, unshared
+from p2pfl.runtime import exchange as in_place
+from p2pfl.runtime.ranks import Ranks
 
 OPT = sgd(0.1, momentum=0.9, nesterov=True, weight_decay=0.05)
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
@@ -84,6 +89,51 @@ def test_a_line_of_the_inbox_is_a_peer(name, data):
         line = Inbox(w[[i]][:, senders], take(heard, senders), own)
         row = torch.tensor([i])
         close(a.receive(take(state, row), line), take(together, row))
+
+
+@pytest.mark.parametrize("name", ALL)
+@LAWS
+@given(data=st.data())
+def test_columns_may_be_received_one_after_the_other(name, data):
+    """What says so of itself may be given a few columns at a time, over the old ones."""
+    a, graph = ALL[name](OPT), data.draw(graphs())
+    x, rows, grads = data.draw(blocks(len(graph)))
+    w, columns = matrix(graph, a.needs.weights), data.draw(st.integers(1, 4))
+    state, heard = unshared(a.init(x, rows)), None
+    around = Ranks().neighbourhood(w)
+    for g in grads[:3]:
+        state = unshared(a.step(state, g))
+        heard = a.absorb(heard, a.send(state), 4)
+        expected = a.receive(state, Inbox(w, heard, torch.arange(len(x))))
+        expected = tree_map(torch.clone, expected)
+        with mock.patch.object(in_place, "block_width", return_value=columns):
+            state = in_place.receive_(a, state, heard, around)
+        close(state, expected)
+    assert a.columnwise  # none so far needs whole rows
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("opt", [sgd(0.1), sgd(exponential(0.1, 0.9))], ids=["constant", "falling"])
+@LAWS
+@given(data=st.data())
+def test_a_step_is_its_factor_times_the_gradient(name, opt, data):
+    a = ALL[name](opt)
+    x, rows, grads = data.draw(blocks(3))
+    state = unshared(a.init(x, rows))
+    if a.factor is None:
+        assert name.startswith(("push_sum", "gradient", "d2", "proximal", "average"))
+        return
+    for g in grads:
+        factor, after = a.factor(state)
+        assert factor.shape == (3, 1)
+        model = a.model(state)
+        assert any(leaf is model for leaf in leaves(state))
+        assert a.model(after) is model
+        expected = a.step(state, g)
+        close(model + factor * g, a.model(expected))
+        rest = [leaf for leaf in leaves(after) if leaf is not model]
+        close(tuple(rest), tuple(e for e in leaves(expected) if e is not a.model(expected)))
+        state = expected
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -212,3 +262,15 @@ def test_the_inbox_by_hand(case):
         close(inbox.mean(field, by)[i], mean)
         assert inbox.largest(by)[i] == max(by[j] for j in who)
         close(block[i][mask[i]], field[who])
+
+
+def test_equal_lines_are_one_line():
+    row = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64)
+    field, by = torch.randn(2, 3, 4, dtype=torch.float64)
+    by, own = by[:, :1].abs() + 0.1, torch.arange(3)
+    short = Inbox(row.expand(3, 3), (field,), own)
+    full = Inbox(row.repeat(3, 1), (field,), own)
+    close(short.mix(field), full.mix(field))
+    close(short.mix(field, by), full.mix(field, by))
+    close(short.mean(field, by), full.mean(field, by))
+    assert short.mix(field).stride(0) == 0

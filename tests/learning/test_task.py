@@ -63,13 +63,13 @@ def test_a_row_alone_is_a_row_among_others(name):
         torch.testing.assert_close(alone[0][0], loss[i], rtol=1e-11, atol=0)
 
 
-def test_batches_in_parts_change_nothing(monkeypatch):
-    made, counts = make(counts=[6] * 20), torch.arange(20)
-    params = moved(made, counts)
-    expected = made.grad(params, counts, counts)
-    monkeypatch.setattr(task, "_BATCH_BYTES", 1)
-    found = made.grad(params, counts, counts)
-    torch.testing.assert_close(found[1], expected[1], rtol=1e-12, atol=1e-14)
+def test_the_block_follows_the_cache_or_the_user(monkeypatch):
+    assert make(block=7).block == 7
+    monkeypatch.setattr(task, "cache_bytes", lambda device: 1)
+    assert make().block == 1
+    monkeypatch.setattr(task, "cache_bytes", lambda device: 1 << 20)
+    small, large = make(batch_size=1).block, make(batch_size=5).block
+    assert small > large > 1
 
 
 def test_a_node_without_examples():
@@ -209,8 +209,8 @@ def test_statistics_come_from_an_even_sample(monkeypatch):
 
 
 def test_the_backend_is_a_choice():
-    made = make(backend=backends.debug)
-    other = make(backend=backends.vmapped)
+    made = make(backend=backends.Debug)
+    other = make(backend=backends.Vmapped)
     params = moved(made)
     one, two = made.grad(params, NODES, NODES), other.grad(params, NODES, NODES)
     torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-13)

@@ -10,8 +10,19 @@ from learning_cases import build, local, shards
 from torch import Tensor
 
 from p2pfl.algorithm import Rows
+from p2pfl.algorithms import dpsgd, gossip
 from p2pfl.learning import ModelTask, Quadratics, local_steps, losses, optim, schedules, train
-from p2pfl.learning.tree import concat, leaves, put, split, take, tree_map
+from p2pfl.learning.tree import (
+    assign,
+    concat,
+    leaves,
+    put_,
+    split,
+    take,
+    tree_map,
+    unshared,
+    views,
+)
 
 OPT = optim.chain([optim.clip_norm(1.0), optim.adam(schedules.exponential(0.1, 0.9))])
 
@@ -121,18 +132,27 @@ def test_take_and_put():
     assert isinstance(part, State)
     assert part.more[0].tolist() == [[2], [0]]
     assert part.more[1] == ()
-    changed = put(tree(), rows, tree_map(lambda leaf: leaf * 10, part))
+    changed = tree()
+    put_(changed, rows, tree_map(lambda leaf: leaf * 10, part))
     same(take(changed, rows), tree_map(lambda leaf: leaf * 10, part))
     rest = torch.tensor([1, 3])
     same(take(changed, rest), take(tree(), rest))
 
 
-def test_put_copes_with_shared_memory_and_leaves_it_alone():
-    x, row = torch.zeros(3, 2), torch.ones(1, 2)
-    found = put((x, x, row.expand(3, 2)), torch.tensor([1]), (row * 4, row * 5, row * 6))
-    assert [leaf.sum(1).tolist() for leaf in found] == [[0, 8, 0], [0, 10, 0], [2, 12, 2]]
+def test_views_write_through_and_assign_hands_old_values_on():
+    made = (torch.zeros(4, 2), torch.ones(4, 2), torch.full((4, 2), 2.0))
+    part = views(made, slice(1, 3))
+    assign(part, (part[0] + 5, part[0], part[2]))  # the second becomes what the first was
+    assert [leaf[:, 0].tolist() for leaf in made] == [[0, 5, 5, 0], [1, 0, 0, 1], [2, 2, 2, 2]]
+
+
+def test_unshared_copies_only_what_is_shared():
+    x, y = torch.zeros(3, 2), torch.zeros(3, 2)
+    found = unshared((x, (y, x)))
+    assert found[0] is x
+    assert found[1][0] is y
+    found[1][1].add_(1)
     assert not x.any()
-    assert row.tolist() == [[1, 1]]
 
 
 def test_split_and_concat():
@@ -144,3 +164,33 @@ def test_split_and_concat():
 def test_a_tree_has_only_tensors_and_tuples():
     with pytest.raises(TypeError, match="tuples of tensors, not list"):
         take([torch.zeros(2)], torch.tensor([0]))
+
+
+@pytest.mark.parametrize("rate", [0.1, schedules.exponential(0.1, 0.9)])
+@pytest.mark.parametrize("counts", [[3, 3, 3, 3], [2, 0, 3, 1]])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "batchnorm"])
+@pytest.mark.parametrize("kind", [dpsgd, gossip])
+def test_steps_straight_into_the_parameters_are_the_same_steps(kind, name, counts, rate):
+    shape, model = build(name)
+    made = shards([9, 12, 8, 3], shape)
+    algorithm = kind(optim.sgd(rate))
+    assert algorithm.factor is not None
+    nodes, count = torch.arange(4), torch.tensor(counts)
+    for block in (1, 3, 100):
+        task = ModelTask(
+            model, losses.cross_entropy(), made, batch_size=8, dtype=torch.float64, block=block
+        )
+        start = algorithm.init(task.init(nodes), Rows(nodes, nodes))
+        found = train(algorithm, task, start, nodes, nodes, count)
+        slow = algorithm._replace(factor=None)
+        expected = train(slow, task, start, nodes, nodes, count)
+        for one, two in zip(leaves(found), leaves(expected), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12, equal_nan=True)
+
+
+def test_a_momentum_is_not_a_factor():
+    for opt in (optim.sgd(0.1, momentum=0.9), optim.sgd(0.1, weight_decay=0.1), optim.adam()):
+        assert not opt.linear
+        assert dpsgd(opt).factor is None
+    assert optim.chain([optim.scale(0.5), optim.sgd(0.1)]).linear
+    assert not optim.chain([optim.clip_norm(0.5), optim.sgd(0.1)]).linear

@@ -171,7 +171,7 @@ def test_a_straggler_neither_holds_the_others_nor_learns_alone():
     assert straggler.round == 16 < len(rounds)
     alone = make(case._replace(build=local, graph=lambda n: LONELY), Pace(16), task=task)
     by_itself = simulated(alone)[0].params[3]
-    assert (straggler.params[0] - others).norm() < 0.5 * (by_itself - others).norm()
+    assert (emulator.state(3).x[0] - others).norm() < 0.5 * (by_itself - others).norm()
 
 
 # No waiting at all.
@@ -183,7 +183,7 @@ def held_and_mailed(emulator) -> float:
     letters = [m for p in emulator.peers.values() for mail in p._mail.values() for m in mail]
     letters += emulator.flying
     mailed = sum(m.message.w.item() * rule.weight(0, m.degree) for m in letters)
-    return mailed + sum(p.state.w.item() for p in emulator.peers.values())
+    return mailed + sum(emulator.state(peer).w.item() for peer in emulator.peers)
 
 
 @pytest.mark.parametrize("patience", [0.0, 0.7])

@@ -3,9 +3,11 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pfl import rng
 from p2pfl.runtime.network import Delivery, NetworkModel
 
 LINK = (3, 7)
@@ -43,6 +45,22 @@ def test_jitter_stretches_the_latency_by_its_range(sender, number, seed):
     network = NetworkModel(latency=2.0, jitter=0.5, compute=1.0, compute_jitter=3.0, seed=seed)
     assert 2.0 <= network.delivery((sender, 1), number, 0, 0.0).arrives <= 3.0
     assert 4.0 <= network.training(sender, number, 4) <= 16.0
+
+
+SEEDS = st.integers(-(2**63), 2**63 - 1)
+
+
+@given(SEEDS, st.integers(0, 2**31), st.integers(0, 2**62))
+def test_draws_are_those_of_the_random_numbers_of_everything_else(seed, which, number):
+    def lot(use: int, which: int) -> float:
+        key = rng.fold(rng.keys(seed, torch.tensor([which])), use)
+        return rng.uniform(rng.fold(key, number), 1).item()
+
+    network = NetworkModel(latency=1.0, jitter=1.0, compute=1.0, compute_jitter=1.0, seed=seed)
+    for _ in range(2):  # what is remembered of a node or a link is the same
+        assert network.training(which, number, 1) == 1 + lot(2, which)
+        arrives = network.delivery((which, 5), number, 0, 0.0).arrives
+        assert arrives == 1 + lot(4, which * 2**31 + 5)
 
 
 def test_draws_do_not_depend_on_the_order():

@@ -1,0 +1,88 @@
+"""The ranks that torchrun has started, joined for the length of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
+
+from p2pfl.errors import UserError
+from p2pfl.runtime.distributed import Distributed
+from p2pfl.runtime.ranks import Ranks
+
+PATIENCE = timedelta(minutes=30)  # the longest that one rank may keep the others waiting
+LAST_WORDS = timedelta(seconds=10)  # for the first rank to close the books of a failed run
+
+
+@contextmanager
+def joined(on: str, device: str) -> Iterator[Ranks]:
+    """Join the ranks that torchrun has started, if it has; else there is one process.
+
+    What goes wrong leaves the first rank that tells of it as it came; the others, which it
+    takes along, leave quietly with the same exit code.
+
+    Args:
+        on: where the experiment runs.
+        device: where it is computed; ``"cuda"`` is a GPU of its own for each rank.
+
+    Raises:
+        UserError: torchrun has started several ranks, and it is no simulation, or there are
+            fewer GPUs than ranks.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    try:
+        if on != "simulate":
+            raise UserError(f"--on {on}: torchrun spreads simulations only, use --on simulate")
+        if device == "cuda":
+            _take_gpu(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, timeout=PATIENCE, world_size=size, rank=rank, store=store)
+        yield Distributed()
+    except BaseException as error:
+        first = store.add("failed", 1) == 1
+        if first:
+            store.set("code", str(_code(error)))
+        _part(store, rank)
+        if not first:
+            raise SystemExit(int(store.get("code"))) from None
+        raise
+    dist.destroy_process_group()
+
+
+def _take_gpu(place: int) -> None:
+    """Let ``"cuda"`` mean one of this machine's GPUs."""
+    count = torch.cuda.device_count()
+    if place >= count:
+        raise UserError(f"--device cuda: expected a GPU for each rank, this machine has {count}")
+    torch.cuda.set_device(place)
+
+
+def _part(store: Store, rank: int) -> None:
+    """Leave the others, whose exchanges with this rank then fail.
+
+    torchrun ends all ranks as soon as one has gone, so the first rank, which writes the run
+    folder, is waited for.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if rank == 0:
+        store.set("closed", "")
+    else:
+        with suppress(dist.DistStoreError):
+            store.wait(["closed"], LAST_WORDS)
+
+
+def _code(error: BaseException) -> int:
+    """Return the exit code that an error has in the command line."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 2 if isinstance(error, UserError) else 1

@@ -1,0 +1,31 @@
+"""How much memory a block of rows may take up while it is trained."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+
+UNKNOWN = 32 << 20  # taken for the size of a last-level cache that the machine does not tell
+SHARE = 4  # one part in so many is for parameters and examples, the rest for activations
+_UNITS = {"K": 1 << 10, "M": 1 << 20}
+ACCELERATOR = 1 << 30  # which has memory instead of a cache, and wants wide products
+
+
+def cache_bytes(device: torch.device) -> int:
+    """Return the bytes of parameters and examples that are best worked on together."""
+    if device.type != "cpu":
+        return ACCELERATOR
+    return _last_level() // SHARE
+
+
+@cache
+def _last_level() -> int:
+    """Return the size of the processor's largest cache in bytes, as Linux tells it."""
+    sizes = []
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        number, unit = file.read_text().strip()[:-1], file.read_text().strip()[-1:]
+        if number.isdigit() and unit in _UNITS:
+            sizes.append(int(number) * _UNITS[unit])
+    return max(sizes, default=UNKNOWN)

@@ -1,0 +1,75 @@
+"""What a peer has heard, without laying it side by side first.
+
+To stack the models of the neighbours costs more than to mix them, so the wide fields of an
+`Inbox` stay the rows they came as, and are added up one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from p2pfl.algorithm import Inbox, R
+
+Field: TypeAlias = Tensor | tuple[Tensor, ...]  # [senders, d], or rows of [1, d]
+
+WIDE = 2048  # numbers in a row, up to which one product of a block is faster
+
+
+@dataclass(frozen=True, slots=True)
+class Letters(Inbox[R]):
+    """An `Inbox` of one row, whose wide fields may be tuples of rows.
+
+    Such a field is for the methods alone. They add up in the order of the senders.
+    """
+
+    def mix(self, field: Field, by: Tensor | None = None) -> Tensor:
+        """Return the weighted sum over senders, ``[senders, d] -> [1, d]``; as of `Inbox`."""
+        if isinstance(field, Tensor):
+            return Inbox.mix(self, field, by)
+        weights, wide = self.weights, torch.promote_types(field[0].dtype, torch.float32)
+        if by is not None:
+            weights = weights.to(wide) * by.to(wide).T
+            weights = weights / weights.sum()
+        first, *others = zip(field, weights[0].tolist(), strict=True)
+        total: Tensor = first[0].to(wide) * first[1]
+        for row, weight in others:
+            total.add_(row, alpha=weight)
+        return total.to(field[0].dtype)
+
+    def mean(self, field: Field, by: Tensor) -> Tensor:
+        """Return the mean over the senders in proportion to `by`; as of `Inbox`."""
+        heard = (self.weights != 0).to(self.weights.dtype)
+        return Letters(heard, self.heard, self.own).mix(field, by)
+
+    def mine(self, field: Field) -> Tensor:
+        """Return what the others know of the row itself, ``[1, ...]``."""
+        return Inbox.mine(self, field) if isinstance(field, Tensor) else field[int(self.own)]
+
+    def gather(self, field: Field) -> tuple[Tensor, Tensor]:
+        """Return the row's senders side by side, with their mask; as of `Inbox`."""
+        return Inbox.gather(self, field if isinstance(field, Tensor) else torch.cat(field))
+
+
+def unstacked(weights: Sequence[float], rows: Sequence[R], own: int) -> Letters[R]:
+    """Return what one row has heard.
+
+    Args:
+        weights: of each sender.
+        rows: what is remembered of each, fields ``[1, ...]``.
+        own: where the row itself stands among them.
+    """
+    fields: list[Any] = [
+        column if column[0].numel() > WIDE else torch.cat(column)
+        for column in zip(*rows, strict=True)
+    ]
+    device = rows[0][0].device
+    return Letters(
+        torch.tensor([weights], dtype=torch.float64, device=device),
+        type(rows[0])(*fields),
+        torch.tensor([own], device=device),
+    )

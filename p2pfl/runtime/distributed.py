@@ -1,0 +1,234 @@
+"""The nodes of a simulation, shared out among processes that torch.distributed has joined.
+
+Every rank holds a stretch of nodes. It works out from the whole mixing matrix who needs which
+rows, so that nothing but those rows, the metrics and a few sums travels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from p2pfl.algorithm import Inbox, R
+from p2pfl.errors import UserError
+from p2pfl.runtime.arena import Arena, open_arena
+from p2pfl.runtime.ranks import Fetched, Fields, Neighbourhood, Ranks
+
+
+class Distributed(Ranks):
+    """The ranks of the process group that torch.distributed has been initialised with."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._arena = open_arena(self.rank, self.size)
+
+    def nodes(self, n: int) -> Tensor:
+        """Return the nodes of this rank, int64, ascending: one stretch of about n / size.
+
+        Raises:
+            UserError: there are fewer nodes than ranks.
+        """
+        if n < self.size:
+            raise UserError(f"nodes = {n}: expected at least one for each of {self.size} ranks")
+        return torch.arange(*self._edges(n)[self.rank : self.rank + 2])
+
+    def gather(self, mine: Tensor) -> Tensor:
+        """Return the rows of all ranks in the order of the nodes, ``[mine, ...] -> [n, ...]``."""
+        return _gathered(mine)
+
+    def total(self, mine: Tensor) -> Tensor:
+        """Return the sum over all ranks, of numbers of equal shape."""
+        return _reduced(mine, dist.ReduceOp.SUM)
+
+    def neighbourhood(self, weights: Tensor) -> Neighbourhood:
+        """Return what the nodes of this rank hear, from the whole mixing matrix ``[n, n]``.
+
+        Senders are in the order of the nodes, so that all add up in the same order as one
+        process. Where everybody hears everybody alike, no row travels: sums do.
+        """
+        edges = self._edges(len(weights))
+        first, last = edges[self.rank : self.rank + 2]
+        if len(weights) > 1 and weights.layout is torch.strided and weights.stride(0) == 0:
+            own = torch.arange(last - first, device=weights.device)
+            mine = weights[first:last, first:last]
+            return Neighbourhood(mine, own, lambda fields: lambda: fields, _agreed, Everybody)
+        heard = [_senders(weights, *stretch) for stretch in pairwise(edges)]
+        cuts = torch.tensor(edges, device=weights.device)
+        bounds = [torch.searchsorted(each, cuts).tolist() for each in heard]
+        wanted = [each[(each >= first) & (each < last)] - first for each in heard]
+        own = torch.arange(*bounds[self.rank][self.rank : self.rank + 2], device=weights.device)
+        halo = _Halo(self.rank, bounds, wanted, self._arena)
+        mine = _rows(weights, first, last, heard[self.rank])
+        return Neighbourhood(mine, own, halo.fetch, _agreed)
+
+    def _edges(self, n: int) -> list[int]:
+        return [n * rank // self.size for rank in range(self.size + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Everybody(Inbox[R]):
+    """What the rows of a rank have heard where everybody hears everybody alike.
+
+    `weights` and `heard` are those of the rank's own rows; all ranks add up theirs.
+    """
+
+    def mix(self, field: Tensor, by: Tensor | None = None) -> Tensor:
+        """Return the weighted sum over all nodes, ``[rows, d] -> [rows, d]``; as of `Inbox`."""
+        wide = torch.promote_types(field.dtype, torch.float32)
+        row = self.weights[:1].to(wide)
+        if by is not None:
+            row = row * by.to(wide).T
+            row = row / _reduced(row.sum(), dist.ReduceOp.SUM)
+        mine = (row.to(field.dtype) @ field).to(wide)
+        mixed = _reduced(mine, dist.ReduceOp.SUM).to(field.dtype)
+        return mixed.expand(len(self.own), -1)
+
+    def mean(self, field: Tensor, by: Tensor) -> Tensor:
+        """Return the mean over all nodes in proportion to `by`; as of `Inbox`."""
+        return self.mix(field, by)  # their weights are equal
+
+    def largest(self, field: Tensor) -> Tensor:
+        """Return the largest value of all nodes, ``[rows, 1] -> [rows, 1]``."""
+        mine = field.amax(0, keepdim=True)
+        return _reduced(mine, dist.ReduceOp.MAX).expand(len(self.own), -1)
+
+    def gather(self, field: Tensor) -> tuple[Tensor, Tensor]:
+        """Return everybody's rows for every row, and a mask without gaps; as of `Inbox`."""
+        everybody = _gathered(field)
+        rows, n = len(self.own), len(everybody)
+        return everybody.expand(rows, *everybody.shape), self.own.new_ones(rows, n).bool()
+
+
+@dataclass(frozen=True, slots=True)
+class _Halo:
+    """Which rows a rank takes from each rank, and which it gives to each.
+
+    Attributes:
+        rank: this one.
+        bounds: of those whom rank q hears, the nodes of rank r stand from ``bounds[q][r]`` to
+            ``bounds[q][r + 1]``.
+        wanted: which of its own rows each rank wants, int64.
+        arena: the memory of this machine, if all ranks are on it.
+    """
+
+    rank: int
+    bounds: list[list[int]]
+    wanted: list[Tensor]
+    arena: Arena | None
+
+    def fetch(self, fields: Fields) -> Fetched:
+        """Begin to exchange rows; see `Neighbourhood`."""
+        if not fields:
+            return lambda: fields
+        most = max(bounds[-1] for bounds in self.bounds)
+        if self.arena and fields[0].is_cpu and self.arena.holds(most, fields):
+            return self._leave(fields, self.arena)
+        return self._send(fields)
+
+    def _leave(self, fields: Fields, arena: Arena) -> Fetched:
+        """Write rows where those who want them will read them."""
+        arena.turn()
+        for rank, wanted in enumerate(self.wanted):
+            if rank == self.rank or not len(wanted):
+                continue
+            part = self._part(rank, self.rank)
+            blocks = arena.blocks(rank, self.bounds[rank][-1], fields)
+            for block, field in zip(blocks, fields, strict=True):
+                torch.index_select(field, 0, wanted, out=block[part])
+        whole = tuple(arena.blocks(self.rank, self.bounds[self.rank][-1], fields))
+        for block, field in zip(whole, fields, strict=True):
+            block[self._part(self.rank, self.rank)] = field
+
+        def wait() -> Fields:
+            arena.meet()
+            return whole
+
+        return wait
+
+    def _send(self, fields: Fields) -> Fetched:
+        """Send rows, and begin to receive."""
+        operations: list[dist.P2POp] = []
+        whole = tuple(self._begin(field, operations) for field in fields)
+        works = dist.batch_isend_irecv(operations) if operations else []
+
+        def wait() -> Fields:
+            for work in works:
+                work.wait()
+            return whole
+
+        return wait
+
+    def _begin(self, field: Tensor, operations: list[dist.P2POp]) -> Tensor:
+        """Return a block with the own rows in place, and note what is to be sent and received."""
+        whole = field.new_empty(self.bounds[self.rank][-1], *field.shape[1:])
+        whole[self._part(self.rank, self.rank)] = field
+        for rank, wanted in enumerate(self.wanted):
+            part = whole[self._part(self.rank, rank)]
+            if rank == self.rank:
+                continue
+            if len(part):
+                operations.append(dist.P2POp(dist.irecv, part, rank))
+            if len(wanted):
+                sent = field.index_select(0, wanted)
+                operations.append(dist.P2POp(dist.isend, sent, rank))
+        return whole
+
+    def _part(self, of: int, by: int) -> slice:
+        """Return where the nodes of one rank stand among those whom another hears."""
+        return slice(self.bounds[of][by], self.bounds[of][by + 1])
+
+
+def _senders(weights: Tensor, first: int, last: int) -> Tensor:
+    """Return whom some rows hear, themselves included, int64, ascending."""
+    heard = torch.zeros(len(weights), dtype=torch.bool, device=weights.device)
+    if weights.layout is torch.sparse_csr:
+        start = weights.crow_indices()
+        heard[weights.col_indices()[start[first] : start[last]]] = True
+    else:
+        heard = (weights[first:last] != 0).any(0)
+    heard[first:last] = True
+    return heard.nonzero().flatten()
+
+
+def _rows(weights: Tensor, first: int, last: int, senders: Tensor) -> Tensor:
+    """Return some rows of a matrix, and of them the columns of the senders."""
+    if weights.layout is not torch.sparse_csr:
+        return weights[first:last, senders]
+    start = weights.crow_indices()[first : last + 1]
+    inside = slice(int(start[0]), int(start[-1]))
+    return torch.sparse_csr_tensor(
+        start - start[0],
+        torch.searchsorted(senders, weights.col_indices()[inside]),
+        weights.values()[inside],
+        (last - first, len(senders)),
+        check_invariants=False,  # they hold, as in the matrix it was cut from
+    )
+
+
+def _gathered(mine: Tensor) -> Tensor:
+    """Return the rows of all ranks, who may hold unequal numbers of them."""
+    length = torch.tensor([len(mine)], device=mine.device)
+    counts = [torch.empty_like(length) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, length)
+    lengths = torch.cat(counts).tolist()
+    padded = mine.new_zeros(max(lengths), *mine.shape[1:])
+    padded[: len(mine)] = mine
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+
+def _agreed(width: int) -> int:
+    """Return the least of what the ranks propose: machines and shares of the nodes differ."""
+    return int(_reduced(torch.tensor(width), dist.ReduceOp.MIN))
+
+
+def _reduced(mine: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+    """Return the sum, or the like, over all ranks."""
+    everybody = mine.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(everybody, operation)
+    return everybody

@@ -1,0 +1,127 @@
+"""Everybody's exchange at once, in place: a few columns of all rows at a time.
+
+A block of columns is read from memory, mixed while it is in the cache, and written back, so
+that a round needs one pass over the state, and no second copy of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from p2pfl.algorithm import Algorithm, Inbox
+from p2pfl.learning.cache import cache_bytes
+from p2pfl.learning.crew import Crew
+from p2pfl.learning.tree import assign, leaves, tree_map, unshared
+from p2pfl.runtime.ranks import Fields, Neighbourhood
+
+PART = 4  # of the cache meant for training: a block is read as often as a node has neighbours
+LEAST = 64  # columns, below which reading a row's part costs as much as reading more
+
+
+def receive_(
+    algorithm: Algorithm[Any, Any, Any],
+    state: Any,  # noqa: ANN401 - whatever the algorithm keeps
+    heard: tuple[Tensor, ...],
+    around: Neighbourhood,
+) -> Any:  # noqa: ANN401
+    """Return the state after the exchange; large fields are overwritten where they lie.
+
+    Args:
+        algorithm: whose `receive` it is.
+        state: of some rows.
+        heard: what is remembered of the same rows, ``[rows, ...]`` each.
+        around: whom they hear.
+    """
+    d = algorithm.model(state).shape[1]
+    if not algorithm.columnwise:
+        return unshared(algorithm.receive(state, _inbox(around, heard, around.fetch(heard)())))
+    width = around.agree(block_width(heard, d))
+    is_wide = [_is_wide(field, d) for field in heard]
+    # Once, and not for every block; what is fetched lasts only until the next but one.
+    narrow = tuple(f.clone() for f in around.fetch(_select(heard, is_wide, False))())
+    wide = _select(heard, is_wide, True)
+    ahead = around.fetch(_cut(wide, d, 0, width))
+    last: list[Any] = []
+
+    def mix(start: int, fields: Fields) -> None:
+        part = _cut(state, d, start, width)
+        known = _interleaved(is_wide, fields, narrow)
+        after = algorithm.receive(part, _inbox(around, heard, known))
+        _write(part, after, state, d)
+        last[:] = [after]
+
+    with Crew(_threads(heard)) as crew:
+        for start in range(0, d, width):
+            fields = ahead()
+            if start + width < d:  # the next columns may travel while these are mixed
+                ahead = around.fetch(_cut(wide, d, start + width, width))
+            crew.do(mix, start, fields)
+    return unshared(_merged(state, last[0], d))
+
+
+def _threads(fields: Fields) -> int:
+    return torch.get_num_threads() if fields[0].device.type == "cpu" else 1
+
+
+def block_width(fields: tuple[Tensor, ...], d: int) -> int:
+    """Return how many of d columns are mixed at a time."""
+    column = max(len(f) * f.element_size() for f in fields)
+    return max(LEAST, cache_bytes(fields[0].device) // PART // max(column, 1))
+
+
+def squared_distances(params: Tensor, mean: Tensor) -> Tensor:
+    """Return the squared distance of every row from `mean`, ``[rows, d], [d] -> [rows]``."""
+    far = torch.zeros(len(params), dtype=mean.dtype, device=mean.device)
+    rows = max(1, cache_bytes(params.device) // PART // max(params[:1].nbytes, 1))
+
+    def compare(start: int) -> None:
+        block = slice(start, start + rows)
+        far[block] = (params[block] - mean).square_().sum(1)
+
+    with Crew(_threads((params,))) as crew:
+        for start in range(0, len(params), rows):
+            crew.do(compare, start)
+    return far
+
+
+def _inbox(around: Neighbourhood, heard: Any, fields: tuple[Tensor, ...]) -> Inbox[Any]:  # noqa: ANN401
+    kind = type(heard)
+    named = kind(*fields) if hasattr(kind, "_fields") else fields
+    return around.inbox(around.weights, named, around.own)
+
+
+def _select(fields: Fields, is_wide: list[bool], wanted: bool) -> Fields:
+    return tuple(field for field, wide in zip(fields, is_wide, strict=True) if wide is wanted)
+
+
+def _interleaved(is_wide: list[bool], wide: Fields, narrow: Fields) -> Fields:
+    """Return the fields in the order in which `_select` found them."""
+    some, others = iter(wide), iter(narrow)
+    return tuple(next(some) if each else next(others) for each in is_wide)
+
+
+def _cut(tree: Any, d: int, start: int, width: int) -> Any:  # noqa: ANN401
+    def cut(leaf: Tensor) -> Tensor:
+        return leaf[:, start : start + width] if _is_wide(leaf, d) else leaf
+
+    return tree_map(cut, tree)
+
+
+def _is_wide(leaf: Tensor, d: int) -> bool:
+    return leaf.ndim == 2 and leaf.shape[1] == d
+
+
+def _write(part: Any, after: Any, state: Any, d: int) -> None:  # noqa: ANN401
+    """Write the new columns over the old ones; what is small waits for the last block."""
+    wide = [_is_wide(leaf, d) for leaf in leaves(state)]
+    old = tuple(leaf for leaf, is_wide in zip(leaves(part), wide, strict=True) if is_wide)
+    new = tuple(leaf for leaf, is_wide in zip(leaves(after), wide, strict=True) if is_wide)
+    assign(old, new)
+
+
+def _merged(state: Any, after: Any, d: int) -> Any:  # noqa: ANN401
+    """Return the large fields of the one, and the small fields of the other."""
+    return tree_map(lambda old, new: old if _is_wide(old, d) else new, state, after)

@@ -1,0 +1,102 @@
+"""What a run in one process needs of the machine's memory, worked out before it is taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+from torch import Tensor
+
+from p2pfl.algorithm import Rows
+from p2pfl.errors import UserError
+from p2pfl.learning.cache import cache_bytes
+from p2pfl.learning.tree import leaves
+from p2pfl.runtime.setup import Setup
+
+WORKING = 256 << 20  # torch's own, activations and evaluation
+BLOCKS = 4  # of the size of the cache: gradients and activations beside the parameters
+EMULATED = 3  # models of each node in the emulator: its own, those on the way, those it heard
+CGROUP = Path("/sys/fs/cgroup")  # where Linux tells how much a container may use
+
+
+class Needed(NamedTuple):
+    """The memory of a run, in bytes."""
+
+    state: int  # of the algorithm, all nodes
+    memory: int  # what is remembered of senders, or copied in the exchange
+    working: int  # everything else that is yet to be allocated
+    free: int  # what the machine or device has left
+
+    @property
+    def total(self) -> int:
+        """All that is yet to be allocated."""
+        return self.state + self.memory + self.working
+
+    def __str__(self) -> str:
+        return (
+            f"{_gb(self.total)} of memory ({_gb(self.state)} for the nodes' state,"
+            f" {_gb(self.memory)} for what they hear), {_gb(self.free)} are free"
+        )
+
+
+def needed(setup: Setup, held: int, emulated: bool = False) -> Needed:
+    """Return what a run needs, judging by a single node.
+
+    Args:
+        setup: the run; its data are in memory already.
+        held: how many nodes this process holds.
+        emulated: whether they run in the emulator.
+    """
+    algorithm, one = setup.algorithm, torch.tensor([0])
+    params = setup.task.init(one)
+    state = algorithm.init(params, Rows(one, torch.ones_like(one)))
+    heard = algorithm.absorb(None, algorithm.send(state), params.shape[1])
+    own = sum(leaf.nbytes for leaf in leaves(state))
+    more = _beyond(heard, state)
+    if emulated:
+        more += (EMULATED - 1) * own
+    elif not algorithm.columnwise:
+        more += own
+    working = WORKING + BLOCKS * cache_bytes(params.device)
+    return Needed(held * own, held * more, working, free(params.device))
+
+
+def check(need: Needed) -> None:
+    """Refuse a run that cannot fit.
+
+    Raises:
+        UserError: it says how much is missing and what would help.
+    """
+    if need.total > need.free:
+        raise UserError(
+            f"this run needs {need}: take fewer nodes, training.dtype = 'bfloat16', an optimiser"
+            " that remembers less, or share the nodes out among machines (docs/distributed.md)"
+        )
+
+
+def free(device: torch.device) -> int:
+    """Return the bytes that can still be allocated on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(int(psutil.virtual_memory().available), _left_to_container())
+
+
+def _beyond(heard: tuple[Tensor, ...], state: object) -> int:
+    """Return the bytes of a memory that are not the state itself."""
+    known = {leaf.untyped_storage().data_ptr() for leaf in leaves(state)}
+    return sum(f.nbytes for f in heard if f.untyped_storage().data_ptr() not in known)
+
+
+def _left_to_container() -> int:
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return 1 << 62
+    return int(limit) - used if limit.isdigit() else 1 << 62
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,71 @@
+"""Messages on their way: how large they are, and when they arrive."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import Counter
+
+from p2pfl.peer.events import PeerId, Send
+from p2pfl.runtime import wire
+from p2pfl.runtime.network import NetworkModel
+
+# The smallest number of every length that msgpack has for integers.
+_SMALLEST = (0, 1 << 7, 1 << 8, 1 << 16, 1 << 32)
+
+
+class Post:
+    """What is sent over a modelled network, link by link.
+
+    Args:
+        network: the model.
+    """
+
+    def __init__(self, network: NetworkModel) -> None:
+        self._network = network
+        self._lines: dict[PeerId, float] = {}  # when the line of each sender is free again
+        self._links: dict[tuple[PeerId, PeerId], _Link] = {}
+        self._sent: Counter[tuple[PeerId, int]] = Counter()  # bytes by (node, round)
+
+    def size(self, src: PeerId, send: Send) -> int:
+        """Return the bytes of a message on the wire, and count them for all its receivers."""
+        # A header is as long as its numbers are, so a few stand for all.
+        header = wire.header_size(_like(src), _like(send.round), _like(send.degree))
+        size = header + sum(block.nbytes for block in send.message)
+        self._sent[src, send.round] += size * len(send.to)
+        return size
+
+    def sent(self, src: PeerId, round: int) -> int:
+        """Return the bytes a node has sent in a round, and forget them."""
+        return self._sent.pop((src, round), 0)
+
+    def due(self, src: PeerId, dst: PeerId, size: int, now: float) -> float:
+        """Send a message of `size` bytes; return when it arrives: ``inf`` if it is lost."""
+        link = self._links.get((src, dst))
+        if link is None:
+            link = self._links[src, dst] = _Link()
+        start = max(now, self._lines.get(src, 0.0))
+        delivery = self._network.delivery((src, dst), link.number, size, start, link.free)
+        link.number += 1
+        self._lines[src], link.free = delivery.leaves, delivery.passes
+        if delivery.arrives < math.inf:
+            link.arrived = max(delivery.arrives, link.arrived)  # links are in order
+            return link.arrived
+        return math.inf
+
+    def not_before(self, src: PeerId, dst: PeerId, due: float) -> float:
+        """Return a time after everything that was sent over a link so far has arrived."""
+        link = self._links.get((src, dst))
+        return due if link is None else max(due, link.arrived)
+
+
+class _Link:
+    __slots__ = ("arrived", "free", "number")
+
+    def __init__(self) -> None:
+        self.number, self.free, self.arrived = 0, 0.0, 0.0
+
+
+def _like(number: int) -> int:
+    """Return the smallest number as long as this one."""
+    return _SMALLEST[bisect_right(_SMALLEST, number) - 1]

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from runtime_cases import CASES, make
+
+from p2pfl.errors import UserError
+from p2pfl.learning import Quadratics
+from p2pfl.learning.optim import adam, sgd
+from p2pfl.learning.tree import leaves
+from p2pfl.peer.rounds import Pace
+from p2pfl.runtime import memory
+from p2pfl.runtime.memory import check, needed
+from p2pfl.runtime.simulate import Simulator
+
+D, N = 100, 6
+
+
+def case(name, opt):
+    return make(CASES[name]._replace(opt=opt), Pace(1), task=Quadratics(N, D))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("opt", [sgd(0.1), adam()])
+def test_the_state_foreseen_is_the_state_held(name, opt):
+    setup = case(name, opt)
+    state = Simulator(setup).state
+    assert needed(setup, N).state == sum(leaf.nbytes for leaf in leaves(state))
+
+
+def test_what_is_heard():
+    model = N * D * 8
+    assert needed(case("dpsgd ring", sgd(0.1)), N).memory == 0  # a message is the model itself
+    assert needed(case("choco top_k", sgd(0.1)), N).memory == model
+    whole = case("dpsgd ring", sgd(0.1))
+    whole = whole.__class__(
+        **{**vars(whole), "algorithm": whole.algorithm._replace(columnwise=False)}
+    )
+    assert needed(whole, N).memory == model  # not mixed in place
+    assert needed(case("dpsgd ring", sgd(0.1)), 3).state == model // 2
+
+
+def test_what_cannot_fit_is_refused(monkeypatch):
+    need = needed(case("dpsgd ring", sgd(0.1)), N)
+    check(need)
+    monkeypatch.setattr(memory, "free", lambda device: need.total - 1)
+    with pytest.raises(UserError, match=r"this run needs .* are free: take fewer nodes"):
+        check(needed(case("dpsgd ring", sgd(0.1)), N))
+
+
+def test_a_container_has_less_than_the_machine(monkeypatch, tmp_path):
+    machine = memory.free(torch.device("cpu"))
+    assert machine > 1 << 20
+    (tmp_path / "memory.max").write_text("5000000\n")
+    (tmp_path / "memory.current").write_text("2000000\n")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.free(torch.device("cpu")) == 3_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free(torch.device("cpu")) > 1 << 20
