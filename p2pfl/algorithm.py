@@ -49,23 +49,12 @@ class Inbox(Generic[R]):
         With `by` (``[senders, 1]``, non-negative) the weights are first scaled by it and
         normalised, so that every row takes a convex combination.
         """
-        if by is None:
-            return _weighted_sum(self.weights.to(field.dtype), field)
-        # Ratios of weights are not for half precision.
-        by = by.to(torch.promote_types(field.dtype, torch.float32))
-        weights = self.weights.to(by.dtype)
-        if weights.layout is torch.sparse_csr:
-            weights = _csr_like(weights, weights.values() * by[weights.col_indices(), 0])
-            total = _weighted_sum(weights, torch.ones_like(by))
-            each = total[:, 0].repeat_interleave(weights.crow_indices().diff())
-            weights = _csr_like(weights, weights.values() / each)
-        elif _is_one_row(weights):
-            row = weights[:1] * by.T
-            weights = (row / row.sum()).expand_as(weights)
-        else:
-            weights = weights * by.T
-            weights = weights / weights.sum(1, keepdim=True)
-        return _weighted_sum(weights.to(field.dtype), field)
+        # Weights in half precision do not sum to one.
+        wide = torch.promote_types(field.dtype, torch.float32)
+        weights = self.weights.to(wide)
+        if by is not None:
+            weights = _scaled(weights, by.to(wide))
+        return _weighted_sum(weights, field.to(wide)).to(field.dtype)
 
     def mean(self, field: Tensor, by: Tensor) -> Tensor:
         """Return the mean over the senders a row has heard, in proportion to `by`.
@@ -99,6 +88,20 @@ class Inbox(Generic[R]):
         mask, order = (self.weights != 0).sort(dim=1, descending=True, stable=True)
         k = int(mask.sum(1).max())
         return field[order[:, :k]], mask[:, :k]
+
+
+def _scaled(weights: Tensor, by: Tensor) -> Tensor:
+    """Return weights times `by`, ``[senders, 1]``, whose rows sum to one again."""
+    if weights.layout is torch.sparse_csr:
+        weights = _csr_like(weights, weights.values() * by[weights.col_indices(), 0])
+        total = _weighted_sum(weights, torch.ones_like(by))
+        each = total[:, 0].repeat_interleave(weights.crow_indices().diff())
+        return _csr_like(weights, weights.values() / each)
+    if _is_one_row(weights):
+        row = weights[:1] * by.T
+        return (row / row.sum()).expand_as(weights)
+    weights = weights * by.T
+    return weights / weights.sum(1, keepdim=True)
 
 
 def _weighted_sum(weights: Tensor, field: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -81,12 +80,10 @@ class Shards:
 
         Args:
             index: int64.
-            into: memory for the inputs, of their type, 1-D and large enough; None: new.
+            into: memory for the inputs, ``[rows * B, ...]`` of their type; None: new.
         """
         flat = index.flatten()  # several times as fast as ``x[index]`` on a CPU
-        shape = (len(flat), *self.x.shape[1:])
-        place = None if into is None else into[: math.prod(shape)].view(shape)
-        x = torch.index_select(self.x, 0, flat, out=place)
+        x = torch.index_select(self.x, 0, flat, out=into)
         y = self.y.index_select(0, flat)
         return Examples(x.view(*index.shape, *x.shape[1:]), y.view(index.shape))
 

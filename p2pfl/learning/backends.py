@@ -18,6 +18,7 @@ from p2pfl.errors import RunError, UserError
 from p2pfl.learning.chain import Into, NotAChain, layers_of, value_and_grad
 from p2pfl.learning.losses import Loss
 from p2pfl.learning.modules import Pure, forward
+from p2pfl.learning.scratch import Scratch
 from p2pfl.learning.tree import wide
 
 Batch = tuple[Tensor, Tensor, Tensor]  # examples [rows, b, ...], targets [rows, b], keys [rows]
@@ -46,6 +47,7 @@ class Backend:
 
     def __init__(self, model: Pure, loss: Loss, dtype: torch.dtype | None = None) -> None:
         self.model, self.loss, self.dtype = model, loss, dtype
+        self.scratch = Scratch()
 
     def __call__(self, params: Tensor, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss of each row's batch, ``[rows]``, and its gradient, ``[rows, d]``."""
@@ -171,10 +173,12 @@ class Stacked(Backend):
         """Add every gradient to its parameters as it is computed."""
         spec = self.model.spec
         places = spec.unflatten(params)
-        sink = Into(places, add=True)
+        sink = Into(places, add=True, scratch=self.scratch)
         total = torch.zeros(len(params), dtype=wide(params), device=params.device)
         for batch, factor in zip(batches, factors, strict=True):
-            views = places if self.dtype is None else spec.unflatten(self.lowered(params))
+            views = places
+            if self.dtype is not None:  # layer by layer, so that each lies in one piece
+                views = {name: place.to(self.dtype) for name, place in places.items()}
             total += value_and_grad(self._layers, self.loss, views, batch, sink, factor)
         return total
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 
 UNKNOWN = 32 << 20  # taken for the size of a last-level cache that the machine does not tell
-SHARE = 4  # one part in so many is for parameters and examples, the rest for activations
+SHARE = 2  # one part in so many is for parameters and examples, the rest for activations
 _UNITS = {"K": 1 << 10, "M": 1 << 20}
 ACCELERATOR = 1 << 30  # which has memory instead of a cache, and wants wide products
 
 
 def cache_bytes(device: torch.device) -> int:
-    """Return the bytes of parameters and examples that are best worked on together."""
+    """Return the bytes of parameters and examples that a thread best works on together."""
     if device.type != "cpu":
         return ACCELERATOR
-    return _last_level() // SHARE
+    return _last_level() // SHARE // torch.get_num_threads()
 
 
 @cache

@@ -22,6 +22,7 @@ from p2pfl.learning.layers import (
 )
 from p2pfl.learning.losses import Loss
 from p2pfl.learning.modules import KeyedDropout, Pure
+from p2pfl.learning.scratch import Scratch
 from p2pfl.learning.tree import wide
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -102,8 +103,8 @@ def value_and_grad(
 class Into:
     """A sink which writes gradients, or adds them, to views of one block."""
 
-    def __init__(self, views: Views, add: bool) -> None:
-        self._views, self._add = views, add
+    def __init__(self, views: Views, add: bool, scratch: Scratch | None = None) -> None:
+        self._views, self._add, self._scratch = views, add, scratch or Scratch()
 
     def product(self, name: str, left: Tensor, right: Tensor) -> None:
         """Write or add ``left @ right``; without a copy where the types are equal."""
@@ -111,7 +112,9 @@ class Into:
         if place.dtype == left.dtype:
             place.baddbmm_(left, right, beta=1.0 if self._add else 0.0)
         else:
-            self.plain(name, torch.bmm(left, right))
+            shape = (*left.shape[:2], right.shape[2])
+            product = self._scratch.of("product", shape, left, left.dtype)
+            self.plain(name, torch.bmm(left, right, out=product))
 
     def plain(self, name: str, grad: Tensor) -> None:
         """Write or add a gradient."""

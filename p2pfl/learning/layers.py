@@ -60,19 +60,19 @@ class Linear:
 
     def forward(self, params: Views, x: Tensor, keys: Tensor) -> tuple[Tensor, Saved]:
         """Return ``x Wᵀ + b``."""
-        flat, weight = x.flatten(1, -2), params[self.weight]
+        flat, weight = x.flatten(1, -2), _packed(params[self.weight])
         if self.bias is None:
             y = torch.bmm(flat, weight.mT)
         else:
             y = torch.baddbmm(params[self.bias].unsqueeze(1), flat, weight.mT)
-        return y.view(*x.shape[:-1], y.shape[-1]), x
+        return y.view(*x.shape[:-1], y.shape[-1]), (x, weight)
 
     def backward(
         self, params: Views, saved: Saved, dy: Tensor, sink: Sink, inner: bool
     ) -> Tensor | None:
         """Return ``dy W``."""
-        x, flat = saved, dy.flatten(1, -2)
-        dx = torch.bmm(flat, params[self.weight]).view(x.shape) if inner else None
+        (x, weight), flat = saved, dy.flatten(1, -2)
+        dx = torch.bmm(flat, weight).view(x.shape) if inner else None
         sink.product(self.weight, flat.mT, x.flatten(1, -2))
         if self.bias is not None:
             sink.plain(self.bias, flat.sum(1))
@@ -219,6 +219,15 @@ class Dropout:
         key = rng.fold(rng.fold(keys, self.drop.layer), 0)
         kept = rng.uniform(key, shape.numel()) >= p
         return kept.reshape(len(keys), *shape).to(x.dtype) / (1 - p)
+
+
+def _packed(weight: Tensor) -> Tensor:
+    """Return weights in the layout that products want.
+
+    Rows of a block lie a whole model apart, which products in single precision take as it
+    is, and those in half precision copy first, at many times the cost of our doing so.
+    """
+    return weight.contiguous() if weight.itemsize < 4 else weight
 
 
 def _relu(module: nn.ReLU) -> Activation:

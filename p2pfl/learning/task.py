@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -21,6 +21,7 @@ from p2pfl.learning.cache import cache_bytes
 from p2pfl.learning.evaluation import Evaluator, Scores
 from p2pfl.learning.losses import Loss
 from p2pfl.learning.modules import assemble, estimate_buffers, pure
+from p2pfl.learning.scratch import Scratch
 from p2pfl.learning.spec import Spec
 from p2pfl.learning.tree import wide
 
@@ -124,7 +125,7 @@ class ModelTask(Task):
         device: torch.device | str = "cpu",
     ) -> None:
         self.dtype, self.compute, self.device = dtype, compute or dtype, torch.device(device)
-        self.train, self.test = train.to(self.device), test
+        self.train, self.test = _lowered(train, affine, self.compute).to(self.device), test
         self.batch_size, self.seed, self.affine = batch_size, seed, affine
         model = copy.deepcopy(model).to(self.device, dtype)
         self.spec, self._start = Spec.of(model), Spec.of(model).flatten(model)
@@ -134,7 +135,7 @@ class ModelTask(Task):
         self._wide = wide(self._start)
         self._judged = self.model if self.compute == self._wide else pure(model.to(self._wide))
         self._evaluator = Evaluator(self._judged, loss)
-        self._orders, self._memory = EpochOrders(self.train, seed), _Memory()
+        self._orders, self._scratch = EpochOrders(self.train, seed), Scratch()
         self._block = block or self._fitting()
         least = int(self.train.count.min()) if len(self.train.count) else 0
         # Whether all batches have one size, which then need not be looked at again.
@@ -278,7 +279,9 @@ class ModelTask(Task):
         if self.backend.draws:
             steps = first.unsqueeze(1) + torch.arange(count, device=first.device)
             keys = rng.fold(rng.keys(self.seed, nodes).unsqueeze(1), steps)
-        memory = self._memory.of(index.numel() // count * self.train.x[:1].numel(), self.train.x)
+        held = self.train.x
+        shape = (index.numel() // count, *held.shape[1:])
+        memory = self._scratch.of("examples", shape, held, held.dtype)
         for k, part in enumerate(index.chunk(count, 1)):
             x, y = self.train.gather(part, memory)
             yield self.standardised(x, nodes), y, keys[:, k]
@@ -317,18 +320,11 @@ class ModelTask(Task):
         return estimate_buffers(self._judged, params, own)
 
 
-class _Memory(threading.local):
-    """Memory which a thread uses again: to be given new pages costs more than to fill them."""
-
-    def __init__(self) -> None:
-        self._held = torch.empty(0)
-
-    def of(self, size: int, like: Tensor) -> Tensor:
-        """Return memory for at least `size` numbers, of the type and on the device of `like`."""
-        held = self._held
-        if len(held) < size or held.dtype != like.dtype or held.device != like.device:
-            self._held = like.new_empty(size)
-        return self._held
+def _lowered(train: Shards, affine: AffineOf | None, dtype: torch.dtype) -> Shards:
+    """Return examples that are computed with in half precision and not standardised so."""
+    if affine is None and train.x.is_floating_point() and dtype.itemsize < train.x.itemsize:
+        return replace(train, x=train.x.to(dtype))
+    return train
 
 
 def per_node(affine: Affine, nodes: Tensor | None = None) -> AffineOf:

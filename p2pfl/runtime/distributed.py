@@ -83,7 +83,7 @@ class Everybody(Inbox[R]):
         if by is not None:
             row = row * by.to(wide).T
             row = row / _reduced(row.sum(), dist.ReduceOp.SUM)
-        mine = (row.to(field.dtype) @ field).to(wide)
+        mine = row @ field.to(wide)
         mixed = _reduced(mine, dist.ReduceOp.SUM).to(field.dtype)
         return mixed.expand(len(self.own), -1)
 

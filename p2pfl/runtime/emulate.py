@@ -14,6 +14,7 @@ import torch
 
 from p2pfl.errors import RemoteProtocolError, RunError
 from p2pfl.learning.crew import Crew
+from p2pfl.learning.scratch import keep_freed_memory
 from p2pfl.learning.training import train_
 from p2pfl.learning.tree import concat, tree_map
 from p2pfl.peer.events import (
@@ -71,6 +72,7 @@ class Emulator:
         network: NetworkModel,
         crashes: Mapping[PeerId, float] | None = None,
     ) -> None:
+        keep_freed_memory()
         self.setup, self.network = setup, network
         self._crashes = dict(crashes or {})
         self.crashed: set[PeerId] = set()

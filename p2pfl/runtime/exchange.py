@@ -13,11 +13,10 @@ from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox
 from p2pfl.learning.cache import cache_bytes
-from p2pfl.learning.crew import Crew
 from p2pfl.learning.tree import assign, leaves, tree_map, unshared
 from p2pfl.runtime.ranks import Fields, Neighbourhood
 
-PART = 4  # of the cache meant for training: a block is read as often as a node has neighbours
+PART = 4  # of a thread's cache: a block is read as often as a node has neighbours
 LEAST = 64  # columns, below which reading a row's part costs as much as reading more
 
 
@@ -44,26 +43,15 @@ def receive_(
     narrow = tuple(f.clone() for f in around.fetch(_select(heard, is_wide, False))())
     wide = _select(heard, is_wide, True)
     ahead = around.fetch(_cut(wide, d, 0, width))
-    last: list[Any] = []
-
-    def mix(start: int, fields: Fields) -> None:
-        part = _cut(state, d, start, width)
+    after = state
+    for start in range(0, d, width):
+        fields, part = ahead(), _cut(state, d, start, width)
+        if start + width < d:  # the next columns may travel while these are mixed
+            ahead = around.fetch(_cut(wide, d, start + width, width))
         known = _interleaved(is_wide, fields, narrow)
         after = algorithm.receive(part, _inbox(around, heard, known))
         _write(part, after, state, d)
-        last[:] = [after]
-
-    with Crew(_threads(heard)) as crew:
-        for start in range(0, d, width):
-            fields = ahead()
-            if start + width < d:  # the next columns may travel while these are mixed
-                ahead = around.fetch(_cut(wide, d, start + width, width))
-            crew.do(mix, start, fields)
-    return unshared(_merged(state, last[0], d))
-
-
-def _threads(fields: Fields) -> int:
-    return torch.get_num_threads() if fields[0].device.type == "cpu" else 1
+    return unshared(_merged(state, after, d))
 
 
 def block_width(fields: tuple[Tensor, ...], d: int) -> int:
@@ -76,14 +64,9 @@ def squared_distances(params: Tensor, mean: Tensor) -> Tensor:
     """Return the squared distance of every row from `mean`, ``[rows, d], [d] -> [rows]``."""
     far = torch.zeros(len(params), dtype=mean.dtype, device=mean.device)
     rows = max(1, cache_bytes(params.device) // PART // max(params[:1].nbytes, 1))
-
-    def compare(start: int) -> None:
+    for start in range(0, len(params), rows):
         block = slice(start, start + rows)
         far[block] = (params[block] - mean).square_().sum(1)
-
-    with Crew(_threads((params,))) as crew:
-        for start in range(0, len(params), rows):
-            crew.do(compare, start)
     return far
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from p2pfl.errors import UserError, diverged
 from p2pfl.learning.evaluation import Scores
+from p2pfl.learning.scratch import keep_freed_memory
 from p2pfl.learning.training import train_
 from p2pfl.learning.tree import unshared, wide
 from p2pfl.peer.gossiper import Tempo
@@ -42,6 +43,7 @@ class Simulator:
             raise _needs_a_clock("pace.name = 'timer'")
         if setup.pace.seconds < math.inf:
             raise _needs_a_clock("pace.seconds")
+        keep_freed_memory()
         self.setup, self.pace, self.ranks = setup, setup.pace, ranks or Ranks()
         self.nodes = self.ranks.nodes(setup.topology.n)
         rows = setup.rows(self.nodes)
@@ -112,7 +114,8 @@ class Simulator:
     def _neighbourhood(self, k: int) -> Neighbourhood:
         weights = self.setup.weights(k)
         if self._around is None or self._around[0] is not weights:
-            self._around = weights, self.ranks.neighbourhood(weights)
+            in_type = weights.to(wide(self.params))  # once, and not for every block
+            self._around = weights, self.ranks.neighbourhood(in_type)
         return self._around[1]
 
     def _rows(self, k: int, loss: Tensor, last: bool) -> list[Row]:

@@ -1,0 +1,42 @@
+"""Memory that is used again: to be given new pages costs more than to fill them."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import threading
+
+import torch
+from torch import Tensor
+
+# Of glibc's mallopt, see malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGEST = 32 << 20  # glibc takes no more for blocks which it keeps
+_KEPT = 256 << 20  # bytes that are kept at the end of its memory
+
+
+class Scratch(threading.local):
+    """Blocks of memory by use, each thread its own; what is in one is lost at its next use."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def of(self, use: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return memory of a shape and a type on the device of `like`."""
+        size, held = math.prod(shape), self._held.get(use)
+        if held is None or len(held) < size or (held.dtype, held.device) != (dtype, like.device):
+            held = self._held[use] = like.new_empty(size, dtype=dtype)
+        return held[:size].view(shape)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed rather than give it back and ask again.
+
+    With glibc; elsewhere nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_MMAP_THRESHOLD, _LARGEST)
+    mallopt(_TRIM_THRESHOLD, _KEPT)
