@@ -7,7 +7,7 @@ To stack the models of the neighbours costs more than to mix them, so the wide f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -25,7 +25,13 @@ class Letters(Inbox[R]):
     """An `Inbox` of one row, whose wide fields may be tuples of rows.
 
     Such a field is for the methods alone. They add up in the order of the senders.
+
+    Attributes:
+        into: where the next sum may be written, ``[1, d]``, if there is anything in the list;
+            what is used is taken out.
     """
+
+    into: list[Tensor] = field(default_factory=list)
 
     def mix(self, field: Field, by: Tensor | None = None) -> Tensor:
         """Return the weighted sum over senders, ``[senders, d] -> [1, d]``; as of `Inbox`."""
@@ -36,7 +42,8 @@ class Letters(Inbox[R]):
             weights = weights.to(wide) * by.to(wide).T
             weights = weights / weights.sum()
         first, *others = zip(field, weights[0].tolist(), strict=True)
-        total: Tensor = first[0].to(wide) * first[1]
+        place = self.into.pop() if self.into and self.into[-1].dtype == wide else None
+        total = torch.mul(first[0].to(wide), first[1], out=place)
         for row, weight in others:
             total.add_(row, alpha=weight)
         return total.to(field[0].dtype)

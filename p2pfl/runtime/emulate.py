@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from p2pfl.errors import RemoteProtocolError, RunError
 from p2pfl.learning.crew import Crew
 from p2pfl.learning.scratch import keep_freed_memory
 from p2pfl.learning.training import train_
-from p2pfl.learning.tree import concat, tree_map
+from p2pfl.learning.tree import split, tree_map, unshared
 from p2pfl.peer.events import (
     Effect,
     Evaluate,
@@ -92,6 +93,7 @@ class Emulator:
         self._rounds = Gathering(set(self.peers))
         self._clock = time.perf_counter()
         stop = getattr(setup.pace, "stop", None)
+        self._in_step = getattr(setup.pace, "patience", 0.0) == math.inf
         self._together = 1 if stop and stop.metric != "train_loss" else TOGETHER
 
     @property
@@ -252,6 +254,7 @@ class Emulator:
             self.batches += 1
             self.updates += sum(train.count for _, train in asked)
             began, task = time.perf_counter(), self.setup.task
+            self._prepare(asked)
             size = min(task.block, -(-len(asked) // max(1, torch.get_num_threads())))
             with Crew(torch.get_num_threads() if task.parallel else 1) as crew:
                 for start in range(0, len(asked), size):
@@ -262,15 +265,38 @@ class Emulator:
     def _train(self, asked: list[tuple[PeerId, Train]]) -> None:
         """Mix and train a few rows while they are in the cache."""
         task, algorithm = self.setup.task, self.setup.algorithm
-        state = concat([train.state.worked_out() for _, train in asked])
+        state = self._laid_out([train.state for _, train in asked])
         nodes = torch.tensor([peer for peer, _ in asked])
         first = torch.tensor([train.step for _, train in asked])
         count = torch.tensor([train.count for _, train in asked])
         losses = train_(algorithm, task, state, nodes, first, count).tolist()
-        for i, (peer, train) in enumerate(asked):
-            # A copy, since a view would keep the models of all others for as long as its own.
-            row = tree_map(lambda leaf, i=i: leaf[i : i + 1].clone(), state)
-            self._ready[peer] = Trained(train.step, Later(algorithm, row), losses[i])
+        rows = split(state, len(asked))
+        for (peer, train), row, loss in zip(asked, rows, losses, strict=True):
+            # A view keeps the models of all others for as long as its own. In step that is
+            # equally long; where some are slow, theirs would keep many.
+            own = row if self._in_step else tree_map(torch.clone, row)
+            self._ready[peer] = Trained(train.step, Later(algorithm, own), loss)
+
+    def _laid_out(self, states: list[Later]) -> Any:  # noqa: ANN401
+        """Return the states as one block; models are mixed where they are to lie."""
+        params = self.setup.task.init(torch.zeros(0, dtype=torch.int64))
+        models = params.new_empty(len(states), params.shape[1])
+        rows = [state.worked_out(models[i : i + 1]) for i, state in enumerate(states)]
+
+        def lay(*leaves: Tensor) -> Tensor:
+            if all(leaf.data_ptr() == models[i].data_ptr() for i, leaf in enumerate(leaves)):
+                return models
+            return torch.cat(leaves)
+
+        return unshared(tree_map(lay, *rows))
+
+    def _prepare(self, asked: list[tuple[PeerId, Train]]) -> None:
+        """Tell the task what comes next, where all make equally many steps."""
+        counts = {train.count for _, train in asked}
+        if len(counts) == 1:
+            nodes = torch.tensor([peer for peer, _ in asked])
+            first = torch.tensor([train.step for _, train in asked])
+            self.setup.task.prepare(nodes, first, counts.pop())
 
     def _at(self, due: float, peer: PeerId, event: Event | Train | _Crash) -> None:
         heapq.heappush(self._heap, (due, next(self._order), peer, event))

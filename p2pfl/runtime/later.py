@@ -12,6 +12,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox
+from p2pfl.peer.letters import Letters
 
 
 class Later:
@@ -33,10 +34,16 @@ class Later:
     ) -> None:
         self._algorithm, self._state, self._inbox = algorithm, state, inbox
 
-    def worked_out(self) -> Any:  # noqa: ANN401
-        """Return the state, and keep nothing of it."""
+    def worked_out(self, into: Tensor | None = None) -> Any:  # noqa: ANN401
+        """Return the state, and keep nothing of it.
+
+        Args:
+            into: memory, ``[1, d]``, to which what is mixed first may be written.
+        """
         if self._inbox is None:
             return self._state
+        if into is not None and isinstance(self._inbox, Letters):
+            self._inbox.into.append(into)
         return self._algorithm.receive(self._state, self._inbox)
 
     def now(self) -> Any:  # noqa: ANN401

@@ -72,7 +72,7 @@ def test_who_hears_the_same_holds_the_same_to_the_bit(monkeypatch):
 
 
 def test_a_model_does_not_keep_those_of_others_in_memory():
-    setup = make("dpsgd ring", Pace(3), task=Quadratics(N, 50))
+    setup = make("dpsgd ring", Pace(3, patience=1e6), task=Quadratics(N, 50))
     emulator = Emulator(setup, uneven())
     for _ in emulator.rounds():
         for peer in emulator.peers:
