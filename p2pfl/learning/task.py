@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from p2pfl.learning.tree import wide
 
 AffineOf = Callable[[Tensor], Affine]  # node ids [rows] -> constants [rows, f]
 
+_PLANNED = 8 << 20  # bytes of batches drawn ahead, for each example of a batch
 EVALUATED = 16  # rows evaluated together
 _ENOUGH = 1024  # examples which batch statistics are estimated from: more change little
 
@@ -136,6 +137,7 @@ class ModelTask(Task):
         self._judged = self.model if self.compute == self._wide else pure(model.to(self._wide))
         self._evaluator = Evaluator(self._judged, loss)
         self._orders, self._scratch = EpochOrders(self.train, seed), Scratch()
+        self._plan: _Plan | None = None
         self._block = block or self._fitting()
         least = int(self.train.count.min()) if len(self.train.count) else 0
         # Whether all batches have one size, which then need not be looked at again.
@@ -157,10 +159,12 @@ class ModelTask(Task):
         return self.device.type == "cpu" and self.backend.parallel
 
     def prepare(self, nodes: Tensor, first: Tensor, count: int) -> None:
-        """Draw the orders of new epochs for all rows at once, which is cheaper than by block."""
-        if self._even and count and len(nodes):
-            given = (self.train, nodes, first, self.batch_size, self.seed, self._orders)
-            batch_indices(*given, count)
+        """Draw the batches of all rows at once, which is cheaper than block by block."""
+        nodes, first = nodes.to(self.device), first.to(self.device)
+        if self._even and count and len(nodes) * count * self.train.start.itemsize < _PLANNED:
+            rows = torch.full((self.train.count.numel(),), -1, device=self.device)
+            rows[self.train.find(nodes)] = torch.arange(len(nodes), device=self.device)
+            self._plan = _Plan(rows, first, count, self._drawn(nodes, first, count))
 
     def init(self, nodes: Tensor) -> Tensor:
         """Start everybody at the weights of the model, ``[rows, d]``."""
@@ -272,9 +276,9 @@ class ModelTask(Task):
 
         The examples of a step are overwritten by those of the next.
         """
-        index = batch_indices(
-            self.train, nodes, first, self.batch_size, self.seed, self._orders, count
-        )
+        index = self._plan.of(self.train.find(nodes), first, count) if self._plan else None
+        if index is None:
+            index = self._drawn(nodes, first, count)
         keys = torch.zeros(len(nodes), count, dtype=torch.int64, device=first.device)
         if self.backend.draws:
             steps = first.unsqueeze(1) + torch.arange(count, device=first.device)
@@ -285,6 +289,11 @@ class ModelTask(Task):
         for k, part in enumerate(index.chunk(count, 1)):
             x, y = self.train.gather(part, memory)
             yield self.standardised(x, nodes), y, keys[:, k]
+
+    def _drawn(self, nodes: Tensor, first: Tensor, count: int) -> Tensor:
+        """Return where the examples of so many steps lie, ``[rows, count * b]``."""
+        given = (self.train, nodes, first, self.batch_size, self.seed, self._orders)
+        return batch_indices(*given, count)
 
     def _descend(self, params: Tensor, nodes: Tensor, first: Tensor, factors: Tensor) -> Tensor:
         return self.backend.descend(params, self._batches(nodes, first, len(factors)), factors)
@@ -318,6 +327,23 @@ class ModelTask(Task):
         who = torch.tensor([node], device=self.device)
         own = self.standardised(x.unsqueeze(0), who, self._wide)[0]
         return estimate_buffers(self._judged, params, own)
+
+
+class _Plan(NamedTuple):
+    """Batches that were drawn for many rows at once."""
+
+    rows: Tensor  # [nodes held]: which row of the others is theirs, -1: none
+    first: Tensor  # [rows]
+    steps: int
+    drawn: Tensor  # [rows, steps * b]
+
+    def of(self, at: Tensor, first: Tensor, count: int) -> Tensor | None:
+        """Return what was drawn for some nodes and steps, or None if it was something else."""
+        if count != self.steps:
+            return None
+        rows = self.rows[at]
+        same = (rows >= 0) & (self.first[rows] == first)
+        return self.drawn.index_select(0, rows) if bool(same.all()) else None
 
 
 def _lowered(train: Shards, affine: AffineOf | None, dtype: torch.dtype) -> Shards:

@@ -249,3 +249,21 @@ def test_noise_of_quadratics_belongs_to_node_and_step():
     assert torch.equal(alone[0], grads[3])
     _, later = quad.grad(zero, nodes, nodes + 1)
     assert (later != grads).all()
+
+
+@pytest.mark.parametrize("counts", [[9, 9, 8, 30], [9, 2, 8, 30]])
+def test_what_is_drawn_ahead_is_what_would_be_drawn(counts):
+    nodes, first = torch.arange(4), torch.tensor([3, 0, 7, 1])
+    plain, ahead = make(counts=counts), make(counts=counts)
+    ahead.prepare(nodes, first, 2)
+    for who, begin, count in (
+        (nodes, first, 2),
+        (nodes[[2, 0]], first[[2, 0]], 2),
+        (nodes[1:], first[1:] + 1, 2),  # other steps than were announced
+        (nodes[1:], first[1:], 3),
+    ):
+        factors = torch.full((count, len(who), 1), -0.1, dtype=torch.float64)
+        one, two = plain.init(who), ahead.init(who)
+        loss = plain.descend(one, who, begin, factors)
+        assert torch.equal(ahead.descend(two, who, begin, factors), loss)
+        assert torch.equal(one, two)
