@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +18,9 @@ def cache_bytes(device: torch.device) -> int:
     """Return the bytes of parameters and examples that a thread best works on together."""
     if device.type != "cpu":
         return ACCELERATOR
-    return _last_level() // SHARE // torch.get_num_threads()
+    # torchrun tells how many processes it has started here; they share the cache.
+    sharing = torch.get_num_threads() * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _last_level() // SHARE // sharing
 
 
 @cache

@@ -18,6 +18,8 @@ from p2pfl.errors import UserError
 from p2pfl.runtime.arena import Arena, open_arena
 from p2pfl.runtime.ranks import Fetched, Fields, Neighbourhood, Ranks
 
+WIDER = 4  # times the columns that a single process mixes at a time
+
 
 class Distributed(Ranks):
     """The ranks of the process group that torch.distributed has been initialised with."""
@@ -223,8 +225,11 @@ def _gathered(mine: Tensor) -> Tensor:
 
 
 def _agreed(width: int) -> int:
-    """Return the least of what the ranks propose: machines and shares of the nodes differ."""
-    return int(_reduced(torch.tensor(width), dist.ReduceOp.MIN))
+    """Return the least of what the ranks propose: machines and shares of the nodes differ.
+
+    More columns than fit the cache best, since all ranks wait for each other at every block.
+    """
+    return WIDER * int(_reduced(torch.tensor(width), dist.ReduceOp.MIN))
 
 
 def _reduced(mine: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:

@@ -11,6 +11,7 @@ within a repeat.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -74,6 +75,7 @@ def measure(given: argparse.Namespace, ranks: int) -> float:
 def work(rank: int, given: argparse.Namespace, size: int, store: str, found: Any) -> None:  # noqa: ANN401
     """Do one rank's share; the first says how fast it was."""
     torch.set_num_threads(max(1, given.threads // size))
+    os.environ["LOCAL_WORLD_SIZE"] = str(size)  # as torchrun would
     if size > 1:
         dist.init_process_group("gloo", store, PATIENCE, size, rank)
     rate = simulate(job(given), given, Distributed() if size > 1 else Ranks())
