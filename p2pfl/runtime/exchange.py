@@ -13,6 +13,7 @@ from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox
 from p2pfl.learning.cache import cache_bytes
+from p2pfl.learning.crew import Crew
 from p2pfl.learning.tree import assign, leaves, tree_map, unshared
 from p2pfl.runtime.ranks import Fields, Neighbourhood
 
@@ -43,15 +44,22 @@ def receive_(
     narrow = tuple(f.clone() for f in around.fetch(_select(heard, is_wide, False))())
     wide = _select(heard, is_wide, True)
     ahead = around.fetch(_cut(wide, d, 0, width))
-    after = state
-    for start in range(0, d, width):
-        fields, part = ahead(), _cut(state, d, start, width)
-        if start + width < d:  # the next columns may travel while these are mixed
-            ahead = around.fetch(_cut(wide, d, start + width, width))
+    last: list[Any] = []
+
+    def mix(start: int, fields: Fields) -> None:
+        part = _cut(state, d, start, width)
         known = _interleaved(is_wide, fields, narrow)
         after = algorithm.receive(part, _inbox(around, heard, known))
         _write(part, after, state, d)
-    return unshared(_merged(state, after, d))
+        last[:] = [after]  # of whichever block: what is small is the same in all
+
+    with Crew(torch.get_num_threads() if around.side_by_side else 1) as crew:
+        for start in range(0, d, width):
+            fields = ahead()
+            if start + width < d:  # the next columns may travel while these are mixed
+                ahead = around.fetch(_cut(wide, d, start + width, width))
+            crew.do(mix, start, fields)
+    return unshared(_merged(state, last[0], d))
 
 
 def block_width(fields: tuple[Tensor, ...], d: int) -> int:

@@ -25,6 +25,8 @@ class Neighbourhood(NamedTuple):
             until the next but one are fetched. At most one fetch goes ahead of those waited for.
         agree: given how many columns this process would mix at a time, how many all mix.
         inbox: what is made of weights, what was heard, and `own`.
+        side_by_side: whether threads may mix several blocks of columns at once; not where
+            processes have to agree on the order.
     """
 
     weights: Tensor
@@ -32,6 +34,7 @@ class Neighbourhood(NamedTuple):
     fetch: Callable[[Fields], Fetched]
     agree: Callable[[int], int] = lambda width: width
     inbox: Callable[[Tensor, Any, Tensor], Inbox[Any]] = Inbox
+    side_by_side: bool = False
 
 
 class Ranks:
@@ -54,4 +57,5 @@ class Ranks:
     def neighbourhood(self, weights: Tensor) -> Neighbourhood:
         """Return what the nodes of this process hear, from the whole mixing matrix ``[n, n]``."""
         own = torch.arange(len(weights), device=weights.device)
-        return Neighbourhood(weights, own, lambda fields: lambda: fields)
+        threads = weights.device.type == "cpu"
+        return Neighbourhood(weights, own, lambda fields: lambda: fields, side_by_side=threads)
