@@ -10,6 +10,7 @@ from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
 from p2pfl.learning.optim import Optimiser
+from p2pfl.learning.tree import wide
 
 
 def plain_steps(opt: Optimiser) -> Callable[[Any], tuple[Tensor, Any]] | None:
@@ -65,7 +66,7 @@ def fedavg(
 
     def init(x: Tensor, rows: Rows) -> CountedState:
         examples = rows.examples if weight == "examples" else torch.ones_like(rows.examples)
-        return CountedState(x, opt.init(x), examples.to(x.dtype).unsqueeze(1))
+        return CountedState(x, opt.init(x), examples.to(wide(x)).unsqueeze(1))
 
     def step(s: CountedState, grads: Tensor) -> CountedState:
         update, state = opt.update(grads, s.opt, s.x)

@@ -10,6 +10,7 @@ from torch import Tensor
 from p2pfl.algorithm import Algorithm, Inbox, Rows
 from p2pfl.algorithms.averaging import plain_steps
 from p2pfl.learning.optim import Optimiser
+from p2pfl.learning.tree import wide
 
 
 class Aged(NamedTuple):
@@ -36,7 +37,7 @@ def gossip(opt: Optimiser) -> Algorithm[AgedState, Aged, Aged]:
     """
 
     def init(x: Tensor, rows: Rows) -> AgedState:
-        return AgedState(x, torch.zeros_like(x[:, :1]), opt.init(x))
+        return AgedState(x, torch.zeros_like(x[:, :1], dtype=wide(x)), opt.init(x))
 
     def step(s: AgedState, grads: Tensor) -> AgedState:
         update, state = opt.update(grads, s.opt, s.x)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
 from p2pfl.learning.optim import Optimiser
+from p2pfl.learning.tree import wide
 
 
 class Mass(NamedTuple):
@@ -38,14 +39,17 @@ def push_sum(
     """
 
     def init(x: Tensor, rows: Rows) -> PushSumState:
-        counts = rows.examples.to(x.dtype).unsqueeze(1)
+        counts = rows.examples.to(wide(x)).unsqueeze(1)
         w = counts if weight == "examples" else torch.ones_like(counts)
-        return PushSumState(x * w, w, opt.init(x))
+        return PushSumState((x * w).to(x.dtype), w, opt.init(x))
+
+    def model(s: PushSumState) -> Tensor:
+        return (s.x / s.w).to(s.x.dtype)
 
     def step(s: PushSumState, grads: Tensor) -> PushSumState:
-        update, state = opt.update(grads, s.opt, s.x / s.w)
+        update, state = opt.update(grads, s.opt, model(s))
         if weight == "examples":
-            update = update * s.w
+            update = (update * s.w).to(s.x.dtype)
         return PushSumState(s.x + update, s.w, state)
 
     def receive(s: PushSumState, inbox: Inbox[Mass]) -> PushSumState:
@@ -53,7 +57,7 @@ def push_sum(
 
     return Algorithm(
         init,
-        lambda s: s.x / s.w,
+        model,
         step,
         lambda s: Mass(s.x, s.w),
         receive,

@@ -214,7 +214,7 @@ def prepare(experiment: Experiment, on: On, where: Where, ranks: Ranks = ALONE) 
     task = experiment.task(federation, affine, where.device)
     pooled = pooled_task(experiment, federation, affine, where.device)
     setup = experiment.setup(task, None if ranks.rank else pooled)
-    need = needed(setup, len(nodes), on == "emulate")
+    need = needed(setup, len(nodes), on == "emulate", experiment.evaluation.baselines)
     check(need)
     driver: Simulator | Emulator
     driver = Simulator(setup, ranks) if on == "simulate" else Emulator(setup, experiment.network)

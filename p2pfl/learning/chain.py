@@ -48,8 +48,6 @@ def layers_of(model: Pure, evaluating: bool = False) -> list[Layer]:
             if module in dropouts:
                 raise NotAChain(f"{name} is used twice")
             dropouts.add(module)
-        if any(vars(module).get(hooks) for hooks in ("_forward_hooks", "_forward_pre_hooks")):
-            raise NotAChain(f"{name} has hooks")
         layers.append(_layer(name, module))
         names += [f"{name}.{p}".lstrip(".") for p, _ in module.named_parameters()]
     if sorted(names) != sorted(model.spec.names):
@@ -125,7 +123,12 @@ class Into:
             place.copy_(grad)
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 def _flat(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    if any(vars(module).get(hooks) for hooks in _HOOKS):
+        raise NotAChain(f"{name or 'the model'} has hooks")
     if type(module) is not nn.Sequential:
         yield name, module
         return

@@ -27,7 +27,7 @@ from p2pfl.learning.tree import wide
 
 AffineOf = Callable[[Tensor], Affine]  # node ids [rows] -> constants [rows, f]
 
-_PLANNED = 8 << 20  # bytes of batches drawn ahead, for each example of a batch
+_PLANNED = 256 << 20  # bytes, up to which the places of batches are drawn ahead
 EVALUATED = 16  # rows evaluated together
 _ENOUGH = 1024  # examples which batch statistics are estimated from: more change little
 
@@ -161,7 +161,8 @@ class ModelTask(Task):
     def prepare(self, nodes: Tensor, first: Tensor, count: int) -> None:
         """Draw the batches of all rows at once, which is cheaper than block by block."""
         nodes, first = nodes.to(self.device), first.to(self.device)
-        if self._even and count and len(nodes) * count * self.train.start.itemsize < _PLANNED:
+        held = self.batch_size if self._even else 0
+        if held and count and len(nodes) * count * int(held) * nodes.itemsize < _PLANNED:
             rows = torch.full((self.train.count.numel(),), -1, device=self.device)
             rows[self.train.find(nodes)] = torch.arange(len(nodes), device=self.device)
             self._plan = _Plan(rows, first, count, self._drawn(nodes, first, count))

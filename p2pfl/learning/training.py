@@ -17,6 +17,8 @@ from p2pfl.learning.crew import Crew
 from p2pfl.learning.task import Task
 from p2pfl.learning.tree import assign, leaves, put_, take, tree_map, views, wide
 
+TOGETHER = 64  # plain steps whose batches are drawn at once
+
 
 def train(
     algorithm: Algorithm[S, M, R],
@@ -71,7 +73,7 @@ def train_(
         total[some] = _visit(algorithm, task, part, nodes[some], first[some], count[some])
         put_(state, some, part)
 
-    if even and len(nodes) > task.block:
+    if even and len(nodes) > task.block and algorithm.factor and int(count[0]) <= TOGETHER:
         task.prepare(nodes, first, int(count[0]))
     blocks = [slice(start, start + task.block) for start in range(0, len(nodes), task.block)]
     for rows in blocks[:1]:  # with the first, a backend finds out how to do it
@@ -126,12 +128,14 @@ def _steps(
 ) -> Tensor:
     """Make equally many steps on every row; return summed losses."""
     total, after = _zeros(state, len(nodes)), state
-    if algorithm.factor is not None and steps:
-        factors = []
-        for _ in range(steps):
-            factor, after = algorithm.factor(after)
-            factors.append(factor)
-        total += task.descend(algorithm.model(state), nodes, first, torch.stack(factors))
+    if algorithm.factor is not None:
+        for begin in range(0, steps, TOGETHER):
+            factors = []
+            for _ in range(min(TOGETHER, steps - begin)):
+                factor, after = algorithm.factor(after)
+                factors.append(factor)
+            model, multiples = algorithm.model(state), torch.stack(factors)
+            total += task.descend(model, nodes, first + begin, multiples)
     else:
         for step in range(steps):
             loss, grads = task.grad(algorithm.model(after), nodes, first + step)

@@ -6,7 +6,7 @@ tree, so that rows can be taken out, put back and joined without knowing what th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -86,11 +86,6 @@ def unshared(tree: T) -> T:
         return leaf
 
     return tree_map(own, tree)
-
-
-def concat(trees: Sequence[T]) -> T:
-    """Return one tree with the rows of all, in order."""
-    return tree_map(lambda *leaves: torch.cat(leaves), *trees)
 
 
 def split(tree: T, rows: int) -> list[T]:

@@ -259,12 +259,17 @@ class Peer(Generic[S, M, R]):
     def _open_mail(self) -> tuple[Inbox[R], int]:
         """Return what there is to mix, and how many bytes of mail were opened for it."""
         entries: list[tuple[PeerId, float, R]] = []
-        received, taking = 0, len(self._view.hears_from)
+        # Where neighbours change, a letter may come when its sender is none any more. It is
+        # taken now: later it would be old, and a share of a mass may not be lost.
+        others = tuple(p for p in self._mail if self._mail[p] and p not in self._view.hears_from)
+        mail = {peer: self._due(peer) for peer in (*self._view.hears_from, *others)}
+        mail = {p: letters for p, letters in mail.items() if letters or p not in others}
+        received, taking = 0, len(mail)
         shares = self.mixing.conserves == "mass"  # every message is one, to be taken once
-        for peer in self._view.hears_from:
-            letters = self._due(peer)
+        for peer, letters in mail.items():
             received += sum(letter.size for letter in letters)
-            self._take_scores(peer, letters)
+            if peer not in others:
+                self._take_scores(peer, letters)
             for letter in letters:
                 degree, memory = self._remember(peer, letter.degree, letter.message)
                 if shares:

@@ -7,6 +7,7 @@ rows, so that nothing but those rows, the metrics and a few sums travels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from p2pfl.algorithm import Inbox, R
 from p2pfl.errors import UserError
-from p2pfl.runtime.arena import Arena, open_arena
+from p2pfl.runtime.arena import SLOT, Arena, open_arena
 from p2pfl.runtime.ranks import Fetched, Fields, Neighbourhood, Ranks
 
+SLACK = 4096  # bytes of a slot that lie between its blocks
 WIDER = 4  # times the columns that a single process mixes at a time
 
 
@@ -63,9 +65,11 @@ class Distributed(Ranks):
         bounds = [torch.searchsorted(each, cuts).tolist() for each in heard]
         wanted = [each[(each >= first) & (each < last)] - first for each in heard]
         own = torch.arange(*bounds[self.rank][self.rank : self.rank + 2], device=weights.device)
+        most = max(each[-1] for each in bounds)
         halo = _Halo(self.rank, bounds, wanted, self._arena)
         mine = _rows(weights, first, last, heard[self.rank])
-        return Neighbourhood(mine, own, halo.fetch, _agreed)
+        agree = partial(_agreed, most=most if self._arena else 0)
+        return Neighbourhood(mine, own, halo.fetch, agree)
 
     def _edges(self, n: int) -> list[int]:
         return [n * rank // self.size for rank in range(self.size + 1)]
@@ -224,12 +228,19 @@ def _gathered(mine: Tensor) -> Tensor:
     return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
 
-def _agreed(width: int) -> int:
+def _agreed(width: int, row: int, most: int = 0) -> int:
     """Return the least of what the ranks propose: machines and shares of the nodes differ.
 
-    More columns than fit the cache best, since all ranks wait for each other at every block.
+    More columns than fit the cache best, since all ranks wait for each other at every block;
+    but no more than fit the memory they share, if they do.
+
+    Args:
+        width: how many columns this rank would mix at a time.
+        row: the bytes of a column in one row.
+        most: the most rows that a rank hears; 0: they share no memory.
     """
-    return WIDER * int(_reduced(torch.tensor(width), dist.ReduceOp.MIN))
+    wider = WIDER * int(_reduced(torch.tensor(width), dist.ReduceOp.MIN))
+    return min(wider, max(1, (SLOT - SLACK) // (most * row))) if most else wider
 
 
 def _reduced(mine: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:

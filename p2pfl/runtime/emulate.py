@@ -193,8 +193,15 @@ class Emulator:
             case Stop(reason=reason):
                 self._stopped[peer] = reason
                 self._rounds.leave(peer)
-                sends_to, _ = self.setup.topology.view(peer, 0)
-                self._notify_loss(peer, sends_to, self.network.latency)
+                self._notify_loss(peer, self._linked(peer), self.network.latency)
+
+    def _linked(self, peer: PeerId) -> list[PeerId]:
+        """Return to whom a peer sends in any round."""
+        topology = self.setup.topology
+        if topology.period is None:
+            return [other for other in self.peers if other != peer]
+        rounds = range(topology.period)
+        return sorted({to for round in rounds for to in topology.view(peer, round)[0]})
 
     def _report(self, peer: PeerId, report: Report, last: bool) -> None:
         self.missed += len(report.missed)

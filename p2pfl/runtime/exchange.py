@@ -26,6 +26,7 @@ def receive_(
     state: Any,  # noqa: ANN401 - whatever the algorithm keeps
     heard: tuple[Tensor, ...],
     around: Neighbourhood,
+    d: int,
 ) -> Any:  # noqa: ANN401
     """Return the state after the exchange; large fields are overwritten where they lie.
 
@@ -34,11 +35,11 @@ def receive_(
         state: of some rows.
         heard: what is remembered of the same rows, ``[rows, ...]`` each.
         around: whom they hear.
+        d: the number of parameters, by which large fields are known.
     """
-    d = algorithm.model(state).shape[1]
     if not algorithm.columnwise:
         return unshared(algorithm.receive(state, _inbox(around, heard, around.fetch(heard)())))
-    width = around.agree(block_width(heard, d))
+    width = around.agree(block_width(heard, d), column_bytes(heard, d))
     is_wide = [_is_wide(field, d) for field in heard]
     # Once, and not for every block; what is fetched lasts only until the next but one.
     narrow = tuple(f.clone() for f in around.fetch(_select(heard, is_wide, False))())
@@ -64,8 +65,13 @@ def receive_(
 
 def block_width(fields: tuple[Tensor, ...], d: int) -> int:
     """Return how many of d columns are mixed at a time."""
-    column = max(len(f) * f.element_size() for f in fields)
-    return max(LEAST, cache_bytes(fields[0].device) // PART // max(column, 1))
+    column = max(1, len(fields[0]) * column_bytes(fields, d))
+    return max(LEAST, cache_bytes(fields[0].device) // PART // column)
+
+
+def column_bytes(fields: tuple[Tensor, ...], d: int) -> int:
+    """Return the bytes that one row has of one column, in all large fields together."""
+    return sum(field.element_size() for field in fields if _is_wide(field, d))
 
 
 def squared_distances(params: Tensor, mean: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from p2pfl.algorithm import Rows
+from p2pfl.algorithm import Rows, newest
 from p2pfl.errors import UserError
 from p2pfl.learning.cache import cache_bytes
 from p2pfl.learning.tree import leaves
@@ -18,6 +18,7 @@ from p2pfl.runtime.setup import Setup
 WORKING = 256 << 20  # torch's own, activations and evaluation
 BLOCKS = 4  # of the size of the cache: gradients and activations beside the parameters
 EMULATED = 3  # models of each node in the emulator: its own, those on the way, those it heard
+DIFFERENCES = 3  # models of each node where messages are differences: taken, decoded, added
 CGROUP = Path("/sys/fs/cgroup")  # where Linux tells how much a container may use
 
 
@@ -41,20 +42,26 @@ class Needed(NamedTuple):
         )
 
 
-def needed(setup: Setup, held: int, emulated: bool = False) -> Needed:
+def needed(setup: Setup, held: int, emulated: bool = False, twice: bool = False) -> Needed:
     """Return what a run needs, judging by a single node.
 
     Args:
         setup: the run; its data are in memory already.
         held: how many nodes this process holds.
         emulated: whether they run in the emulator.
+        twice: whether a second run, by which it is judged, holds plain models beside it.
     """
     algorithm, one = setup.algorithm, torch.tensor([0])
     params = setup.task.init(one)
+    one = one.to(params.device)
     state = algorithm.init(params, Rows(one, torch.ones_like(one)))
     heard = algorithm.absorb(None, algorithm.send(state), params.shape[1])
     own = sum(leaf.nbytes for leaf in leaves(state))
-    more = _beyond(heard, state)
+    more = _beyond(heard, state) + _beyond((algorithm.model(state),), state)
+    if algorithm.absorb is not newest:  # differences are taken, and decoded, of all at once
+        more += DIFFERENCES * params.nbytes
+    if twice:
+        more += params.nbytes
     if emulated:
         more += (EMULATED - 1) * own
     elif not algorithm.columnwise:
@@ -93,9 +100,11 @@ def _left_to_container() -> int:
     try:
         limit = (CGROUP / "memory.max").read_text().strip()
         used = int((CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        cached = int(stat["file"]) - int(stat["shmem"])  # given back when it is wanted
+    except (OSError, ValueError, KeyError):
         return 1 << 62
-    return int(limit) - used if limit.isdigit() else 1 << 62
+    return int(limit) - used + cached if limit.isdigit() else 1 << 62
 
 
 def _gb(size: int) -> str:

@@ -23,7 +23,8 @@ class Neighbourhood(NamedTuple):
         fetch: given blocks of these rows, ``[rows, ...]``, begin to fetch those of the other
             senders; what is returned waits for them and returns ``[senders, ...]`` each, good
             until the next but one are fetched. At most one fetch goes ahead of those waited for.
-        agree: given how many columns this process would mix at a time, how many all mix.
+        agree: given how many columns this process would mix at a time, and the bytes of a
+            column in one row, how many all mix.
         inbox: what is made of weights, what was heard, and `own`.
         side_by_side: whether threads may mix several blocks of columns at once; not where
             processes have to agree on the order.
@@ -32,7 +33,7 @@ class Neighbourhood(NamedTuple):
     weights: Tensor
     own: Tensor
     fetch: Callable[[Fields], Fetched]
-    agree: Callable[[int], int] = lambda width: width
+    agree: Callable[[int, int], int] = lambda width, row: width
     inbox: Callable[[Tensor, Any, Tensor], Inbox[Any]] = Inbox
     side_by_side: bool = False
 

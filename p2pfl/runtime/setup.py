@@ -24,8 +24,8 @@ class Row(NamedTuple):
     """One node in one round; the columns of ``metrics.csv``.
 
     `consensus_distance` is the squared distance of the node's model from the mean model,
-    both at the end of the round; it is measured in the rounds that are evaluated. What was
-    not measured is NaN.
+    both at the end of the round; simulator and emulator measure it in the rounds that are
+    evaluated. What was not measured is NaN.
     """
 
     round: int

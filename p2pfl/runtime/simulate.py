@@ -14,7 +14,7 @@ from p2pfl.errors import UserError, diverged
 from p2pfl.learning.evaluation import Scores
 from p2pfl.learning.scratch import keep_freed_memory
 from p2pfl.learning.training import train_
-from p2pfl.learning.tree import unshared, wide
+from p2pfl.learning.tree import leaves, unshared, wide
 from p2pfl.peer.gossiper import Tempo
 from p2pfl.peer.stopping import Agreement
 from p2pfl.runtime.exchange import receive_, squared_distances
@@ -50,6 +50,7 @@ class Simulator:
         self.examples = self.ranks.gather(rows.examples).tolist()
         self.state: Any = unshared(setup.algorithm.init(setup.task.init(self.nodes), rows))
         self.reason, self.updates = "all rounds done", 0
+        self._wide = next(wide(leaf) for leaf in leaves(self.state) if leaf.is_floating_point())
         self.seconds = Seconds()
         self.scores: Scores | None = None
         self._traffic = Traffic(setup)
@@ -106,15 +107,16 @@ class Simulator:
         algorithm = self.setup.algorithm
         message = algorithm.send(self.state)
         self._payload = sum(block[:1].nbytes for block in message)
-        heard = algorithm.absorb(heard, message, self.params.shape[1])
-        self.state = receive_(algorithm, self.state, heard, self._neighbourhood(k))
+        heard = algorithm.absorb(heard, message, self.setup.task.d)
+        around = self._neighbourhood(k)
+        self.state = receive_(algorithm, self.state, heard, around, self.setup.task.d)
         self.seconds.exchange += time.perf_counter() - began
         return heard
 
     def _neighbourhood(self, k: int) -> Neighbourhood:
         weights = self.setup.weights(k)
         if self._around is None or self._around[0] is not weights:
-            in_type = weights.to(wide(self.params))  # once, and not for every block
+            in_type = weights.to(self._wide)  # once, and not for every block
             self._around = weights, self.ranks.neighbourhood(in_type)
         return self._around[1]
 
@@ -146,7 +148,7 @@ class Simulator:
     def _compare(self) -> Tensor:
         """Measure the mean model; return how far everybody is from it, squared, ``[n]``."""
         params = self.params
-        mean = self.ranks.total(params.sum(0, dtype=wide(params))) / self.setup.topology.n
+        mean = self.ranks.total(params.sum(0, dtype=self._wide)) / self.setup.topology.n
         if self.setup.pooled is not None:
             self.scores = self.setup.pooled.evaluate(mean.unsqueeze(0), torch.tensor([0]))
         return self.ranks.gather(squared_distances(params, mean))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from p2pfl import rng
+from p2pfl.learning.tree import wide
 
 WIDTH = 256
 
@@ -24,6 +25,7 @@ def sketch(params: Tensor) -> Tensor:
     groups (Charikar et al. 2002): unbiased, with a relative standard error of about
     ``sqrt(2 / WIDTH)`` = 9 %. Models with at most WIDTH parameters are kept as they are.
     """
+    params = params.to(wide(params))
     rows, d = params.shape
     if d <= WIDTH:
         return torch.nn.functional.pad(params, (0, WIDTH - d))

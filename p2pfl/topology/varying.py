@@ -53,7 +53,8 @@ def random_matching(n: int, seed: int = 0) -> Topology:
 def el_local(n: int, s: int = 4, seed: int = 0) -> Topology:
     """Return the schedule in which everybody sends to s others, drawn anew every round.
 
-    How many a node hears differs (de Vos et al. 2023, *Epidemic learning*, EL-Local).
+    How many a node hears differs (de Vos et al. 2023, *Epidemic learning*, EL-Local). There
+    everybody takes the plain mean of what it hears: ``mixing = "uniform"``.
 
     Args:
         n: how many nodes there are.

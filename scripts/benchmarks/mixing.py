@@ -55,7 +55,7 @@ def exchange(n: int, d: int, degree: int, repeats: int) -> list[float]:
     seconds = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        state = receive_(algorithm, state, Params(state.x), around)
+        state = receive_(algorithm, state, Params(state.x), around, d)
         seconds.append(time.perf_counter() - began)
     return seconds[1:]
 

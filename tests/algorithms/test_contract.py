@@ -20,6 +20,7 @@ from p2pfl.learning.schedules import exponential
 from p2pfl.learning.tree import leaves, take, tree_map, unshared
 from p2pfl.runtime import exchange as in_place
 from p2pfl.runtime.ranks import Ranks
+from p2pfl.topology import ring_graph
 
 OPT = sgd(0.1, momentum=0.9, nesterov=True, weight_decay=0.05)
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
@@ -107,7 +108,7 @@ def test_columns_may_be_received_one_after_the_other(name, data):
         expected = a.receive(state, Inbox(w, heard, torch.arange(len(x))))
         expected = tree_map(torch.clone, expected)
         with mock.patch.object(in_place, "block_width", return_value=columns):
-            state = in_place.receive_(a, state, heard, around)
+            state = in_place.receive_(a, state, heard, around, 4)
         close(state, expected)
     assert a.columnwise  # none so far needs whole rows
 
@@ -274,3 +275,25 @@ def test_equal_lines_are_one_line():
     close(short.mix(field, by), full.mix(field, by))
     close(short.mean(field, by), full.mean(field, by))
     assert short.mix(field).stride(0) == 0
+
+
+@pytest.mark.parametrize("name", ["gossip", "push_sum", "push_sum examples", "fedavg"])
+def test_counts_and_masses_are_not_kept_in_half_precision(name):
+    a, x = ALL[name](sgd(0.1)), torch.ones(5, 3, dtype=torch.bfloat16)
+    w = matrix(ring_graph(5), a.needs.weights)
+    state, heard = (
+        a.init(x, Rows(torch.arange(5), torch.tensor([1001, 1002, 1003, 1004, 1005]))),
+        None,
+    )
+    for _ in range(300):
+        state = a.step(state, torch.zeros_like(x))
+        state, heard = exchange(a, state, heard, w, 3)
+    assert a.model(state).dtype == torch.bfloat16
+    torch.testing.assert_close(a.model(state), x, rtol=0.01, atol=0)
+    narrow = next(leaf for leaf in leaves(state) if leaf.shape == (5, 1))
+    if name == "gossip":
+        assert narrow.flatten().tolist() == [300.0] * 5
+    elif name == "fedavg":
+        assert narrow.flatten().tolist() == [1001, 1002, 1003, 1004, 1005]
+    else:
+        assert narrow.sum().item() == pytest.approx(5015 if "examples" in name else 5, rel=1e-4)

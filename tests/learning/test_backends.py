@@ -81,6 +81,12 @@ def _hooked():
     return model
 
 
+def _hooked_root():
+    model = nn.Sequential(nn.Linear(6, 3))
+    model.register_forward_hook(lambda module, given, found: found * 2)
+    return model
+
+
 def _twice():
     drop = nn.Dropout(0.5)
     return nn.Sequential(drop, nn.Linear(6, 6), drop, nn.Linear(6, 3))
@@ -96,6 +102,7 @@ def _tied():
     [
         (nn.Sequential(nn.Linear(6, 3), nn.LayerNorm(3)), "1 is a LayerNorm"),
         (_hooked(), "0 has hooks"),
+        (_hooked_root(), "the model has hooks"),
         (_twice(), "2 is used twice"),
         (_tied(), "some parameters are shared"),
         (nn.Sequential(nn.Linear(6, 6).requires_grad_(False), nn.Linear(6, 3)), "not trained"),

@@ -50,11 +50,12 @@ def test_an_error_of_the_caller_is_not_swallowed(threads):
         give_up()
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("name", ["mlp", "cnn", "odd"])
-def test_threads_change_no_bit(name):
+def test_threads_change_no_bit(name, momentum):
     shape, model = build(name)
     nodes, made = torch.arange(9), shards([12] * 9, shape)
-    algorithm = dpsgd(optim.sgd(0.1, momentum=0.9))
+    algorithm = dpsgd(optim.sgd(0.1, momentum=momentum))
 
     def trained(threads):
         task = ModelTask(model, losses.cross_entropy(), made, batch_size=5, block=2)

@@ -13,8 +13,10 @@ from p2pfl import rng
 from p2pfl.algorithm import Inbox, Rows
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.codec import identity, random_k, top_k
-from p2pfl.learning import backends, losses, optim, schedules
+from p2pfl.learning import Quadratics, backends, losses, optim, schedules
 from p2pfl.learning.modules import pure
+from p2pfl.runtime.memory import needed
+from p2pfl.runtime.setup import Setup
 
 OPTIMISERS = {
     "sgd": optim.sgd(0.1),
@@ -70,6 +72,18 @@ def test_codecs(codec):
     keys = rng.keys(0, torch.arange(4, device="meta"))
     for field in codec.encode(torch.zeros(4, 6, device="meta"), keys):
         assert field.device.type == "meta"
+
+
+class Elsewhere(Quadratics):
+    def init(self, nodes):
+        return torch.zeros(len(nodes), 6, device="meta")
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "choco"])
+def test_the_memory_is_reckoned_there(name):
+    algorithm = ALGORITHMS[name](OPTIMISERS["sgd"])
+    setup = Setup(algorithm, Elsewhere(3, 6), *[None] * 5)
+    assert needed(setup, 3).state >= 3 * 6 * 4
 
 
 def test_a_model_is_built_where_it_is_wanted():

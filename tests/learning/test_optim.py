@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfl.learning import optim, schedules
-from p2pfl.learning.tree import concat, leaves, take, tree_map
+from p2pfl.learning.tree import leaves, take, tree_map
 
 ROWS, D, STEPS = 3, 5, 20
 
@@ -141,7 +141,7 @@ def test_rows_may_stand_at_different_counts(name):
     opt = ALL[name]
     _, early = ours(opt, start(1), range(3))
     _, late = ours(opt, start(1), range(11))
-    both = concat([early, late])
+    both = tree_map(lambda *rows: torch.cat(rows), early, late)
     grads, params = gradients(50, 2), start(2)
     expected = [
         opt.update(grads[i : i + 1], take(both, torch.tensor([i])), params[i : i + 1])[0]

@@ -31,7 +31,10 @@ def test_the_state_foreseen_is_the_state_held(name, opt):
 def test_what_is_heard():
     model = N * D * 8
     assert needed(case("dpsgd ring", sgd(0.1)), N).memory == 0  # a message is the model itself
-    assert needed(case("choco top_k", sgd(0.1)), N).memory == model
+    assert needed(case("choco top_k", sgd(0.1)), N).memory == 4 * model
+    # The model of push_sum is a quotient, worked out where it is measured.
+    assert needed(case("push_sum directed", sgd(0.1)), N).memory == model
+    assert needed(case("dpsgd ring", sgd(0.1)), N, twice=True).memory == model
     whole = case("dpsgd ring", sgd(0.1))
     whole = whole.__class__(
         **{**vars(whole), "algorithm": whole.algorithm._replace(columnwise=False)}
@@ -52,7 +55,8 @@ def test_a_container_has_less_than_the_machine(monkeypatch, tmp_path):
     machine = memory.free(torch.device("cpu"))
     assert machine > 1 << 20
     (tmp_path / "memory.max").write_text("5000000\n")
-    (tmp_path / "memory.current").write_text("2000000\n")
+    (tmp_path / "memory.current").write_text("2500000\n")
+    (tmp_path / "memory.stat").write_text("anon 1500000\nfile 600000\nshmem 100000\n")
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     assert memory.free(torch.device("cpu")) == 3_000_000
     (tmp_path / "memory.max").write_text("max\n")
