@@ -40,6 +40,10 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python scripts/benchmarks/peers.py
+	$(BIN)/python scripts/benchmarks/simulation.py --repeats 3
+	$(BIN)/python scripts/benchmarks/mixing.py
+	$(BIN)/python scripts/benchmarks/emulator.py --models mlp --repeats 3
+	$(BIN)/python scripts/benchmarks/distributed.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

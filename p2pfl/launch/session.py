@@ -160,6 +160,8 @@ class Ready:
                 if not told:
                     told = True
                     watch.note(self._path())
+                    if isinstance(self.driver, Simulator):
+                        watch.note(f"exchange: {self.driver.exchange_path}")
                 self._note_mean(books, rows[0].round)
         except KeyboardInterrupt:
             if self.ranks.size > 1:  # nothing can be gathered from ranks which leave as well

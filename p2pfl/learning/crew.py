@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,16 +26,11 @@ class Crew:
     """
 
     def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool = _pool(threads) if threads > 1 else None
+        self._most = WAITING * threads
         self._jobs: deque[Future[Any]] = deque()
 
     def __enter__(self) -> Self:
-        if self._threads > 1:
-            # An operation in one of these threads is not shared out any further.
-            self._pool = ThreadPoolExecutor(
-                self._threads, initializer=torch.set_num_threads, initargs=(1,)
-            )
         return self
 
     def __exit__(
@@ -43,19 +39,26 @@ class Crew:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._pool is None:
-            return
         try:
             while self._jobs and error is None:
                 self._jobs.popleft().result()
         finally:
-            self._pool.shutdown(cancel_futures=True)
+            for job in self._jobs:
+                job.cancel()
+            wait(self._jobs)  # nobody writes behind the back of who handles the error
 
     def do(self, work: Callable[..., object], *given: Any) -> None:  # noqa: ANN401
         """Have ``work(*given)`` done; an error shows here or at the end."""
         if self._pool is None:
             work(*given)
             return
-        while len(self._jobs) >= WAITING * self._threads:
+        while len(self._jobs) >= self._most:
             self._jobs.popleft().result()
         self._jobs.append(self._pool.submit(work, *given))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Return threads that stay, as does the memory they use again and again."""
+    # An operation in one of these threads is not shared out any further.
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))

@@ -17,7 +17,7 @@ from p2pfl.learning.training import train_
 from p2pfl.learning.tree import leaves, unshared, wide
 from p2pfl.peer.gossiper import Tempo
 from p2pfl.peer.stopping import Agreement
-from p2pfl.runtime.exchange import receive_, squared_distances
+from p2pfl.runtime.exchange import block_width, receive_, squared_distances
 from p2pfl.runtime.ranks import Neighbourhood, Ranks
 from p2pfl.runtime.setup import Ending, Row, Seconds, Setup
 from p2pfl.runtime.traffic import Traffic
@@ -88,6 +88,19 @@ class Simulator:
             if together:
                 self.reason = "converged"
                 return
+
+    @property
+    def exchange_path(self) -> str:
+        """How the state is mixed, in words."""
+        weights = self.setup.weights(0)
+        kind = "sparse" if weights.layout is torch.sparse_csr else "dense"
+        if len(weights) > 1 and kind == "dense" and weights.stride(0) == 0:
+            kind = "equal"
+        if not self.setup.algorithm.columnwise:
+            return f"{kind} weights, whole models"
+        message, d = self.setup.algorithm.send(self.state), self.setup.task.d
+        width = min(d, block_width(message, d))
+        return f"{kind} weights, in place, {width} of {d} columns at a time"
 
     def _train(self, k: int, steps: Tensor) -> Tensor:
         """Make the local steps of round k; return everybody's loss, ``[n]``."""
