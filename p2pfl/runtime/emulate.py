@@ -298,9 +298,9 @@ class Emulator:
         return unshared(tree_map(lay, *rows))
 
     def _prepare(self, asked: list[tuple[PeerId, Train]]) -> None:
-        """Tell the task what comes next, where all make equally many steps."""
+        """Tell the task what comes next, where all make equally many plain steps."""
         counts = {train.count for _, train in asked}
-        if len(counts) == 1:
+        if len(counts) == 1 and self.setup.algorithm.factor:
             nodes = torch.tensor([peer for peer, _ in asked])
             first = torch.tensor([train.step for _, train in asked])
             self.setup.task.prepare(nodes, first, counts.pop())
