@@ -51,7 +51,7 @@ from p2pfl.runtime.network import NetworkModel
 from p2pfl.runtime.setup import Setup
 from p2pfl.topology.files import Network
 from p2pfl.topology.mixing import Mixing, weights
-from p2pfl.topology.schedule import Links, Topology
+from p2pfl.topology.schedule import Topology, nobody
 
 _MEASURED = 16  # tells the lots of who is measured from other lots below the same keys
 TOP = ("name", "seed", "nodes", "base")
@@ -192,9 +192,7 @@ class Experiment:
     def topology(self) -> Topology:
         """Who talks to whom; nobody to anybody for algorithms that hear nobody."""
         if self.algorithm.needs.weights == "none":
-            none = torch.empty(0, dtype=torch.int64)
-            nobody = Links(none, none, self.nodes)
-            return Topology(self.nodes, lambda round: nobody, 1, "none")
+            return nobody(self.nodes)
         return as_topology(self.drawn, self.sections["topology"].name)
 
     @cached_property

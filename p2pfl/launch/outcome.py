@@ -24,7 +24,7 @@ from p2pfl.runtime.ranks import Ranks
 from p2pfl.runtime.setup import Ending, Setup
 from p2pfl.runtime.simulate import Simulator
 from p2pfl.topology.mixing import metropolis, weights
-from p2pfl.topology.schedule import Links, Topology
+from p2pfl.topology.schedule import nobody
 
 MOST_SAVED = 64  # nodes up to which every node's model is saved
 ALONE = Ranks()
@@ -153,12 +153,10 @@ def baselines(outcome: Outcome, steps: Tensor) -> dict[str, Any]:
 
 def _without_exchange(opt: Optimiser, task: ModelTask, steps: Tensor, ranks: Ranks) -> Tensor:
     """Let every node of a task train by itself; return how good they are, ``[n]``."""
-    none = torch.empty(0, dtype=torch.int64)
-    links = Links(none, none, len(steps))
-    nobody = Topology(len(steps), lambda round: links, 1, "none")
-    own_weights = weights(links, metropolis()).to(task.device)
+    alone = nobody(len(steps))
+    own_weights = weights(alone.links(0), metropolis()).to(task.device)
     own = (lambda nodes: steps[nodes.cpu()], lambda round: own_weights)
-    setup = Setup(local(opt), task, nobody, metropolis(), Pace(1), *own)
+    setup = Setup(local(opt), task, alone, metropolis(), Pace(1), *own)
     (last,) = Simulator(setup, ranks).rounds()
     acc = torch.tensor([row.eval_acc for row in last], dtype=torch.float64)
     loss = torch.tensor([row.eval_loss for row in last], dtype=torch.float64)

@@ -6,6 +6,7 @@ targets ``[rows, b]`` and a key for each row, int64 ``[rows]``. All agree to rou
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -27,7 +28,7 @@ Batch = tuple[Tensor, Tensor, Tensor]  # examples [rows, b, ...], targets [rows,
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError)
 
 
-class Backend:
+class Backend(ABC):
     """Gradients for a block of rows; what all backends have in common.
 
     Args:
@@ -75,9 +76,9 @@ class Backend:
         params.add_(grads.mul_(factor.to(grads.dtype)))
         return losses
 
+    @abstractmethod
     def compute(self, params: Tensor, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Do the work of `__call__`, on parameters of the type it is done in."""
-        raise NotImplementedError
 
     def lowered(self, params: Tensor) -> Tensor:
         """Return the parameters in the type that gradients are computed in."""
@@ -224,8 +225,8 @@ class Auto(Backend):
         except UserError as error:
             self._stacked, self._refusal = None, str(error).partition(": ")[2]
 
-    def __call__(self, params: Tensor, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Return losses and gradients, as any backend."""
+    def compute(self, params: Tensor, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Have the chosen backend do it."""
         return self._backend(params, x, y, keys)(params, x, y, keys)
 
     def descend(self, params: Tensor, batches: Iterable[Batch], factors: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Inbox, R
+from p2pfl.learning.tree import wide
 
 Field: TypeAlias = Tensor | tuple[Tensor, ...]  # [senders, d], or rows of [1, d]
 
@@ -37,13 +38,13 @@ class Letters(Inbox[R]):
         """Return the weighted sum over senders, ``[senders, d] -> [1, d]``; as of `Inbox`."""
         if isinstance(field, Tensor):
             return Inbox.mix(self, field, by)
-        weights, wide = self.weights, torch.promote_types(field[0].dtype, torch.float32)
+        weights, exact = self.weights, wide(field[0])
         if by is not None:
-            weights = weights.to(wide) * by.to(wide).T
+            weights = weights.to(exact) * by.to(exact).T
             weights = weights / weights.sum()
         first, *others = zip(field, weights[0].tolist(), strict=True)
-        place = self.into.pop() if self.into and self.into[-1].dtype == wide else None
-        total = torch.mul(first[0].to(wide), first[1], out=place)
+        place = self.into.pop() if self.into and self.into[-1].dtype == exact else None
+        total = torch.mul(first[0].to(exact), first[1], out=place)
         for row, weight in others:
             total.add_(row, alpha=weight)
         return total.to(field[0].dtype)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from p2pfl.algorithm import Inbox, R
 from p2pfl.errors import UserError
+from p2pfl.learning.tree import wide
 from p2pfl.runtime.arena import SLOT, Arena, open_arena
 from p2pfl.runtime.ranks import Fetched, Fields, Neighbourhood, Ranks
 
@@ -84,12 +85,12 @@ class Everybody(Inbox[R]):
 
     def mix(self, field: Tensor, by: Tensor | None = None) -> Tensor:
         """Return the weighted sum over all nodes, ``[rows, d] -> [rows, d]``; as of `Inbox`."""
-        wide = torch.promote_types(field.dtype, torch.float32)
-        row = self.weights[:1].to(wide)
+        exact = wide(field)
+        row = self.weights[:1].to(exact)
         if by is not None:
-            row = row * by.to(wide).T
+            row = row * by.to(exact).T
             row = row / _reduced(row.sum(), dist.ReduceOp.SUM)
-        mine = row @ field.to(wide)
+        mine = row @ field.to(exact)
         mixed = _reduced(mine, dist.ReduceOp.SUM).to(field.dtype)
         return mixed.expand(len(self.own), -1)
 

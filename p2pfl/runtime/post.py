@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections import Counter
 
 from p2pfl.peer.events import PeerId, Send
 from p2pfl.runtime import wire
 from p2pfl.runtime.network import NetworkModel
-
-# The smallest number of every length that msgpack has for integers.
-_SMALLEST = (0, 1 << 7, 1 << 8, 1 << 16, 1 << 32)
 
 
 class Post:
@@ -30,7 +26,7 @@ class Post:
     def size(self, src: PeerId, send: Send) -> int:
         """Return the bytes of a message on the wire, and count them for all its receivers."""
         # A header is as long as its numbers are, so a few stand for all.
-        header = wire.header_size(_like(src), _like(send.round), _like(send.degree))
+        header = wire.header_size(*map(wire.alike, (src, send.round, send.degree)))
         size = header + sum(block.nbytes for block in send.message)
         self._sent[src, send.round] += size * len(send.to)
         return size
@@ -64,8 +60,3 @@ class _Link:
 
     def __init__(self) -> None:
         self.number, self.free, self.arrived = 0, 0.0, 0.0
-
-
-def _like(number: int) -> int:
-    """Return the smallest number as long as this one."""
-    return _SMALLEST[bisect_right(_SMALLEST, number) - 1]

@@ -91,16 +91,15 @@ class Simulator:
 
     @property
     def exchange_path(self) -> str:
-        """How the state is mixed, in words."""
+        """How the state is mixed, in words, once it has been."""
         weights = self.setup.weights(0)
         kind = "sparse" if weights.layout is torch.sparse_csr else "dense"
         if len(weights) > 1 and kind == "dense" and weights.stride(0) == 0:
             kind = "equal"
         if not self.setup.algorithm.columnwise:
             return f"{kind} weights, whole models"
-        message, d = self.setup.algorithm.send(self.state), self.setup.task.d
-        width = min(d, block_width(message, d))
-        return f"{kind} weights, in place, {width} of {d} columns at a time"
+        d = self.setup.task.d
+        return f"{kind} weights, in place, {min(d, self._columns)} of {d} columns at a time"
 
     def _train(self, k: int, steps: Tensor) -> Tensor:
         """Make the local steps of round k; return everybody's loss, ``[n]``."""
@@ -121,7 +120,7 @@ class Simulator:
         message = algorithm.send(self.state)
         self._payload = sum(block[:1].nbytes for block in message)
         heard = algorithm.absorb(heard, message, self.setup.task.d)
-        around = self._neighbourhood(k)
+        around, self._columns = self._neighbourhood(k), block_width(heard, self.setup.task.d)
         self.state = receive_(algorithm, self.state, heard, around, self.setup.task.d)
         self.seconds.exchange += time.perf_counter() - began
         return heard

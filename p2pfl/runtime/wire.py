@@ -19,6 +19,7 @@ import functools
 import hashlib
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -35,6 +36,8 @@ RUN = 8  # bytes of the digest of the terms
 MAX_HEADER = 128
 MAX_HELLO = 64 * 1024
 MAX_TERM = 200  # characters; of a longer one the beginning and a digest travel
+# The smallest numbers of every length that msgpack has for integers: 1, 2, 3, 5 and 9 bytes.
+_SMALLEST = (0, 1 << 7, 1 << 8, 1 << 16, 1 << 32)
 # Without limits of its own, msgpack allocates thousands of times what it has been sent.
 _LIMITS: dict[str, Any] = {
     "max_str_len": 4 * MAX_TERM,
@@ -168,6 +171,11 @@ def size(sender: PeerId, send: Send) -> int:
 def header_size(sender: PeerId, round: int, degree: int) -> int:
     """Return the size of the header of a model message."""
     return len(pack(Header(Kind.MODEL, bytes(RUN), 1, sender, round, degree)))
+
+
+def alike(number: int) -> int:
+    """Return the smallest number that makes a header as long as this one does."""
+    return _SMALLEST[bisect_right(_SMALLEST, number) - 1]
 
 
 def digest(terms: Mapping[str, str]) -> bytes:

@@ -145,6 +145,13 @@ def static(graph: nx.Graph, name: str = "") -> Topology:
     return Topology(n, lambda round: links, 1, name)
 
 
+def nobody(n: int) -> Topology:
+    """Return the topology in which nobody hears anybody."""
+    none = torch.empty(0, dtype=torch.int64)
+    links = Links(none, none, n)
+    return Topology(n, lambda round: links, 1, "none")
+
+
 class _Neighbours(NamedTuple):
     """Links as two lists of neighbours, cut where the next node begins."""
 
