@@ -44,6 +44,7 @@ bench: $(READY)
 	$(BIN)/python scripts/benchmarks/mixing.py
 	$(BIN)/python scripts/benchmarks/emulator.py --models mlp --repeats 3
 	$(BIN)/python scripts/benchmarks/distributed.py
+	$(BIN)/python scripts/benchmarks/wire.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

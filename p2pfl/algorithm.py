@@ -172,7 +172,7 @@ class Needs(NamedTuple):
 class Algorithm(NamedTuple, Generic[S, M, R]):
     """Five pure functions, how a message is remembered, and what the network must be like.
 
-    The last two fields only make things faster, and may be left out.
+    `factor` and `columnwise` only make things faster; they and `carry` may be left out.
 
     Attributes:
         init: initial state from initial parameters ``[rows, d]``, given who the rows are.
@@ -188,6 +188,9 @@ class Algorithm(NamedTuple, Generic[S, M, R]):
             the step but for the model. Steps may then go straight into the parameters.
         columnwise: whether `receive` treats every parameter by itself, so that it may be
             given a few columns at a time.
+        carry: what local steps have made of a state while it was exchanged: given the state
+            that was sent, the same after the steps, and the same after the exchange, the one
+            that has had both. None: the method does not allow it.
 
     Functions return new tensors and never write into those they were given (the optimiser's
     state apart): a message may still be on its way out while the next local steps run.
@@ -202,3 +205,4 @@ class Algorithm(NamedTuple, Generic[S, M, R]):
     needs: Needs = Needs()
     factor: Callable[[S], tuple[Tensor, S]] | None = None
     columnwise: bool = False
+    carry: Callable[[S, S, S], S] | None = None

@@ -25,6 +25,21 @@ def plain_steps(opt: Optimiser) -> Callable[[Any], tuple[Tensor, Any]] | None:
     return factor
 
 
+def shifted(mixed: Tensor, before: Tensor, trained: Tensor) -> Tensor:
+    """Return mixed models, ``[rows, d]``, moved as far as the local steps went meanwhile."""
+    exact = wide(mixed)
+    return (mixed.to(exact) + (trained.to(exact) - before.to(exact))).to(mixed.dtype)
+
+
+def carry_model(before: Any, trained: Any, mixed: Any) -> Any:  # noqa: ANN401
+    """Return the state after local steps beside an exchange; an algorithm's `carry`.
+
+    For states with a field `x` which is all that the exchange changes. Where mixing keeps the
+    mean of all x, only the local steps move it, as without `carry`.
+    """
+    return trained._replace(x=shifted(mixed.x, before.x, trained.x))
+
+
 class Params(NamedTuple):
     """A message which is a model and nothing else."""
 
@@ -87,6 +102,7 @@ def fedavg(
         needs=Needs(graph="complete"),
         factor=plain_steps(opt),
         columnwise=True,
+        carry=carry_model,
     )
 
 
@@ -99,8 +115,8 @@ def dpsgd(
     ``adapt_then_combine`` steps, then mixes: ``x <- W (x - lr g(x))``; on a complete graph
     it is exactly SGD on everybody's batches. ``combine_then_adapt`` is the order of the
     paper, ``x <- W x - lr g(x)``: the models exchanged are those from before the local
-    steps, so the exchange can go on while they run, at the price of a larger bias.
-    Messages are ``4 d`` bytes (float32).
+    steps, at the price of a larger bias. With ``pace.overlap`` the first exchanges what the second
+    would, while the local steps run. Messages are ``4 d`` bytes (float32).
     """
     if order == "combine_then_adapt":
         return _combine_then_adapt(opt)
@@ -123,6 +139,7 @@ def dpsgd(
         receive,
         factor=plain_steps(opt),
         columnwise=True,
+        carry=carry_model,
     )
 
 
@@ -160,7 +177,11 @@ def _combine_then_adapt(opt: Optimiser) -> Algorithm[WhileState, Params, Params]
 def local(opt: Optimiser) -> Algorithm[Any, Params, Params]:
     """Train alone and hear nobody: what a peer reaches on its own data."""
     needs = Needs(weights="none")
-    return dpsgd(opt)._replace(receive=lambda s, inbox: s, needs=needs)
+    return dpsgd(opt)._replace(
+        receive=lambda s, inbox: s,
+        needs=needs,
+        carry=lambda before, trained, mixed: trained,
+    )
 
 
 class Plain(NamedTuple):

@@ -19,7 +19,8 @@ class Anchored(NamedTuple):
 def proximal(algorithm: Algorithm[Any, M, R], mu: float) -> Algorithm[Anchored, M, R]:
     """Add ``mu / 2 |x - anchor|^2`` to the local loss (Li et al. 2018, FedProx).
 
-    `mu` is usually 0.001 to 0.1; with one local step a round it changes nothing.
+    The anchor is the model of the last mixing. `mu` is usually 0.001 to 0.1; with one local step
+    a round it changes nothing, unless the exchange goes on meanwhile (``pace.overlap``).
     """
     if mu < 0:
         raise ValueError(f"proximal = {mu} is negative")
@@ -37,6 +38,10 @@ def proximal(algorithm: Algorithm[Any, M, R], mu: float) -> Algorithm[Anchored, 
         state = inner.receive(s.inner, inbox)
         return Anchored(state, inner.model(state))
 
+    def carry(before: Anchored, trained: Anchored, mixed: Anchored) -> Anchored:
+        assert inner.carry is not None
+        return Anchored(inner.carry(before.inner, trained.inner, mixed.inner), mixed.anchor)
+
     return Algorithm(
         init,
         lambda s: inner.model(s.inner),
@@ -46,4 +51,5 @@ def proximal(algorithm: Algorithm[Any, M, R], mu: float) -> Algorithm[Anchored, 
         inner.absorb,
         inner.needs,
         columnwise=inner.columnwise,
+        carry=carry if inner.carry else None,
     )

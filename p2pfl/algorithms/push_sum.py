@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
+from p2pfl.algorithms.averaging import shifted
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.tree import wide
 
@@ -55,6 +56,10 @@ def push_sum(
     def receive(s: PushSumState, inbox: Inbox[Mass]) -> PushSumState:
         return s._replace(x=inbox.mix(inbox.heard.x), w=inbox.mix(inbox.heard.w))
 
+    def carry(before: PushSumState, trained: PushSumState, mixed: PushSumState) -> PushSumState:
+        # Local steps change no weight, and the sum of all x by as much as they would alone.
+        return trained._replace(x=shifted(mixed.x, before.x, trained.x), w=mixed.w)
+
     return Algorithm(
         init,
         model,
@@ -63,4 +68,5 @@ def push_sum(
         receive,
         needs=Needs(weights="mass"),
         columnwise=True,
+        carry=carry,
     )

@@ -10,6 +10,8 @@ import sys
 import typer
 from rich.console import Console
 
+from p2pfl.cli import keys
+from p2pfl.cli.fleet import down, logs, status, up
 from p2pfl.cli.peer import peer
 from p2pfl.cli.predict import predict
 from p2pfl.cli.report import report
@@ -28,6 +30,8 @@ app = typer.Typer(
 app.command()(run)
 app.command()(sweep)
 app.command()(peer)
+for verb in (up, status, logs, down):
+    app.command()(verb)
 app.command()(report)
 app.command()(predict)
 app.command()(experiments)
@@ -39,6 +43,13 @@ app.add_typer(topology, name="topology")
 partition = typer.Typer(help="Look at partitions.", no_args_is_help=True, rich_markup_mode=None)
 partition.command("show")(partition_show)
 app.add_typer(partition, name="partition")
+
+keyring = typer.Typer(
+    help="Keys, and whose are allowed.", no_args_is_help=True, rich_markup_mode=None
+)
+for key_verb in (keys.new, keys.show, keys.allow, keys.revoke):
+    keyring.command()(key_verb)
+app.add_typer(keyring, name="keys")
 
 app.callback(invoke_without_command=True, no_args_is_help=True)(version)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import signal
-import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 
@@ -21,18 +19,31 @@ from p2pfl.cli.options import (
     SetOption,
     changes,
 )
-from p2pfl.errors import UserError
 
 
 def peer(  # noqa: PLR0913 - every parameter is an option of the command
     experiment: ExperimentArgument,
-    id: Annotated[int, typer.Option("--id", metavar="K", help="Which node this is.")],
+    id: Annotated[
+        int | None, typer.Option("--id", metavar="K", help="Which node this is; or its key says.")
+    ] = None,
     peers: Annotated[
-        Path, typer.Option("--peers", metavar="FILE", help="TOML with everybody's address.")
-    ],
+        Path | None,
+        typer.Option("--peers", metavar="FILE", help="Who takes part: addresses and keys."),
+    ] = None,
+    contact: Annotated[
+        str | None,
+        typer.Option(metavar="K@ADDR", help="Ask this peer where the others listen."),
+    ] = None,
+    discover: Annotated[
+        bool, typer.Option("--discover", help="Find the others on the local network, by mDNS.")
+    ] = False,
     bind: Annotated[
         str | None,
         typer.Option("--bind", metavar="ADDR", help="Listen here; default: as in --peers."),
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Our keys; default: those of `p2pfl keys`, if listed."),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run folder.")] = None,
     set_: SetOption = None,
@@ -48,24 +59,23 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
 ) -> None:
     """Run one peer in the foreground, until the experiment is done.
 
-    FILE lists the address of every peer: either lines such as  0 = "tcp://10.0.0.1:7000"
-    or a network file with [[nodes]] that have addresses.
+    FILE lists every peer under [[peers]], with its id, address and public key; a peer whose
+    key is not there, or is revoked while it runs, is kept out. Without addresses in it, one
+    peer is asked for them (--contact), or the local network (--discover).
 
     Example:  p2pfl peer digits --id 0 --peers peers.toml
     """
     from p2pfl.experiment.experiment import Experiment
     from p2pfl.launch.local import peer_run
-    from p2pfl.launch.serving import Post
+    from p2pfl.launch.membership import Membership
 
     checked = Experiment.load(experiment, changes(set_, seed))
-    addresses = read_addresses(peers)
-    listen = bind or addresses.get(id)
-    if listen is None:
-        raise UserError(f"{peers} has no address for peer {id}; give it one, or --bind")
-    if not insecure:
-        check_loopback([listen, *addresses.values()])
-    post = Post(id, listen, addresses, data, device, join_timeout)
-    folder = out or Path(checked.output.dir) / f"{checked.name}-peer-{id:03d}"
+    members = Membership.read(peers, keys, insecure)
+    place = members.post(id, bind, contact, discover)
+    post = replace(place, data_dir=data, device=device, join_timeout=join_timeout)
+    if insecure and members.warning:
+        typer.echo(members.warning, err=True)
+    folder = out or Path(checked.output.dir) / f"{checked.name}-peer-{post.node:03d}"
     stop = _Stop()
     signal.signal(signal.SIGTERM, stop.hear)
     signal.signal(signal.SIGINT, stop.hear)
@@ -74,7 +84,8 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
     if format is Format.json:
         typer.echo(json.dumps(summary))
     else:
-        typer.echo(f"peer {id}: {summary['status']} ({summary['reason']}), results in {folder}")
+        about = f"{summary['status']} ({summary['reason']})"
+        typer.echo(f"peer {post.node}: {about}, results in {folder}")
     if summary["status"] != "finished":
         raise typer.Exit(1)
 
@@ -90,52 +101,6 @@ class _Stop:
 
     def go_on(self) -> bool:
         return not self._asked
-
-
-def read_addresses(path: Path) -> dict[int, str]:
-    """Read everybody's address from a file.
-
-    Raises:
-        UserError: the file is missing or malformed.
-    """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from error
-    if "nodes" in table:
-        from p2pfl.topology import read_network
-
-        return read_network(path).addresses
-    addresses = {}
-    for key, value in table.items():
-        if not key.isdecimal() or not isinstance(value, str) or "://" not in value:
-            raise UserError(f'{path}: {key} = {value!r}: expected 0 = "tcp://HOST:PORT"')
-        addresses[int(key)] = value
-    return addresses
-
-
-def check_loopback(addresses: list[str]) -> None:
-    """Refuse to talk in clear beyond this machine.
-
-    Raises:
-        UserError: an address is not on loopback.
-    """
-    for address in addresses:
-        parts = urlsplit(address)
-        if parts.scheme in ("ipc", "inproc") or parts.hostname == "localhost":
-            continue
-        try:
-            inside = ipaddress.ip_address(parts.hostname or "").is_loopback
-        except ValueError:
-            inside = False
-        if not inside:
-            raise UserError(
-                f"{address} is beyond this machine, and links are neither encrypted nor"
-                " authenticated yet: anybody on the network could read and change models."
-                " Use an encrypted tunnel to loopback, or accept this with --insecure"
-            )
 
 
 def _print_text(news: dict[str, Any]) -> None:

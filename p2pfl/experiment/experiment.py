@@ -316,6 +316,7 @@ class Experiment:
                 evaluate_every=evaluation.every,
                 stop=self.pace.stop,
                 width=max(width, 1),
+                overlap=self.pace.overlap,
             )
         return Setup(
             self.algorithm,
@@ -361,6 +362,7 @@ class Experiment:
         return Pairing(
             names,
             self.algorithm.needs,
+            self.algorithm.carry is not None,
             self.topology,
             self.mixing,
             lazy,

@@ -21,6 +21,7 @@ class Pairing(NamedTuple):
 
     names: Mapping[str, str]  # what each section is called in the file
     needs: Needs
+    carries: bool  # whether the algorithm can train while it exchanges
     topology: Topology
     mixing: Mixing
     lazy: bool  # whether the mixing rule is
@@ -129,6 +130,12 @@ def _check_pace(pair: Pairing) -> None:
     if needs.one_step and pace.local_steps != 1:
         raise UserError(
             f"algorithm.name = {name!r} takes exactly one step a round: set pace.local_steps = 1"
+        )
+    if pace.overlap and not pair.carries:
+        raise UserError(
+            f"algorithm.name = {name!r} as it is set cannot train while it exchanges"
+            " (pace.overlap = true): use fedavg, push_sum, local, or dpsgd with order ="
+            " 'adapt_then_combine'"
         )
     metric = pace.stop.metric if pace.stop else ""
     if metric.startswith("eval") and pair.names["holdout"] == "none":

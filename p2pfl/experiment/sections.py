@@ -80,15 +80,17 @@ class Rounds(NamedTuple):
     patience: float
     seconds: float
     stop: StopRule | None
+    overlap: bool
 
 
-def rounds(
+def rounds(  # noqa: PLR0913 - a section: every parameter is a key of the file
     rounds: int = 20,
     local_steps: int | None = None,
     local_epochs: int | None = None,
     patience: float = 30.0,
     seconds: float = math.inf,
     stop: StopRule | None = None,
+    overlap: bool = False,
 ) -> Rounds:
     """Train and exchange in rounds.
 
@@ -101,6 +103,9 @@ def rounds(
             again until it has caught up.
         seconds: begin no further round after so many (virtual ones in the emulator).
         stop: a rule on which all peers agree to stop early.
+        overlap: take the local steps of the next round while the messages of this one travel,
+            from the model that was sent, and add what they change to what is mixed. A round
+            takes as long as the slower of the two; its steps know nothing of the mixing yet.
     """
     if rounds < 1:
         raise ValueError(f"rounds = {rounds} is below 1")
@@ -113,10 +118,11 @@ def rounds(
         raise ValueError(f"patience = {patience} is not a number >= 0")
     if not seconds > 0:
         raise ValueError(f"seconds = {seconds} is not above 0")
-    if stop and patience == 0:
-        raise ValueError("a stopping rule needs rounds in step: patience must be above 0")
+    if patience == 0 and (stop or overlap):
+        what = "a stopping rule needs rounds in step" if stop else "overlap is for who waits"
+        raise ValueError(f"{what}: patience must be above 0")
     epochs = 1 if local_steps is None and local_epochs is None else local_epochs
-    return Rounds(rounds, local_steps, epochs, patience, seconds, stop)
+    return Rounds(rounds, local_steps, epochs, patience, seconds, stop, overlap)
 
 
 class Timer(NamedTuple):

@@ -195,7 +195,7 @@ def peer_run(
         signature = Signature.of(served.federation, experiment.loss(served.federation))
         predictor = Predictor.of(served.task, signature, served.ending.params[0], post.node)
         recorder.model(post.node, *save_tensors(predictor, len(rows)))
-    summary = _summary(served.ending, rows)
+    summary = {**_summary(served.ending, rows), **served.links}
     recorder.finish(summary["status"], summary)
     return summary
 

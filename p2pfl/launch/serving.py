@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,10 @@ from p2pfl.experiment.experiment import Experiment
 from p2pfl.learning.evaluation import Scores
 from p2pfl.learning.task import ModelTask, Task, per_node
 from p2pfl.peer.rounds import Pace
-from p2pfl.runtime import wire
+from p2pfl.runtime import finding
+from p2pfl.runtime.discovery import Discovery
+from p2pfl.runtime.endpoint import Endpoint, Keyring
+from p2pfl.runtime.finding import Book, Finder
 from p2pfl.runtime.handshake import Terms
 from p2pfl.runtime.links import Links
 from p2pfl.runtime.serve import OnRow, Server
@@ -42,12 +46,17 @@ class Post:
     Attributes:
         node: its id.
         bind: the address it listens on.
-        addresses: where the others listen, by id; more than its neighbours do no harm.
+        addresses: where peers listen, by id; more than its neighbours do no harm. Its own is
+            what others are told, by default `bind`.
         data_dir: the folder relative data paths start from, by default the experiment's.
         device: where it computes.
         join_timeout: seconds to wait for its neighbours at the start.
         linger: seconds to wait for its last messages to be read at the end.
         descriptor: a socket that listens at `bind` already, to be taken over.
+        keyring: what all links prove, and are encrypted by; None: in clear.
+        contact: a peer, and where it listens, to be asked for addresses that are not given.
+        discover: whether to look for them by mDNS.
+        relisted: asked now and then for a new list of keys; None: it is as it was.
     """
 
     node: int
@@ -58,17 +67,27 @@ class Post:
     join_timeout: float = 60.0
     linger: float = 10.0
     descriptor: int | None = None
+    keyring: Keyring | None = None
+    contact: tuple[int, str] | None = None
+    discover: bool = False
+    relisted: Callable[[], Mapping[int, str] | None] = lambda: None
 
 
 @dataclass(frozen=True)
 class Served:
-    """What a peer ends with; `began`: whether training did, so that there is a model."""
+    """What a peer ends with.
+
+    Attributes:
+        began: whether training did, so that there is a model.
+        links: what is to be said of its links.
+    """
 
     ending: Ending
     federation: Federation
     task: ModelTask
     affine: Affine | None
     began: bool = True
+    links: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Interrupted(Exception):
@@ -103,7 +122,8 @@ def serve(
     federation = experiment.federation(post.data_dir, only=node)
     task = experiment.task(federation, None, post.device)
     setup = experiment.setup(task)
-    links = _open_links(experiment, post, Terms(experiment.terms(task)), setup, federation)
+    links = open_links(experiment, post, Terms(experiment.terms(task)))
+    go_on = _minding(links, post, go_on)
     reason, linger = "failed", FAILED_LINGER
     try:
         try:
@@ -118,13 +138,14 @@ def serve(
         on_phase("training")
         ending = Server(setup, node, links).run(on_row, go_on)
         reason = ending.reason
+        about = links.report()
         linger = post.linger if reason != "interrupted" else FAILED_LINGER
     except P2pflError as error:
         reason = str(error)
         raise
     finally:
         links.close(reason, linger)
-    return Served(ending, federation, task, affine)
+    return Served(ending, federation, task, affine, links=about)
 
 
 def _prepare(
@@ -154,32 +175,65 @@ def _in_vain(task: ModelTask, federation: Federation, node: int) -> Served:
     return Served(ending, federation, task, None, began=False)
 
 
-def _open_links(
-    experiment: Experiment, post: Post, terms: Terms, setup: Setup, federation: Federation
-) -> Links:
-    addresses = _neighbours(experiment, post)
-    largest = _largest(setup, federation, post.node)
-    return Links(post.node, post.bind, addresses, terms, largest, post.descriptor)
+def open_links(experiment: Experiment, post: Post, terms: Terms) -> Links:
+    """Open the sockets of a peer and dial its neighbours, as far as their addresses are known.
 
-
-def _neighbours(experiment: Experiment, post: Post) -> dict[int, str]:
-    """Return the addresses of everybody this peer ever talks to."""
-    topology = experiment.topology
-    ids: set[int] = set()
-    for round in range(topology.period or 0):
-        ids.update(*topology.view(post.node, round))
-    if topology.period is None:  # it never repeats: anybody may come
-        ids = set(range(experiment.nodes)) - {post.node}
-    missing = sorted(ids - post.addresses.keys())
-    if missing:
+    Raises:
+        UserError: an address or a key is missing, or cannot be used.
+        RunError: an address is taken, or strangers could come in.
+    """
+    neighbours = _neighbours(experiment, post.node)
+    mine = post.addresses.get(post.node, post.bind)
+    book = Book(experiment.nodes, {**post.addresses, post.node: mine})
+    searching = post.contact is not None or post.discover
+    if searching and _is_wildcard(mine):
+        raise UserError(f"others cannot dial {mine}: give an address of this machine")
+    missing = sorted(neighbours - post.addresses.keys())
+    if missing and not searching:
         raise UserError(f"peer {post.node}: no address is given for its neighbours {missing}")
-    return {peer: post.addresses[peer] for peer in sorted(ids)}
+    if post.keyring and (keyless := sorted({post.node, *neighbours} - post.keyring.of.keys())):
+        raise UserError(f"peer {post.node}: no keys are listed for peers {keyless}")
+    endpoint = Endpoint(post.bind, len(neighbours) + 1, post.keyring, post.descriptor)
+    finder: Finder | None = None
+    try:
+        if post.discover:
+            key = post.keyring.own.public if post.keyring else None
+            finder = Discovery(post.node, mine, terms.run.hex(), key, experiment.nodes)
+        elif post.contact and post.contact[0] != post.node:
+            finder = finding.ask(endpoint, post.contact, post.node, book, terms.run)
+        return Links(post.node, endpoint, neighbours, terms, book, finder)
+    except BaseException:
+        if finder:
+            finder.close()
+        endpoint.close()
+        raise
 
 
-def _largest(setup: Setup, federation: Federation, node: int) -> int:
-    """Return the size of the largest buffer that anybody has reason to send us."""
-    fields = wire.schema(setup.message(node)).fields
-    return max(24 * math.prod(federation.shape), *(field.nbytes for field in fields))
+def _neighbours(experiment: Experiment, node: int) -> set[int]:
+    """Return everybody a peer ever talks to."""
+    topology = experiment.topology
+    if topology.period is None:  # it never repeats: anybody may come
+        return set(range(experiment.nodes)) - {node}
+    ids: set[int] = set()
+    for round in range(topology.period):
+        ids.update(*topology.view(node, round))
+    return ids
+
+
+def _is_wildcard(address: str) -> bool:
+    host = address.removeprefix("tcp://").rpartition(":")[0]
+    return host in ("*", "0.0.0.0", "[::]")
+
+
+def _minding(links: Links, post: Post, go_on: Callable[[], bool]) -> Callable[[], bool]:
+    """Return `go_on`, which is asked a few times a second, with a look at the list of keys."""
+
+    def minding() -> bool:
+        if (keys := post.relisted()) is not None:
+            links.allow(keys)
+        return go_on()
+
+    return minding
 
 
 def _alone(moments: Tensor) -> Tensor:

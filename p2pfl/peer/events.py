@@ -137,6 +137,7 @@ class Machine(Protocol):
     """What a runtime asks of a peer."""
 
     me: PeerId
+    step: int  # how many local steps are in its model
 
     @property
     def params(self) -> Tensor:

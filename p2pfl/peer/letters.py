@@ -18,6 +18,7 @@ from p2pfl.learning.tree import wide
 
 Field: TypeAlias = Tensor | tuple[Tensor, ...]  # [senders, d], or rows of [1, d]
 
+BLOCK = 1 << 18  # numbers that are added up while they are in the cache
 WIDE = 2048  # numbers in a row, up to which one product of a block is faster
 
 
@@ -44,9 +45,12 @@ class Letters(Inbox[R]):
             weights = weights / weights.sum()
         first, *others = zip(field, weights[0].tolist(), strict=True)
         place = self.into.pop() if self.into and self.into[-1].dtype == exact else None
-        total = torch.mul(first[0].to(exact), first[1], out=place)
-        for row, weight in others:
-            total.add_(row, alpha=weight)
+        total = torch.empty_like(first[0], dtype=exact) if place is None else place
+        for start in range(0, total.shape[1], BLOCK):
+            part = slice(start, start + BLOCK)
+            block = torch.mul(first[0][:, part].to(exact), first[1], out=total[:, part])
+            for row, weight in others:
+                block.add_(row[:, part], alpha=weight)
         return total.to(field[0].dtype)
 
     def mean(self, field: Field, by: Tensor) -> Tensor:

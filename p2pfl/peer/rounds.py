@@ -10,20 +10,23 @@ asynchronous (it takes what has come), anything between is a deadline. A neighbo
 misses a deadline is not waited for again until it has caught up, so whoever dies or
 freezes costs the others one deadline in all. A neighbour that has run far ahead is not
 waited for either: its newest model is taken for what it is.
+
+With `overlap` the local steps of the next round are taken while it waits, from the model
+that was sent, and what they have changed is carried over to what came of the exchange. A
+round still ends when all are heard; TRAINING is then what is left of those steps.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache
-from typing import Generic, NamedTuple, cast
+from typing import Generic, NamedTuple
 
 from torch import Tensor
 
-from p2pfl.algorithm import Algorithm, Inbox, M, R, Rows, S, newest
+from p2pfl.algorithm import Algorithm, M, R, Rows, S
 from p2pfl.errors import LocalProtocolError, RemoteProtocolError, diverged
 from p2pfl.peer.events import (
     Effect,
@@ -43,7 +46,7 @@ from p2pfl.peer.events import (
     Train,
     Trained,
 )
-from p2pfl.peer.letters import unstacked
+from p2pfl.peer.mail import Mail
 from p2pfl.peer.stopping import Agreement, StopRule
 from p2pfl.topology.mixing import Mixing
 
@@ -84,6 +87,8 @@ class Pace(NamedTuple):
         backlog: unopened messages of one sender that are kept, where only the newest counts
             and patience is finite.
         seconds: begin no further round after so many.
+        overlap: take the local steps of the next round while waiting; the algorithm must
+            have a `carry`.
     """
 
     rounds: int
@@ -94,6 +99,7 @@ class Pace(NamedTuple):
     width: int = 1
     backlog: int = BACKLOG
     seconds: float = math.inf
+    overlap: bool = False
 
 
 class Peer(Generic[S, M, R]):
@@ -109,18 +115,20 @@ class Peer(Generic[S, M, R]):
         rows: Rows,
     ) -> None:
         self.me: PeerId = int(rows.nodes[0])
-        self.algorithm, self.mixing, self.pace = algorithm, mixing, pace
+        self.algorithm, self.pace = algorithm, pace
         self.state = algorithm.init(params, rows)
         self.phase, self.round, self.step = Phase.IDLE, 0, 0
-        self._views, self._width = lru_cache(maxsize=2)(views), params.shape[1]
-        self._mail: dict[PeerId, deque[Received]] = {}
-        self._newest: dict[PeerId, int] = {}  # the last round heard of each sender
-        self._heard: dict[PeerId, tuple[int, R]] = {}  # (degree, memory) of each sender
+        backlog = pace.backlog if pace.patience < math.inf else None
+        self.mail = Mail(self.me, algorithm, mixing, params.shape[1], backlog)
+        self._views = lru_cache(maxsize=2)(views)
         self._gone: set[PeerId] = set()  # left, or presumed dead
         self._late: set[PeerId] = set()  # missed a deadline and have not caught up
-        self._outran: set[PeerId] = set()  # so far ahead that their mail overflowed
         self._view = View((), ())
         self._patient, self._out_of_time = True, False
+        self._training = False  # whether a `Train` is unanswered
+        self._trained: Trained | None = None  # an answer that is not made use of yet
+        self._sent: S | None = None  # what it started from, if the exchange goes on meanwhile
+        self._unjudged = False  # whether the next score asks for an `Evaluated` first
         self._loss = math.nan
         self._agreement = Agreement(pace.stop, pace.width)
 
@@ -134,15 +142,17 @@ class Peer(Generic[S, M, R]):
         match event:
             case Started():
                 limit = [SetTimer(self.pace.seconds, TIME_IS_UP)]
+                self.phase = Phase.TRAINING
                 return [*(limit if self.pace.seconds < math.inf else []), *self._train()]
             case Trained():
-                return self._trained(event)
+                return self._take_trained(event)
             case Evaluated():
                 self._agreement.measured("eval_loss", event.loss)
                 self._agreement.measured("eval_acc", event.acc)
-                return []
+                self._unjudged = False
+                return self._try_speak()
             case Received():
-                return self._received(event)
+                return self._receive(event)
             case TimerFired(round=number):
                 self._out_of_time |= number == TIME_IS_UP
                 self._patient &= number != self.round
@@ -155,18 +165,38 @@ class Peer(Generic[S, M, R]):
                 return self._try_close()
 
     def _train(self) -> list[Effect]:
-        self.phase = Phase.TRAINING
+        self._training = True
         return [Train(self.step, self.pace.steps, self.state)]
 
-    def _trained(self, event: Trained) -> list[Effect]:
-        if self.phase is not Phase.TRAINING or event.step != self.step:
+    def _take_trained(self, event: Trained) -> list[Effect]:
+        if not self._training or event.step != self.step:
             raise LocalProtocolError(f"step {event.step} trained while {self.phase.value}")
-        if self.pace.steps and not math.isfinite(event.loss):
-            raise diverged(self.me, f"in round {self.round}", event.loss)
-        self.state, self._loss = event.state, event.loss
+        self._training, self._trained = False, event
+        return self._try_speak()
+
+    def _try_speak(self) -> list[Effect]:
+        """Send, and wait, if the last round is over and the local steps of this one are done."""
+        done = self._trained
+        if self.phase is not Phase.TRAINING or done is None or self._unjudged:
+            return []
+        if self.pace.steps and not math.isfinite(done.loss):
+            raise diverged(self.me, f"in round {self.round}", done.loss)
+        self.state, self._loss = self._carried(done.state), done.loss
         self.step += self.pace.steps
+        self._trained = self._sent = None
         self.phase, self._patient = Phase.WAITING, self.pace.patience > 0
-        return [*self._speak(), *self._try_close()]
+        effects = self._speak()
+        if self.pace.overlap and not self._is_last:
+            self._sent = self.state
+            effects += self._train()
+        return [*effects, *self._try_close()]
+
+    def _carried(self, trained: S) -> S:
+        """Return the state after local steps that an exchange may have gone along with."""
+        if self._sent is None:
+            return trained
+        assert self.algorithm.carry is not None
+        return self.algorithm.carry(self._sent, trained, self.state)
 
     def _speak(self) -> list[Effect]:
         # The view is fixed here for the whole round: both ends of a link reckon with the
@@ -174,58 +204,34 @@ class Peer(Generic[S, M, R]):
         sends_to, hears_from = self._views(self.round)
         self._view = View(
             tuple(p for p in sends_to if p not in self._gone),
-            tuple(p for p in hears_from if p not in self._gone or self._mail.get(p)),
+            tuple(p for p in hears_from if p not in self._gone or self.mail.unopened.get(p)),
         )
         self._agreement.measured("train_loss", self._loss)
         degree, message = len(self._view.sends_to), self.algorithm.send(self.state)
-        self._remember(self.me, degree, message)
+        self.mail.remember(self.me, degree, message)
         score = self._agreement.begin(self.round)
         effects: list[Effect] = [Send(self._view.sends_to, self.round, degree, score, message)]
         if 0 < self.pace.patience < math.inf:
             effects.append(SetTimer(self.pace.patience, self.round))
         return effects
 
-    def _received(self, event: Received) -> list[Effect]:
+    def _receive(self, event: Received) -> list[Effect]:
         sender = event.sender
         if sender not in self._views(event.round).hears_from:
             raise RemoteProtocolError(f"{sender} is not a neighbour in round {event.round}")
-        if event.round <= self._newest.get(sender, -1):
-            raise RemoteProtocolError(f"{sender} sent round {event.round} again, or out of order")
-        if self.algorithm.absorb is not newest:
-            self._try_absorb(event)
-        self._newest[sender] = event.round
-        mail = self._mail.setdefault(sender, deque())
-        mail.append(event)
-        if len(mail) > self.pace.backlog and self._replaceable and self.pace.patience < math.inf:
-            mail.popleft()
-            self._outran.add(sender)
-        if event.round <= self.round:
-            self._outran.discard(sender)
+        self.mail.put(event, self.round)
         # A model of the last round, come while we train for the next, is as good as in time:
         # whose wait for a third peer made us wait in vain is in step again.
         if event.round + (self.phase is Phase.TRAINING) >= self.round:
             self._late.discard(sender)
         return self._try_close()
 
-    def _try_absorb(self, event: Received) -> None:
-        """Refuse a message that cannot be decoded now, while nothing has changed yet."""
-        try:
-            self.algorithm.absorb(None, cast(M, event.message), self._width)
-        except ValueError as error:
-            raise RemoteProtocolError(f"message of {event.sender}: {error}") from error
-
-    @property
-    def _replaceable(self) -> bool:
-        """Whether a newer message of a sender makes the older ones worthless."""
-        return self.algorithm.absorb is newest and self.mixing.conserves == "mean"
-
     def _try_close(self) -> list[Effect]:
         if self.phase is not Phase.WAITING:
             return []
         missing = []
         for peer in self._view.hears_from:
-            mail = self._mail.get(peer)
-            if (mail and mail[-1].round >= self.round) or peer in self._outran:
+            if self.mail.has_come(peer, self.round):
                 continue
             if self._patient and peer not in self._gone and peer not in self._late:
                 return []
@@ -234,79 +240,38 @@ class Peer(Generic[S, M, R]):
 
     def _close(self, missing: tuple[PeerId, ...]) -> list[Effect]:
         self._late.update(missing)
-        inbox, received = self._open_mail()
-        if self.algorithm.absorb is newest:
-            self._heard.clear()  # what was said before says nothing of later rounds
-        self.state = self.algorithm.receive(self.state, inbox)
+        opened = self.mail.open(self._view.hears_from, self.round, not self.pace.patience)
+        self.state = self.algorithm.receive(self.state, opened.inbox)
+        self._take_scores(opened.scores)
         together = self._agreement.reached(self.round)
-        last = together or self._out_of_time or self.round + 1 >= self.pace.rounds
+        last = together or self._is_last
         missed = tuple(p for p in missing if p not in self._gone)
-        effects: list[Effect] = [Report(self.round, self._loss, self.params, received, missed)]
-        every = self.pace.evaluate_every
+        report = Report(self.round, self._loss, self.params, opened.received, missed)
+        effects: list[Effect] = [report]
+        every, stop = self.pace.evaluate_every, self.pace.stop
         if every and (last or (self.round + 1) % every == 0):
             effects.append(Evaluate(self.round, self.params))
+            self._unjudged = stop is not None and stop.metric != "train_loss"
         self.round += 1
         if last:
             self.phase = Phase.DONE
             return [*effects, Stop(self._reason(together))]
-        return effects + self._train()
+        self.phase = Phase.TRAINING
+        return [*effects, *(self._try_speak() if self.pace.overlap else self._train())]
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether no round comes after this one, whatever the others say."""
+        return self._out_of_time or self.round + 1 >= self.pace.rounds
 
     def _reason(self, together: bool) -> str:
         if together:
             return "converged"
         return "all rounds done" if self.round >= self.pace.rounds else "out of time"
 
-    def _open_mail(self) -> tuple[Inbox[R], int]:
-        """Return what there is to mix, and how many bytes of mail were opened for it."""
-        entries: list[tuple[PeerId, float, R]] = []
-        # Where neighbours change, a letter may come when its sender is none any more. It is
-        # taken now: later it would be old, and a share of a mass may not be lost.
-        others = tuple(p for p in self._mail if self._mail[p] and p not in self._view.hears_from)
-        mail = {peer: self._due(peer) for peer in (*self._view.hears_from, *others)}
-        mail = {p: letters for p, letters in mail.items() if letters or p not in others}
-        received, taking = 0, len(mail)
-        shares = self.mixing.conserves == "mass"  # every message is one, to be taken once
-        for peer, letters in mail.items():
-            received += sum(letter.size for letter in letters)
-            if peer not in others:
-                self._take_scores(peer, letters)
-            for letter in letters:
-                degree, memory = self._remember(peer, letter.degree, letter.message)
-                if shares:
-                    entries.append((peer, self.mixing.weight(taking, degree), memory))
-            if not shares and peer in self._heard:
-                degree, memory = self._heard[peer]
-                entries.append((peer, self.mixing.weight(taking, degree), memory))
-        return self._inbox(entries), received
-
-    def _take_scores(self, peer: PeerId, letters: list[Received]) -> None:
-        scores = [letter.score for letter in letters if letter.round == self.round]
-        for score in scores:
-            self._agreement.heard(score)
-        if not scores and peer not in self._gone:
-            self._agreement.missed()
-
-    def _due(self, peer: PeerId) -> list[Received]:
-        mail, letters = self._mail.get(peer, deque()), []
-        everything = not self.pace.patience or peer in self._outran
-        while mail and (everything or mail[0].round <= self.round):
-            letters.append(mail.popleft())
-        return letters
-
-    def _inbox(self, entries: list[tuple[PeerId, float, R]]) -> Inbox[R]:
-        giving, mine = self._heard[self.me]
-        if self.mixing.conserves == "mean":  # what was not heard goes back to oneself
-            kept = 1 - math.fsum(weight for _, weight, _ in entries)
-        else:
-            kept = 1 - giving * self.mixing.weight(len(self._view.hears_from), giving)
-        # All peers add up in the order of the ids, so that peers which hear the same hold
-        # the same, to the bit.
-        entries = sorted([*entries, (self.me, kept, mine)], key=lambda entry: entry[0])
-        senders, weights, memories = zip(*entries, strict=True)
-        return unstacked(weights, memories, senders.index(self.me))
-
-    def _remember(self, peer: PeerId, degree: int, message: tuple[Tensor, ...]) -> tuple[int, R]:
-        known = self._heard[peer][1] if peer in self._heard else None
-        memory = self.algorithm.absorb(known, cast(M, message), self._width)
-        self._heard[peer] = (degree, memory)
-        return degree, memory
+    def _take_scores(self, scores: dict[PeerId, list[float]]) -> None:
+        for peer, said in scores.items():
+            for score in said:
+                self._agreement.heard(score)
+            if not said and peer not in self._gone:
+                self._agreement.missed()

@@ -11,13 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from p2pfl.errors import RemoteProtocolError, RunError
-from p2pfl.learning.crew import Crew
 from p2pfl.learning.scratch import keep_freed_memory
-from p2pfl.learning.training import train_
-from p2pfl.learning.tree import split, tree_map, unshared
 from p2pfl.peer.events import (
     Effect,
     Evaluate,
@@ -36,6 +32,7 @@ from p2pfl.peer.events import (
     Train,
     Trained,
 )
+from p2pfl.runtime.batch import Batch
 from p2pfl.runtime.gathering import Gathering
 from p2pfl.runtime.later import Later, postponed
 from p2pfl.runtime.network import NetworkModel
@@ -61,8 +58,6 @@ class Emulator:
     Attributes:
         seconds: where the real time has gone so far; mixing is part of training.
         time: the virtual time, in seconds.
-        updates: local steps so far, of all peers.
-        batches: how many times training was done for all who waited for it.
         missed: messages waited for in vain.
         rejected: messages refused.
     """
@@ -80,21 +75,31 @@ class Emulator:
         lazy = dataclasses.replace(setup, algorithm=postponed(setup.algorithm))
         self.peers = {node: lazy.peer(node) for node in range(setup.topology.n)}
         self.time, self.rejected, self.missed = 0.0, 0, 0
-        self.updates, self.batches = 0, 0
         self.seconds = Seconds()
         self._examples = setup.task.examples(torch.arange(setup.topology.n)).tolist()
         self._heap: list[tuple[float, int, PeerId, Event | Train | _Crash]] = []
         self._order = itertools.count()
-        self._pending: dict[PeerId, Train] = {}
-        self._ready: dict[PeerId, Trained] = {}
         self._unmeasured: list[tuple[PeerId, Evaluate]] = []
         self._post = Post(network)
         self._stopped: dict[PeerId, str] = {}
         self._rounds = Gathering(set(self.peers))
         self._clock = time.perf_counter()
         stop = getattr(setup.pace, "stop", None)
-        self._in_step = getattr(setup.pace, "patience", 0.0) == math.inf
+        # In step, models trained together are given up together; where some peers are slow,
+        # theirs would keep those of many.
+        in_step = getattr(setup.pace, "patience", 0.0) == math.inf
+        self._batch = Batch(setup, keep_blocks=in_step)
         self._together = 1 if stop and stop.metric != "train_loss" else TOGETHER
+
+    @property
+    def updates(self) -> int:
+        """The local steps in all models, those of peers that crashed included."""
+        return sum(peer.step for peer in self.peers.values())
+
+    @property
+    def batches(self) -> int:
+        """How many times training was done for all who waited for it."""
+        return self._batch.count
 
     @property
     def ending(self) -> Ending:
@@ -160,7 +165,7 @@ class Emulator:
 
     def _crash(self, peer: PeerId) -> None:
         self.crashed.add(peer)
-        self._pending.pop(peer, None)
+        self._batch.forget(peer)
         self._rounds.leave(peer)
         self._notify_loss(peer, [p for p in self.peers if p != peer], 0.0)
 
@@ -178,7 +183,7 @@ class Emulator:
     def _carry_out(self, peer: PeerId, effect: Effect, last: bool) -> None:
         match effect:
             case Train(step=step, count=count):
-                self._pending[peer] = effect
+                self._batch.ask(peer, effect)
                 self._at(self.time + self.network.training(peer, step, count), peer, effect)
             case Send():
                 self._send(peer, effect)
@@ -192,6 +197,7 @@ class Emulator:
                     self._measure()
             case Stop(reason=reason):
                 self._stopped[peer] = reason
+                self._batch.forget(peer)  # what was for a round that there will not be
                 self._rounds.leave(peer)
                 self._notify_loss(peer, self._linked(peer), self.network.latency)
 
@@ -247,63 +253,16 @@ class Emulator:
         began = time.perf_counter()
         nodes = torch.tensor([peer for peer, _ in waiting])
         scores = self.setup.task.evaluate(torch.cat(models), nodes)
-        each = zip(waiting, *(field.tolist() for field in scores), strict=True)
+        each = list(zip(waiting, *(field.tolist() for field in scores), strict=True))
+        self.seconds.evaluation += time.perf_counter() - began
         for (peer, asked), loss, acc in each:
             self._rounds.evaluated(peer, asked.round, loss, acc)
-            self.peers[peer].handle(Evaluated(asked.round, loss, acc))
-        self.seconds.evaluation += time.perf_counter() - began
+            self._deliver(peer, Evaluated(asked.round, loss, acc))
 
     def _trained(self, peer: PeerId) -> Trained:
-        if peer not in self._ready:
-            # Rows which make equally many steps are neighbours, so that they stay stacked.
-            asked = sorted(self._pending.items(), key=lambda item: item[1].count)
-            self._pending.clear()
-            self.batches += 1
-            self.updates += sum(train.count for _, train in asked)
-            began, task = time.perf_counter(), self.setup.task
-            self._prepare(asked)
-            size = min(task.block, -(-len(asked) // max(1, torch.get_num_threads())))
-            with Crew(torch.get_num_threads() if task.parallel else 1) as crew:
-                for start in range(0, len(asked), size):
-                    crew.do(self._train, asked[start : start + size])
-            self.seconds.training += time.perf_counter() - began
-        return self._ready.pop(peer)
-
-    def _train(self, asked: list[tuple[PeerId, Train]]) -> None:
-        """Mix and train a few rows while they are in the cache."""
-        task, algorithm = self.setup.task, self.setup.algorithm
-        state = self._laid_out([train.state for _, train in asked])
-        nodes = torch.tensor([peer for peer, _ in asked])
-        first = torch.tensor([train.step for _, train in asked])
-        count = torch.tensor([train.count for _, train in asked])
-        losses = train_(algorithm, task, state, nodes, first, count).tolist()
-        rows = split(state, len(asked))
-        for (peer, train), row, loss in zip(asked, rows, losses, strict=True):
-            # A view keeps the models of all others for as long as its own. In step that is
-            # equally long; where some are slow, theirs would keep many.
-            own = row if self._in_step else tree_map(torch.clone, row)
-            self._ready[peer] = Trained(train.step, Later(algorithm, own), loss)
-
-    def _laid_out(self, states: list[Later]) -> Any:  # noqa: ANN401
-        """Return the states as one block; models are mixed where they are to lie."""
-        params = self.setup.task.init(torch.zeros(0, dtype=torch.int64))
-        models = params.new_empty(len(states), params.shape[1])
-        rows = [state.worked_out(models[i : i + 1]) for i, state in enumerate(states)]
-
-        def lay(*leaves: Tensor) -> Tensor:
-            if all(leaf.data_ptr() == models[i].data_ptr() for i, leaf in enumerate(leaves)):
-                return models
-            return torch.cat(leaves)
-
-        return unshared(tree_map(lay, *rows))
-
-    def _prepare(self, asked: list[tuple[PeerId, Train]]) -> None:
-        """Tell the task what comes next, where all make equally many plain steps."""
-        counts = {train.count for _, train in asked}
-        if len(counts) == 1 and self.setup.algorithm.factor:
-            nodes = torch.tensor([peer for peer, _ in asked])
-            first = torch.tensor([train.step for _, train in asked])
-            self.setup.task.prepare(nodes, first, counts.pop())
+        trained = self._batch.fetch(peer)
+        self.seconds.training = self._batch.seconds
+        return trained
 
     def _at(self, due: float, peer: PeerId, event: Event | Train | _Crash) -> None:
         heapq.heappush(self._heap, (due, next(self._order), peer, event))

@@ -1,20 +1,20 @@
 """The handshake: whom a peer lets in, who lets it in, and why not.
 
 A hello says who dials, and spells out what both ends must agree on. The answer is WELCOME,
-or REFUSE with the difference. Nothing here is proof of anything: the links are not
-authenticated, and a hello is a claim.
+or REFUSE with the difference. With keys, who says hello must have proved the key of the peer
+it says it is; in clear, a hello is a claim and nothing more.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from p2pfl.errors import RemoteProtocolError, RunError
 from p2pfl.peer.events import PeerId
 from p2pfl.runtime import wire
-from p2pfl.runtime.sockets import Frames, Link, Listener
+from p2pfl.runtime.sockets import Frames, Link, Listener, Mail
 from p2pfl.runtime.wire import Header, Kind
 
 MOST_REASON = 1000  # bytes
@@ -39,19 +39,35 @@ class Terms:
 class Handshake:
     """What has been settled with the neighbours.
 
+    Args:
+        me: who we are.
+        neighbours: whom to let in.
+        terms: what both ends must agree on.
+        keys: what each peer must prove; None: nothing.
+
     Attributes:
+        neighbours: whom we let in.
+        addresses: where they listen, as far as it is known.
         run: stands for our terms in every header.
         refused: who does not want us, and why.
         answered: whose hello we have answered, either way.
         done: whether all have met.
     """
 
-    def __init__(self, me: PeerId, addresses: Mapping[PeerId, str], terms: Terms) -> None:
+    def __init__(
+        self,
+        me: PeerId,
+        neighbours: Iterable[PeerId],
+        terms: Terms,
+        keys: Mapping[PeerId, str] | None = None,
+    ) -> None:
         self.me, self.run = me, terms.run
+        self.addresses: dict[PeerId, str] = {}
+        self.neighbours, self._keys = frozenset(neighbours), keys
         self.refused: dict[PeerId, str] = {}
         self.answered: set[PeerId] = set()
         self.done = False
-        self._addresses, self._terms = dict(addresses), wire.shorten(terms.items)
+        self._terms = wire.shorten(terms.items)
         self._life = secrets.randbits(53)  # tells us from ourselves started again
         self._lives: dict[PeerId, int] = {}
         self._senders: dict[bytes, PeerId] = {}  # by connection
@@ -71,35 +87,30 @@ class Handshake:
 
     def name(self, peer: PeerId) -> str:
         """Return what errors call a neighbour."""
-        return f"peer {peer} at {self._addresses[peer]}"
+        return f"peer {peer} at {self.addresses.get(peer, 'an unknown address')}"
 
     def hear(
-        self,
-        listener: Listener,
-        identity: bytes,
-        frames: list[memoryview],
-        here: Collection[PeerId],
+        self, listener: Listener, mail: Mail, header: Header, here: Collection[PeerId]
     ) -> None:
         """Answer a hello.
 
         Args:
             listener: where it came in, and where the answer goes.
-            identity: of the connection.
-            frames: the message.
+            mail: the message; `header` is its first frame.
             here: neighbours that have not left.
 
         Raises:
             RemoteProtocolError: it was refused.
         """
-        header = wire.unpack(frames[0])
-        if len(frames) != 2:
+        if len(mail.frames) != 2:
             raise RemoteProtocolError("a hello without terms")
-        peer, life = header.sender, header.round
-        reason = self._objection(listener, header, wire.unpack_terms(frames[1]), here)
+        peer, life, identity = header.sender, header.round, mail.connection
+        reason = self._imposture(peer, mail.key) or self._objection(
+            listener, header, wire.unpack_terms(mail.frames[1]), here
+        )
         self.answered.add(peer)
         if reason:
-            body = reason.encode()[:MOST_REASON]
-            listener.answer(identity, self._header(Kind.REFUSE), body)
+            self.refuse(listener, identity, reason)
             raise RemoteProtocolError(f"hello refused: {reason}")
         # Of a connection before this one something may still lie unread, if it was not
         # another process that made it.
@@ -109,33 +120,44 @@ class Handshake:
         self._senders[identity], self._lives[peer] = peer, life
         listener.answer(identity, self._header(Kind.WELCOME))
 
-    def refuse_version(self, listener: Listener, identity: bytes) -> None:
-        """Answer somebody whose version of the protocol is another, as far as we can."""
-        listener.answer(identity, self._header(Kind.REFUSE))
+    def refuse(self, listener: Listener, identity: bytes, reason: str = "") -> None:
+        """Answer with a no, and say why if the other end could read that."""
+        listener.answer(identity, self._header(Kind.REFUSE), reason.encode()[:MOST_REASON])
 
-    def hear_answer(self, peer: PeerId, link: Link, frames: list[bytes]) -> bool:
-        """Take in what the neighbour behind a link has answered; return whether it has left.
+    def allow(self, keys: Mapping[PeerId, str]) -> list[PeerId]:
+        """Take in a new list of keys; return who has lost theirs, whose mail is refused now."""
+        before, self._keys = self._keys or {}, keys
+        lost = [peer for peer, key in before.items() if keys.get(peer) != key]
+        self._senders = {i: peer for i, peer in self._senders.items() if peer not in lost}
+        return lost
 
-        Raises:
-            RemoteProtocolError: it is no answer.
-        """
-        try:
-            header = wire.unpack(frames[0])
-        except wire.OtherVersion as error:
-            self.refused[peer] = f"{self.name(peer)} speaks {error}"
-            self.answered.add(peer)  # there is nothing more it could hear from us
-            raise
+    def is_proven(self, peer: PeerId, key: str | None) -> bool:
+        """Say whether a key is that of a peer; without keys everybody is believed."""
+        return self._keys is None or (key is not None and self._keys.get(peer) == key)
+
+    def hear_version(self, peer: PeerId, error: wire.OtherVersion) -> None:
+        """Take note that a neighbour speaks another version of the protocol."""
+        self.refused[peer] = f"{self.name(peer)} speaks {error}"
+        self.answered.add(peer)  # there is nothing more it could hear from us
+
+    def hear_answer(self, peer: PeerId, link: Link, header: Header, body: list[memoryview]) -> bool:
+        """Take in what the neighbour behind a link has answered; return whether it has left."""
         if header.sender != peer:
             self.refused[peer] = f"{self.name(peer)} says that it is peer {header.sender}"
             self.answered.add(peer)
         elif header.kind is Kind.WELCOME:
             link.accepted()
         elif header.kind is Kind.REFUSE:
-            reason = frames[1][:MOST_REASON].decode(errors="replace") if frames[1:] else ""
+            reason = b"".join(body[:1])[:MOST_REASON].decode(errors="replace")
             self.refused[peer] = (
                 f"{self.name(peer)} refused peer {self.me} ('here' is peer {peer}): {reason}"
             )
         return header.sender == peer and header.kind is Kind.BYE
+
+    def _imposture(self, peer: PeerId, key: str | None) -> str:
+        if self.is_proven(peer, key):
+            return ""
+        return f"the key of this connection is not the one that is listed for peer {peer}"
 
     def _objection(
         self,
@@ -148,7 +170,7 @@ class Handshake:
         peer, life = header.sender, header.round
         if difference := wire.difference(self._terms, terms):
             return difference
-        if peer not in self._addresses:
+        if peer not in self.neighbours:
             return f"peer {peer} is no neighbour of peer {self.me}"
         if peer not in here:
             return f"peer {self.me} goes on without peer {peer}"

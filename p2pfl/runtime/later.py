@@ -7,6 +7,7 @@ they give is in the processor's cache.
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any, cast
 
 from torch import Tensor
@@ -24,7 +25,7 @@ class Later:
         inbox: what was heard in it; None: there was none, and `state` it is.
     """
 
-    __slots__ = ("_algorithm", "_inbox", "_state")
+    __slots__ = ("_algorithm", "_lock", "_made_of")
 
     def __init__(
         self,
@@ -32,7 +33,9 @@ class Later:
         state: Any,  # noqa: ANN401 - whatever the algorithm keeps
         inbox: Inbox[Any] | None = None,
     ) -> None:
-        self._algorithm, self._state, self._inbox = algorithm, state, inbox
+        self._algorithm = algorithm
+        self._made_of = state, inbox
+        self._lock = Lock()  # what one thread works out, another need not
 
     def worked_out(self, into: Tensor | None = None) -> Any:  # noqa: ANN401
         """Return the state, and keep nothing of it.
@@ -40,16 +43,19 @@ class Later:
         Args:
             into: memory, ``[1, d]``, to which what is mixed first may be written.
         """
-        if self._inbox is None:
-            return self._state
-        if into is not None and isinstance(self._inbox, Letters):
-            self._inbox.into.append(into)
-        return self._algorithm.receive(self._state, self._inbox)
+        state, inbox = self._made_of
+        if inbox is None:
+            return state
+        if into is not None and isinstance(inbox, Letters):
+            inbox.into.append(into)
+        return self._algorithm.receive(state, inbox)
 
     def now(self) -> Any:  # noqa: ANN401
         """Return the state, and keep it in place of what it was made of."""
-        self._state, self._inbox = self.worked_out(), None
-        return self._state
+        with self._lock:
+            state = self.worked_out()
+            self._made_of = state, None
+        return state
 
     @property
     def params(self) -> Tensor:
@@ -59,9 +65,16 @@ class Later:
 
 def postponed(algorithm: Algorithm[Any, Any, Any]) -> Algorithm[Any, Any, Any]:
     """Return an algorithm for one row at a time whose states, and models, are `Later`."""
+    carry = algorithm.carry
+
+    def carried(before: Later, trained: Later, mixed: Later) -> Later:
+        assert carry is not None
+        return Later(algorithm, carry(before.now(), trained.now(), mixed.now()))
+
     return algorithm._replace(
         init=lambda x, rows: Later(algorithm, algorithm.init(x, rows)),
         model=lambda state: cast(Tensor, state),  # the runtime asks it when it needs a model
         send=lambda state: algorithm.send(state.now()),
         receive=lambda state, inbox: Later(algorithm, state.now(), inbox),
+        carry=carried if carry else None,  # what comes of it is sent at once
     )

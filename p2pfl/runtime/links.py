@@ -1,9 +1,11 @@
 """All the links of a peer: neighbours are met, models go out and come in, losses are noticed.
 
 Every peer binds one ROUTER and dials one DEALER to each neighbour, whatever way models
-flow between them. A hello goes out first on every dialled link, and is answered on it; from
-then on the link carries models one way. Who sent something is known by the link it came
-on, as settled in the handshake: the header only has to agree.
+flow between them. On a dialled link small messages go out: a hello first, then credit,
+heartbeats and a goodbye. What comes back on it are answers to the hello, and chunks of
+models. So nobody who dials can be big, and no heartbeat stands behind a model. Who sent
+something is known by the link it came on, as settled in the handshake: the header only has
+to agree.
 """
 
 from __future__ import annotations
@@ -11,93 +13,83 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from threading import Condition
+from typing import Any
 
 import zmq
 
 from p2pfl.errors import RemoteProtocolError, RunError, UserError
-from p2pfl.peer.events import Event, PeerDown, PeerId, Send
-from p2pfl.runtime import wire
+from p2pfl.peer.events import Event, PeerDown, PeerId, Received, Send
+from p2pfl.runtime import finding, flows, wire
+from p2pfl.runtime.chunks import Outgoing, Schema
+from p2pfl.runtime.endpoint import Endpoint
+from p2pfl.runtime.finding import Book, Finder
+from p2pfl.runtime.flows import Expected
 from p2pfl.runtime.handshake import MOST_REASON, Handshake, NeighbourGone, Terms
-from p2pfl.runtime.sockets import Link, Listener, new_context
-from p2pfl.runtime.wire import Header, Kind, Schema
+from p2pfl.runtime.neighbour import Neighbour, Rejections
+from p2pfl.runtime.sockets import Mail
+from p2pfl.runtime.streams import Stream
+from p2pfl.runtime.wire import Header, Kind
 
 # A link that broke is dialled again by ZeroMQ; if that has not helped after so many seconds,
 # the peer behind it is taken for dead.
 GRACE = 1.0
-# What may wait of one neighbour: for it to read, or for a phase we have not reached.
+# What may wait for one neighbour to ask for it.
 MANY, PLENTY = 8, 1 << 26  # messages of any size; bytes
-MOST_REASONS = 100  # reasons of refusal told apart: strangers could make up any number
+OTHER_RUN = "peers take part in another run: their experiments or seeds differ"
 POLL = 20  # milliseconds between two looks at what wakes no poller
-
-
-class _Mail(NamedTuple):
-    """A message as it came in."""
-
-    identity: bytes  # of the connection
-    header: Header
-    frames: list[memoryview]  # after the header's
 
 
 class Links:
     """All the links of one peer.
 
     Args:
-        me: its id; `bind` is where it listens, and `addresses` where its neighbours do.
+        me: its id.
+        endpoint: its sockets, which are closed with the links.
+        neighbours: whom it talks to.
         terms: what they must agree on.
-        largest: bytes of the largest frame that a neighbour has reason to send.
-        descriptor: a socket that listens already, to be taken over.
+        book: who listens where, as far as we know; others may ask for it.
+        finder: where else to look for addresses; it is closed with the links.
 
     Attributes:
         poller: wakes up when there is something to do here.
-        rejected: how many messages were refused, by reason.
+        rejected: how many messages were refused, by sender and reason.
 
     Raises:
-        UserError: an address cannot be used.
-        RunError: an address is taken.
+        UserError: an address cannot be used, or a key is not listed.
     """
 
     def __init__(
         self,
         me: PeerId,
-        bind: str,
-        addresses: Mapping[PeerId, str],
+        endpoint: Endpoint,
+        neighbours: Iterable[PeerId],
         terms: Terms,
-        largest: int,
-        descriptor: int | None = None,
+        book: Book,
+        finder: Finder | None = None,
     ) -> None:
-        self.me, self.poller = me, zmq.Poller()
-        self.rejected: Counter[str] = Counter()
-        self._phase, self._schema, self._replaceable = -1, Schema(tuple, ()), True
-        self._handshake = Handshake(me, addresses, terms)
-        self._early: list[_Mail] = []
-        self._links: dict[PeerId, Link] = {}
-        self._context = new_context(len(addresses))
-        largest = max(largest, wire.MAX_HELLO)
-        self._room = max(MANY, PLENTY // largest)
-        try:
-            self._listener = Listener(self._context, bind, largest, descriptor)
-            for to, address in addresses.items():
-                self._links[to] = Link(self._context, address, self._handshake.hello)
-        except (UserError, RunError):
-            self._context.destroy(0)
-            raise
-        links = self._links.values()
-        for socket in (self._listener.socket, *(s for k in links for s in (k.socket, k.monitor))):
-            self.poller.register(socket, zmq.POLLIN)
+        self.me, self.poller = me, endpoint.poller
+        self.rejected = Rejections()
+        self._endpoint, self._listener = endpoint, endpoint.listener
+        self._book, self._finder = book, finder
+        keys = endpoint.keyring.of if endpoint.keyring else None
+        self._handshake = Handshake(me, neighbours, terms, keys)
+        self._phase, self._replaceable, self._room = -1, True, MANY
+        self._early: list[Mail] = []  # goodbyes of peers that met everybody before we did
+        self._neighbours: dict[PeerId, Neighbour] = {}
+        self._find()
 
     def inproc(self, name: str) -> zmq.Socket[bytes]:
         """Return a socket on which other threads of this process can wake the poller."""
-        socket = self._context.socket(zmq.PULL)
+        socket = self._endpoint.context.socket(zmq.PULL)
         socket.bind(f"inproc://{name}")
         self.poller.register(socket, zmq.POLLIN)
         return socket
 
     def waker(self, name: str) -> zmq.Socket[bytes]:
         """Return the other end of `inproc`, for use in one other thread."""
-        socket = self._context.socket(zmq.PUSH)
+        socket = self._endpoint.context.socket(zmq.PUSH)
         socket.connect(f"inproc://{name}")
         return socket
 
@@ -119,182 +111,272 @@ class Links:
             if refused and (left <= 0 or refused.keys() <= answered):
                 raise UserError("; ".join(refused.values()))
             if left <= 0:
-                who = ", ".join(map(self._handshake.name, absent))
+                who = ", ".join(map(self._described, absent))
                 raise RunError(f"peer {self.me}: nothing heard within {timeout:g} s of {who}")
+            self._find()
             self._tend()
             self.poller.poll(math.ceil(1000 * min(left, 0.2)))
-            self._early += self._read()
-            self._answers()
+            self._read()
+            self._arrivals()
             if refused:
                 deadline = min(deadline, time.monotonic() + GRACE)
         self._handshake.done = not absent
         return not absent
 
-    def expect(self, phase: int, schema: Schema, replaceable: bool) -> None:
-        """Enter a phase: say what its messages look like, and whether the newest is enough.
+    def expect(
+        self,
+        phase: int,
+        schema: Schema,
+        replaceable: bool = False,
+        news: Condition | None = None,
+    ) -> None:
+        """Enter a phase.
 
-        Messages of later phases, from neighbours ahead of us, are kept until then.
+        Args:
+            phase: messages of other phases are refused.
+            schema: what its messages look like.
+            replaceable: whether a newer message makes an unsent older one worthless.
+            news: if models are to be mixed while they arrive: where who mixes them waits.
         """
-        self._phase, self._schema, self._replaceable = phase, schema, replaceable
+        self._phase, self._replaceable = phase, replaceable
+        self._room = max(MANY, PLENTY // max(1, schema.nbytes))
+        expected = Expected(schema, flows.window(schema, len(self._neighbours)), news)
+        for one in self._neighbours.values():
+            one.inflow.expect(phase, expected)
+        self._ask()
 
     def events(self) -> list[Event]:
         """Return what has happened on the links: messages first, then losses."""
         self._tend()
-        happened: list[Event] = []
-        arrived, self._early = self._early + self._read(), []
-        kept: Counter[bytes] = Counter()
-        for mail in arrived:
-            kept[mail.identity] += self._is_early(mail)
-            if self._is_early(mail) and kept[mail.identity] <= self._room:
-                self._early.append(mail)
-            elif event := self._accept(mail):
-                happened.append(event)
-        self._answers()
-        return [*happened, *self._lost()]
+        self._read()
+        happened: list[Event] = [*self._arrivals()]
+        self._ask()
+        self._pass_on()
+        return [*happened, *self._left(), *self._lost()]
 
     def send(self, send: Send) -> None:
         """Send a model to everybody it is for, without ever waiting.
 
-        A neighbour that does not read gets the newest model when it reads again; where no
-        message can be left out, it is given up once too much has piled up.
+        A neighbour that does not ask for it gets the newest model when it asks again; where
+        no message can be left out, it is given up once too much has piled up.
         """
         about = (self._handshake.run, self._phase, self.me, send.round, send.degree, send.score)
-        header = Header(Kind.MODEL, *about)
-        frames = wire.dump(header, send.message)
+        message = Outgoing(Header(Kind.CHUNK, *about), send.message)
         for to in send.to:
-            if link := self._links.get(to):
-                if self._replaceable:
-                    link.unsent.clear()
-                link.unsent.append(frames)
-                link.flush()
+            if one := self._neighbours.get(to):
+                one.outflow.put(message, self._replaceable)
+        self._pass_on()
+
+    def begin(self, streams: Iterable[Stream]) -> None:
+        """Take note that streams are mixed now, so that older ones of their senders never will."""
+        for stream in streams:
+            if one := self._neighbours.get(stream.sender):
+                one.inflow.drop_before(stream)
+
+    def end_streams(self) -> None:
+        """Let nobody wait for the rest of a model any more."""
+        for one in self._neighbours.values():
+            one.inflow.end()
 
     def until_due(self, due: float, most: int) -> int:
         """Return how many milliseconds to poll: until the next timer (monotonic), or `most`."""
-        links = self._links.values()
+        links = [one.link for one in self._neighbours.values()]
         pending = any(link.unsent or link.broken_since is not None for link in links)
         left = math.ceil(1000 * min(due - time.monotonic(), 1000))
         return max(0, min(left, POLL if pending else most))
 
-    def reject(self, error: RemoteProtocolError) -> None:
+    def reject(self, error: RemoteProtocolError, sender: PeerId | None = None) -> None:
         """Count a message that was refused."""
-        reason = str(error)
-        if reason not in self.rejected and len(self.rejected) >= MOST_REASONS:
-            reason = "other reasons"
-        self.rejected[reason] += 1
+        self.rejected.count(error, sender)
+
+    def report(self) -> dict[str, Any]:
+        """Return what a summary says of the links."""
+        trips = {peer: one.round_trip for peer, one in self._neighbours.items()}
+        return {
+            "encrypted": self._endpoint.keyring is not None,
+            "round_trip_ms": {str(p): round(1000 * t, 3) for p, t in trips.items() if t},
+            "rejections": {**self.rejected, **self._endpoint.gate.refused()},
+        }
+
+    def allow(self, keys: Mapping[PeerId, str]) -> None:
+        """Take in a new list of keys; whose key is not on it any more is given up."""
+        self._endpoint.allow(keys)
+        for peer in self._handshake.allow(keys):
+            if one := self._neighbours.get(peer):
+                one.is_revoked = True
 
     def close(self, reason: str, linger: float) -> None:
-        """Say goodbye; wait until the neighbours have read it, `linger` seconds at most.
+        """Say goodbye; wait until the neighbours have everything, `linger` seconds at most.
 
         Before all have met it is also for neighbours that are only about to turn up.
         """
         kind = Kind.BYE if self._handshake.done else Kind.ABORT
-        for link in self._links.values():
-            link.unsent.append([self._pack(kind), reason.encode()[:MOST_REASON]])
+        for one in self._neighbours.values():
+            one.say_goodbye(self._about(kind), reason.encode()[:MOST_REASON])
         deadline = time.monotonic() + linger
         while self._has_listeners() and time.monotonic() < deadline:
             with contextlib.suppress(NeighbourGone):
                 self.events()
             self.poller.poll(POLL)
-        for peer in list(self._links):
+        for peer in list(self._neighbours):
             self._drop(peer)
-        self._listener.socket.close()
-        self._context.destroy()
+        if self._finder:
+            self._finder.close()
+        self._endpoint.close()
 
     def _has_listeners(self) -> bool:
         """Say whether there is anybody left for whom a goodbye means something."""
         met, refused = self._handshake.done, self._handshake.refused
-        return any(k.welcomed or not (met or p in refused) for p, k in self._links.items())
+        known = self._neighbours.items()
+        return any(one.link.welcomed or not (met or p in refused) for p, one in known)
 
-    def _pack(self, kind: Kind) -> bytes:
-        return wire.pack(Header(kind, self._handshake.run, max(self._phase, 0), self.me))
+    def _about(self, kind: Kind) -> Header:
+        return Header(kind, self._handshake.run, max(self._phase, 0), self.me)
+
+    def _find(self) -> None:
+        """Dial neighbours whose address has become known, or elsewhere if it was the wrong one."""
+        for peer, one in list(self._neighbours.items()):
+            if self._finder and one.link.trouble and peer not in self._book.addresses:
+                self._finder.skip(peer, self._handshake.addresses.pop(peer))
+                self._drop(peer)
+        unknown = self._handshake.neighbours - self._handshake.addresses.keys()
+        known = self._book.addresses
+        if not unknown <= known.keys() and self._finder:
+            known = {**self._finder.found(), **known}
+        for peer in sorted(unknown & known.keys()):
+            link = self._endpoint.dial(peer, known[peer], self._handshake.hello)
+            self._handshake.addresses[peer] = known[peer]
+            self._neighbours[peer] = Neighbour(link)
 
     def _absent(self) -> list[PeerId]:
-        known = self._handshake.is_known
-        return [p for p, link in self._links.items() if not link.welcomed or not known(p)]
+        known, links = self._handshake.is_known, self._neighbours
+        everybody = sorted(self._handshake.neighbours)
+        return [p for p in everybody if not (p in links and links[p].link.welcomed and known(p))]
+
+    def _described(self, peer: PeerId) -> str:
+        one = self._neighbours.get(peer)
+        trouble = f" ({one.link.trouble})" if one and one.link.trouble else ""
+        return f"{self._handshake.name(peer)}{trouble}"
 
     def _tend(self) -> None:
-        for link in self._links.values():
-            link.watch()
-            link.flush()
+        self._endpoint.tend()
+        for one in self._neighbours.values():
+            one.tend(self._about(Kind.PING))
 
-    def _read(self) -> list[_Mail]:
-        """Read what has come; hellos, and goodbyes before the start, are dealt with here."""
-        mails = []
-        for identity, frames in self._listener.read():
+    def _read(self) -> None:
+        """Read what has come in from those who dialled us."""
+        mails, self._early = [*self._early, *self._listener.read()], []
+        for mail in mails:
+            sender = self._handshake.sender(mail.connection)
             try:
-                if not frames:
-                    raise RemoteProtocolError("an empty message")
-                header = wire.unpack(frames[0])
-                if header.kind is Kind.HELLO:
-                    self._handshake.hear(self._listener, identity, frames, self._links)
-                elif header.kind is Kind.ABORT and self._is_from(identity, header):
-                    self._aborted(identity, header, frames[1:])
-                else:
-                    mails.append(_Mail(identity, header, frames[1:]))
+                self._hear(mail, sender)
             except wire.OtherVersion as error:
-                self._handshake.refuse_version(self._listener, identity)
-                self.reject(error)
+                self._handshake.refuse(self._listener, mail.connection)
+                self.reject(error, sender)
             except RemoteProtocolError as error:
-                self.reject(error)
-        return mails
+                self.reject(error, sender)
 
-    def _is_from(self, identity: bytes, header: Header) -> bool:
-        known = self._handshake.sender(identity) == header.sender
-        return known and header.run == self._handshake.run
+    def _hear(self, mail: Mail, sender: PeerId | None) -> None:
+        """Take in a small message."""
+        if not mail.frames:
+            raise RemoteProtocolError("an empty message")
+        header = wire.unpack(mail.frames[0])
+        if header.kind is Kind.HELLO:
+            self._handshake.hear(self._listener, mail, header, self._neighbours)
+            self._neighbours[header.sender].outflow.connected(mail.connection)
+        elif header.kind is Kind.WHERE:
+            self._tell_addresses(mail, header)
+        elif sender is None or (header.sender, header.run) != (sender, self._handshake.run):
+            raise RemoteProtocolError("a message from somebody who has not said hello")
+        else:
+            self._hear_from(sender, mail, header)
 
-    def _is_early(self, mail: _Mail) -> bool:
-        return mail.header.phase > self._phase and self._is_from(mail.identity, mail.header)
+    def _hear_from(self, sender: PeerId, mail: Mail, header: Header) -> None:
+        if header.kind is Kind.ABORT:
+            self._aborted(mail, header)
+        elif header.kind is Kind.BYE and not self._handshake.done:
+            self._early.append(mail)
+        elif one := self._neighbours.get(sender):
+            one.hear(mail.connection, header, self._about(Kind.PONG))
+        elif header.kind is Kind.BYE:
+            self._listener.answer(mail.connection, wire.pack(self._about(Kind.BYE)))
 
-    def _aborted(self, identity: bytes, header: Header, body: list[memoryview]) -> None:
+    def _tell_addresses(self, mail: Mail, header: Header) -> None:
+        """Answer somebody who looks for the others."""
+        if not self._handshake.is_proven(header.sender, mail.key):
+            raise RemoteProtocolError("a question for addresses with the key of somebody else")
+        if header.run != self._handshake.run:
+            self._handshake.refuse(self._listener, mail.connection, OTHER_RUN)
+            raise RemoteProtocolError("a question for addresses from another run")
+        told = finding.unpack(mail.frames[1:])
+        self._book.learn({header.sender: told.get(header.sender, "")})
+        answer = [wire.pack(self._about(Kind.BOOK)), self._book.pack()]
+        self._listener.answer(mail.connection, *answer)
+
+    def _aborted(self, mail: Mail, header: Header) -> None:
         self._drop(header.sender)
-        self._listener.answer(identity, self._pack(Kind.BYE))
-        reason = b"".join(body[:1])[:MOST_REASON].decode(errors="replace")
+        self._listener.answer(mail.connection, wire.pack(self._about(Kind.BYE)))
+        reason = b"".join(mail.frames[1:2])[:MOST_REASON].decode(errors="replace")
         raise NeighbourGone(
             f"peer {self.me}: peer {header.sender} gave up before all had met: {reason}"
         )
 
-    def _accept(self, mail: _Mail) -> Event | None:
-        identity, header, frames = mail
-        try:
-            if not self._is_from(identity, header):
-                raise RemoteProtocolError("a message from somebody who has not said hello")
-            if header.kind is Kind.BYE:
-                gone = self._drop(header.sender)
-                self._listener.answer(identity, self._pack(Kind.BYE))
-                return PeerDown(header.sender) if gone else None
-            if header.kind is not Kind.MODEL:
-                raise RemoteProtocolError(f"an unexpected {header.kind.name}")
-            if header.phase != self._phase:
-                raise RemoteProtocolError("a message of another phase")
-            return wire.load(header, frames, self._schema)
-        except RemoteProtocolError as error:
-            self.reject(error)
-            return None
-
-    def _answers(self) -> None:
-        for peer, link in list(self._links.items()):
-            for frames in link.answers():
+    def _arrivals(self) -> list[Received]:
+        """Read what has come on the links we dialled."""
+        arrived = []
+        for peer, one in list(self._neighbours.items()):
+            for frames in one.link.read():
                 try:
-                    if self._handshake.hear_answer(peer, link, frames):
+                    header = wire.unpack(frames[0])
+                    if header.kind is Kind.CHUNK:
+                        self._check_origin(peer, one, header)
+                        arrived.append(one.inflow.take(header, frames[1:]))
+                    elif self._handshake.hear_answer(peer, one.link, header, frames[1:]):
                         self._drop(peer)  # our own goodbye has been read
+                        break
+                except wire.OtherVersion as error:
+                    self._handshake.hear_version(peer, error)
+                    self.reject(error, peer)
                 except RemoteProtocolError as error:
-                    self.reject(error)
+                    self.reject(error, peer)
+        return [one for one in arrived if one]
+
+    def _check_origin(self, peer: PeerId, one: Neighbour, header: Header) -> None:
+        if (header.sender, header.run) != (peer, self._handshake.run) or not one.link.welcomed:
+            raise RemoteProtocolError("a chunk from somebody else")
+
+    def _ask(self) -> None:
+        """Give credit to those who may send more."""
+        for peer, one in self._neighbours.items():
+            for error in one.inflow.errors():
+                self.reject(error, peer)
+            one.ask(self._about(Kind.CREDIT))
+
+    def _pass_on(self) -> None:
+        """Send chunks to those who have asked for some, to each in turn."""
+        waiting = [one.outflow for one in self._neighbours.values() if one.outflow.waiting]
+        while waiting:  # as many as there is credit for: a few MB
+            waiting = [outflow for outflow in waiting if outflow.flush(self._listener.hand_over)]
+
+    def _left(self) -> list[PeerDown]:
+        """Take leave of those who have said goodbye and have nothing more on its way."""
+        left = []
+        for peer, one in list(self._neighbours.items()):
+            if connection := one.has_left():
+                self._drop(peer)
+                self._listener.answer(connection, wire.pack(self._about(Kind.BYE)))
+                left.append(PeerDown(peer))
+        return left
 
     def _lost(self) -> list[PeerDown]:
-        """Give up neighbours whose link stays broken, or who leave too much unread."""
-        now, lost = time.monotonic(), []
-        for peer, link in list(self._links.items()):
-            broken = link.broken_since is not None and now - link.broken_since > GRACE
-            if broken or len(link.unsent) > self._room:
-                self._drop(peer)
-                lost.append(PeerDown(peer))
-        return lost
+        """Give up neighbours who are out of reach, or are to be kept out."""
+        lost = [p for p, one in self._neighbours.items() if one.is_lost(GRACE, self._room)]
+        for peer in lost:
+            self._drop(peer)
+        return [PeerDown(peer) for peer in lost]
 
-    def _drop(self, peer: PeerId) -> bool:
-        """Close our link to a peer; return whether there was one."""
-        link = self._links.pop(peer, None)
-        if link:
-            self.poller.unregister(link.socket)
-            self.poller.unregister(link.monitor)
-            link.close()
-        return link is not None
+    def _drop(self, peer: PeerId) -> None:
+        """Close our link to a peer, if there is one."""
+        if one := self._neighbours.pop(peer, None):
+            one.inflow.end()
+            self._endpoint.hang_up(one.link)

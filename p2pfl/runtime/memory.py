@@ -18,6 +18,7 @@ from p2pfl.runtime.setup import Setup
 WORKING = 256 << 20  # torch's own, activations and evaluation
 BLOCKS = 4  # of the size of the cache: gradients and activations beside the parameters
 EMULATED = 3  # models of each node in the emulator: its own, those on the way, those it heard
+OVERLAPPED = 2  # states beside its own that a node holds while it trains and exchanges
 DIFFERENCES = 3  # models of each node where messages are differences: taken, decoded, added
 CGROUP = Path("/sys/fs/cgroup")  # where Linux tells how much a container may use
 
@@ -66,6 +67,8 @@ def needed(setup: Setup, held: int, emulated: bool = False, twice: bool = False)
         more += (EMULATED - 1) * own
     elif not algorithm.columnwise:
         more += own
+    if getattr(setup.pace, "overlap", False):
+        more += OVERLAPPED * own
     working = WORKING + BLOCKS * cache_bytes(params.device)
     return Needed(held * own, held * more, working, free(params.device))
 

@@ -25,9 +25,9 @@ class Post:
 
     def size(self, src: PeerId, send: Send) -> int:
         """Return the bytes of a message on the wire, and count them for all its receivers."""
+        payload = sum(block.nbytes for block in send.message)
         # A header is as long as its numbers are, so a few stand for all.
-        header = wire.header_size(*map(wire.alike, (src, send.round, send.degree)))
-        size = header + sum(block.nbytes for block in send.message)
+        size = wire.model_size(*map(wire.alike, (src, send.round, send.degree)), payload)
         self._sent[src, send.round] += size * len(send.to)
         return size
 

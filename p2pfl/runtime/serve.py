@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import heapq
 import math
 import threading
@@ -10,14 +11,16 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, cast
 
 import torch
 import zmq
 from torch import Tensor
 
-from p2pfl.algorithm import newest
+from p2pfl.algorithm import Inbox, newest
 from p2pfl.errors import RemoteProtocolError, RunError
 from p2pfl.learning.evaluation import Scores
+from p2pfl.learning.scratch import keep_freed_memory
 from p2pfl.learning.task import Task
 from p2pfl.learning.training import train
 from p2pfl.learning.tree import wide
@@ -27,6 +30,7 @@ from p2pfl.peer.events import (
     Evaluated,
     Event,
     PeerDown,
+    Received,
     Report,
     Send,
     SetTimer,
@@ -37,16 +41,19 @@ from p2pfl.peer.events import (
     Trained,
 )
 from p2pfl.peer.rounds import Pace
-from p2pfl.runtime import wire
+from p2pfl.runtime import chunks, flows
 from p2pfl.runtime.handshake import NeighbourGone
+from p2pfl.runtime.later import Later, postponed
 from p2pfl.runtime.links import Links
 from p2pfl.runtime.setup import Ending, Row, Setup
 from p2pfl.runtime.sketch import sketch
+from p2pfl.runtime.streams import Stream, streaming, wide_field
 
 # How long the loop may sleep: a signal (Ctrl-C) is noticed after so many milliseconds.
 NAP = 250
 
 TRAINING = 2  # the phase after those of the statistics; see `wire`
+CPU = torch.device("cpu")
 
 OnRow = Callable[[Row, Tensor], None]
 
@@ -94,11 +101,19 @@ class _Haltable(Task):
         return self._task.evaluate(params, nodes)
 
 
+class _Marked(NamedTuple):
+    """The sketch of the model that a round ended with."""
+
+    round: int
+    mark: Tensor
+
+
 class Server:
     """Carry out the effects of one peer and tell it what happens.
 
     The loop waits for the network, the clock and the worker thread, and never for training:
-    local steps and evaluations run one after the other in the worker.
+    what is heard is mixed, local steps are taken and models are evaluated one after the other
+    in the worker.
 
     Args:
         setup: what is run.
@@ -111,21 +126,28 @@ class Server:
     def __init__(
         self, setup: Setup, node: int, links: Links, phase: int = TRAINING, strict: bool = False
     ) -> None:
+        keep_freed_memory()
         self.setup, self.node, self.links, self.strict = setup, node, links, strict
-        self.machine = setup.peer(node)
-        links.expect(phase, wire.schema(setup.message(node)), self._replaceable)
+        schema = chunks.schema(setup.message(node))
+        self._news = threading.Condition() if self._can_stream(schema) else None
+        self._algorithm = setup.algorithm
+        if self._news:
+            self._algorithm = streaming(setup.algorithm, self._out_of_patience, self._more_room)
+        lazy = postponed(self._algorithm)._replace(receive=self._receive)
+        self.machine = dataclasses.replace(setup, algorithm=lazy).peer(node)
+        links.expect(phase, schema, self._replaceable, self._news)
         self._nodes = torch.tensor([node])
         self._task = _Haltable(setup.task)
         self._examples = int(setup.task.examples(self._nodes)[0])
         self._name = f"worker-{phase}"
         self._wake = links.inproc(self._name)
         self._worker = ThreadPoolExecutor(1, initializer=self._open_waker)
-        self._results: list[Future[Event]] = []
+        self._results: list[Future[Event | _Marked]] = []
         self._timers: list[tuple[float, int]] = []
-        self._rows: dict[int, tuple[Row, Tensor]] = {}  # waiting for their evaluation
+        self._rows: dict[int, tuple[Row, Tensor | None]] = {}  # waiting for what belongs to them
         self._evaluating: set[int] = set()
         self._sent: Counter[int] = Counter()
-        self._missed, self._updates = 0, 0
+        self._missed, self._spoke = 0, 0.0
         self._stopped = ""
 
     @property
@@ -138,6 +160,34 @@ class Server:
         in_step = isinstance(pace, Pace) and pace.patience == math.inf
         mean = self.setup.mixing.conserves == "mean"
         return mean and self.setup.algorithm.absorb is newest and not in_step and not self.strict
+
+    def _can_stream(self, schema: chunks.Schema) -> bool:
+        """Say whether models are mixed while they arrive, for want of room for all of them.
+
+        That asks for an algorithm which treats every parameter by itself, and for time: who
+        does not wait, or trains meanwhile, has to keep what comes.
+        """
+        algorithm, pace = self.setup.algorithm, self.setup.pace
+        heard = max((len(s) for s in self._heard_in_a_period()), default=0)
+        return (
+            heard * schema.nbytes > flows.BUDGET
+            and isinstance(pace, Pace)
+            and pace.patience > 0
+            and not pace.overlap
+            and algorithm.columnwise
+            and algorithm.absorb is newest
+            and self.setup.mixing.conserves == "mean"
+            and self._device == CPU
+            and wide_field(schema) is not None
+        )
+
+    def _heard_in_a_period(self) -> list[tuple[int, ...]]:
+        topology = self.setup.topology
+        return [topology.view(self.node, round)[1] for round in range(topology.period or 1)]
+
+    @property
+    def _device(self) -> torch.device:
+        return self.setup.task.init(torch.tensor([self.node])).device
 
     def run(self, on_row: OnRow, go_on: Callable[[], bool] = lambda: True) -> Ending:
         """Serve until the peer is done, or `go_on` says no.
@@ -159,24 +209,38 @@ class Server:
                     on_row(row, mark)
         finally:
             self._task.halt()
+            self.links.end_streams()
             self._worker.submit(self._close_waker)
             self._worker.shutdown()
             self.links.poller.unregister(self._wake)
             self._wake.close(0)
-        for row, mark in self._finished_rows(also_waiting=True):
+        for row, mark in self._finished_rows(at_the_end=True):
             on_row(row, mark)
-        reason = self._stopped or "interrupted"
-        rejected = self.links.rejected.total()
         return Ending(
-            self.machine.params,
+            _later(self.machine.params).params,
             self._nodes,
-            reason,
-            self._updates,
+            self._stopped or "interrupted",
+            self.machine.step,
             missed=self._missed,
-            rejected=rejected,
+            rejected=self.links.rejected.total(),
         )
 
-    def _submit(self, effect: Train | Evaluate) -> None:
+    def _receive(self, state: Later, inbox: Inbox[Any]) -> Later:
+        """Put off an exchange until the worker gets to it."""
+        self.links.begin(row for field in inbox.heard for row in field if isinstance(row, Stream))
+        return Later(self._algorithm, state.now(), inbox)
+
+    def _out_of_patience(self) -> float:
+        """Return when (monotonic) the models of this round are waited for no longer."""
+        pace = self.setup.pace
+        return self._spoke + (pace.patience if isinstance(pace, Pace) else math.inf)
+
+    def _more_room(self) -> None:
+        """Let more chunks be asked for; called by the worker."""
+        if not self._waker.closed:
+            self._wake_up()
+
+    def _submit(self, effect: Train | Evaluate | Report) -> None:
         """Let the worker do something, and then wake us: not before the result is there."""
         self._results.append(self._worker.submit(self._work, effect))
         self._worker.submit(self._wake_up)
@@ -197,10 +261,7 @@ class Server:
             while True:
                 self._wake.recv(zmq.NOBLOCK)
         while self._results and self._results[0].done():
-            event = self._results.pop(0).result()
-            if isinstance(event, Evaluated):
-                self._evaluated(event)
-            self._tell(event)
+            self._done(self._results.pop(0).result())
         for event in self.links.events():  # all input before any timer
             if self.strict and isinstance(event, PeerDown) and not self._stopped:
                 raise NeighbourGone(f"peer {self.node}: lost peer {event.peer}")
@@ -208,11 +269,29 @@ class Server:
         while self._timers and self._timers[0][0] <= time.monotonic():
             self._tell(TimerFired(heapq.heappop(self._timers)[1]))
 
+    def _done(self, result: Event | _Marked) -> None:
+        """Take in what the worker has done."""
+        if isinstance(result, _Marked):
+            row, _ = self._rows[result.round]
+            self._rows[result.round] = row, result.mark
+            return
+        if isinstance(result, Evaluated):
+            row, mark = self._rows[result.round]
+            row = row._replace(eval_loss=result.loss, eval_acc=result.acc)
+            self._rows[result.round] = row, mark
+            self._evaluating.discard(result.round)
+        self._tell(result)
+
     def _tell(self, event: Event) -> None:
         try:
             effects = self.machine.handle(event)
         except RemoteProtocolError as error:
-            self.links.reject(error)
+            sender = event.sender if isinstance(event, Received) else None
+            self.links.reject(error, sender)
+            if isinstance(event, Received):
+                for field in event.message:
+                    if isinstance(field, Stream):
+                        field.drop()
             return
         for effect in effects:
             self._carry_out(effect)
@@ -220,13 +299,13 @@ class Server:
     def _carry_out(self, effect: Effect) -> None:
         match effect:
             case Train():
-                self._updates += effect.count
                 self._submit(effect)
             case Evaluate(round=number):
                 self._evaluating.add(number)
                 self._submit(effect)
             case Send():
-                self._sent[effect.round] += len(effect.to) * wire.size(self.node, effect)
+                self._spoke = time.monotonic()
+                self._sent[effect.round] += len(effect.to) * chunks.size(self.node, effect)
                 self.links.send(effect)
             case SetTimer(after=after, round=number):
                 heapq.heappush(self._timers, (time.monotonic() + after, number))
@@ -235,7 +314,8 @@ class Server:
                     who = ", ".join(f"peer {peer}" for peer in effect.missed)
                     raise RunError(f"peer {self.node}: nothing heard in time of {who}")
                 self._missed += len(effect.missed)
-                self._rows[effect.round] = (self._row(effect), sketch(effect.params))
+                self._rows[effect.round] = self._row(effect), None
+                self._submit(effect)
             case Stop(reason=reason):
                 self._stopped = reason
 
@@ -254,21 +334,28 @@ class Server:
             virtual_s=math.nan,
         )
 
-    def _finished_rows(self, also_waiting: bool = False) -> list[tuple[Row, Tensor]]:
+    def _finished_rows(self, at_the_end: bool = False) -> list[tuple[Row, Tensor]]:
         """Take out the rows whose evaluation is done, or was not asked for."""
-        waiting = set() if also_waiting else self._evaluating
-        return [self._rows.pop(number) for number in sorted(self._rows.keys() - waiting)]
+        finished = []
+        for number in sorted(self._rows):
+            row, mark = self._rows[number]
+            if mark is not None and (at_the_end or number not in self._evaluating):
+                finished.append((row, mark))
+                del self._rows[number]
+        return finished
 
-    def _evaluated(self, event: Evaluated) -> None:
-        row, mark = self._rows[event.round]
-        self._rows[event.round] = (row._replace(eval_loss=event.loss, eval_acc=event.acc), mark)
-        self._evaluating.discard(event.round)
-
-    def _work(self, effect: Train | Evaluate) -> Event:
+    def _work(self, effect: Train | Evaluate | Report) -> Event | _Marked:
+        if isinstance(effect, Report):
+            return _Marked(effect.round, sketch(_later(effect.params).params))
         if isinstance(effect, Evaluate):
-            loss, acc = self._task.evaluate(effect.params, self._nodes)
+            loss, acc = self._task.evaluate(_later(effect.params).params, self._nodes)
             return Evaluated(effect.round, loss.item(), acc.item())
         first, count = torch.tensor([effect.step]), torch.tensor([effect.count])
-        algorithm = self.setup.algorithm
-        state, mean = train(algorithm, self._task, effect.state, self._nodes, first, count)
-        return Trained(effect.step, state, mean.item())
+        algorithm, state = self._algorithm, effect.state.now()
+        state, mean = train(algorithm, self._task, state, self._nodes, first, count)
+        return Trained(effect.step, Later(algorithm, state), mean.item())
+
+
+def _later(params: Tensor) -> Later:
+    """Return what the machine takes for its model, which is a state in truth: see `postponed`."""
+    return cast(Later, params)

@@ -14,7 +14,7 @@ from p2pfl.errors import UserError, diverged
 from p2pfl.learning.evaluation import Scores
 from p2pfl.learning.scratch import keep_freed_memory
 from p2pfl.learning.training import train_
-from p2pfl.learning.tree import leaves, unshared, wide
+from p2pfl.learning.tree import assign, leaves, tree_map, unshared, views, wide
 from p2pfl.peer.gossiper import Tempo
 from p2pfl.peer.stopping import Agreement
 from p2pfl.runtime.exchange import block_width, receive_, squared_distances
@@ -27,7 +27,8 @@ class Simulator:
     """Train all nodes together; `rounds` yields after every round, `ending` is the result.
 
     The state is trained and mixed where it lies: a run needs the memory of one state, of a
-    few blocks of rows and columns, and of the data.
+    few blocks of rows and columns, and of the data. Where peers would train while they exchange
+    (`Pace.overlap`), it does one after the other with the same result, and holds three states.
 
     Args:
         setup: the run.
@@ -57,6 +58,7 @@ class Simulator:
         self._clock = time.perf_counter()
         self._agreement = Agreement(self.pace.stop, self.pace.width, setup.topology.n)
         self._around: tuple[Tensor, Neighbourhood] | None = None
+        self._sent: Any = None  # the last state that was sent, where training goes on from it
 
     @property
     def params(self) -> Tensor:
@@ -81,6 +83,8 @@ class Simulator:
             self.updates += each
             self._agreement.measured("train_loss", loss)
             self._agreement.begin(k)
+            if self.pace.overlap and k + 1 < self.pace.rounds:
+                self._sent = tree_map(torch.clone, self.state)
             heard = self._exchange(k, heard)
             together = self._agreement.reached(k)
             last = together or k + 1 == self.pace.rounds
@@ -105,12 +109,27 @@ class Simulator:
         """Make the local steps of round k; return everybody's loss, ``[n]``."""
         began = time.perf_counter()
         setup = self.setup
-        mine = train_(setup.algorithm, setup.task, self.state, self.nodes, k * steps, steps)
+        if self._sent is None:
+            mine = train_(setup.algorithm, setup.task, self.state, self.nodes, k * steps, steps)
+        else:
+            mine = self._train_from_sent(k, steps)
         loss, made = self.ranks.gather(mine), self.ranks.gather(steps)
         bad = (~loss.isfinite().cpu() & (made.cpu() > 0)).nonzero().flatten()
         if len(bad):
             raise diverged(int(bad[0]), f"in round {k}", float(loss[bad[0]]))
         self.seconds.training += time.perf_counter() - began
+        return loss
+
+    def _train_from_sent(self, k: int, steps: Tensor) -> Tensor:
+        """Make local steps from what was sent, and carry them over to what came of it."""
+        algorithm, task, sent = self.setup.algorithm, self.setup.task, self._sent
+        assert algorithm.carry is not None
+        trained, self._sent = tree_map(torch.clone, sent), None
+        loss = train_(algorithm, task, trained, self.nodes, k * steps, steps)
+        for start in range(0, len(self.nodes), task.block):
+            rows = slice(start, start + task.block)
+            mixed = views(self.state, rows)
+            assign(mixed, algorithm.carry(views(sent, rows), views(trained, rows), mixed))
         return loss
 
     def _exchange(self, k: int, heard: Any) -> Any:  # noqa: ANN401 - what an algorithm remembers

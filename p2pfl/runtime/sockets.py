@@ -7,26 +7,37 @@ reading must not fill our memory, and neither must a stranger.
 from __future__ import annotations
 
 import errno
+import math
 import resource
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from p2pfl.errors import RunError, UserError
+from p2pfl.runtime.wire import CHUNK, MAX_HELLO, MOST_CREDIT
+from p2pfl.security.curve import HANDSHAKE, secure_dialler, secure_listener, sender_key
+from p2pfl.security.gate import Gate
+from p2pfl.security.keys import KeyPair
 
 Context = zmq.Context[zmq.Socket[bytes]]
 Frames = Sequence[bytes | memoryview]
 
 MOST_FRAMES = 16  # of a message; what is beyond is read and dropped
 MOST_AT_ONCE = 64  # messages taken in before anything else gets its turn
-MOST_ANSWER = 4096  # bytes of a frame of an answer
-# Two models lie in a socket: rounds in step never need more.
-QUEUE = 2
-_WATCHED = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+QUEUE = 64  # messages that lie in a socket: those that dial send small ones, and credit
+# limits how many of the others are on their way
+UNDER_WAY = (MOST_CREDIT + 1) * CHUNK  # bytes on their way to us that we may have asked for
+TRY_AGAIN = 1.0  # seconds after which a neighbour that has turned us away is dialled again
+SOURCE = 2  # ZMQ_SRCFD: the descriptor a message came from
+_TURNED_AWAY: dict[int, str] = {
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "it does not admit our key",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "it does not prove the key that is listed for it",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "it does not prove the key that is listed for it",
+}
 
 
 def new_context(links: int) -> Context:
@@ -40,13 +51,30 @@ def new_context(links: int) -> Context:
     return context
 
 
+class Dialling(NamedTuple):
+    """Whom to dial, and the keys that both ends prove; none: in clear."""
+
+    address: str
+    own: KeyPair | None = None
+    theirs: str = ""
+
+
+class Mail(NamedTuple):
+    """A small message as it came in."""
+
+    connection: bytes
+    key: str | None  # that the sender has proved
+    frames: list[memoryview]
+
+
 class Listener:
     """The socket on which a peer is dialled.
 
     Args:
         context: where it lives.
+        gate: which guards it.
         address: where to listen.
-        largest: bytes of the largest frame that anybody has reason to send.
+        keys: that we prove to those who dial; None: in clear.
         descriptor: a socket that listens there already, to be taken over.
 
     Raises:
@@ -55,14 +83,24 @@ class Listener:
     """
 
     def __init__(
-        self, context: Context, address: str, largest: int, descriptor: int | None = None
+        self,
+        context: Context,
+        gate: Gate,
+        address: str,
+        keys: KeyPair | None = None,
+        descriptor: int | None = None,
     ) -> None:
         with _opening():
             self.socket = context.socket(zmq.ROUTER)
+            gate.watch(self.socket)
+        self._gate = gate
         self.socket.linger = 200  # a refusal should reach whom it is for
-        self.socket.rcvhwm = 8
-        self.socket.setsockopt(zmq.MAXMSGSIZE, largest)
+        self.socket.rcvhwm, self.socket.sndhwm = 8, QUEUE
+        self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_HELLO)  # nobody who dials sends more
+        self.socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        if keys:
+            secure_listener(self.socket, keys)
         if descriptor is not None:
             self.socket.setsockopt(zmq.USE_FD, descriptor)
         try:
@@ -74,20 +112,32 @@ class Listener:
                 raise RunError(f"{address} is taken by another program") from error
             raise UserError(f"cannot listen on {address}: {error.strerror}") from error
 
-    def read(self) -> Iterator[tuple[bytes, list[memoryview]]]:
-        """Yield what has come: from which connection, and the frames of the message."""
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return str(self.socket.get_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+
+    def read(self) -> Iterator[Mail]:
+        """Yield what has come."""
         for _ in range(MOST_AT_ONCE):
             try:
                 frame = self.socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            identity = frame.bytes
-            frames: list[memoryview] = []
-            while frame.more:
-                frame = self.socket.recv(copy=False)
-                if len(frames) <= MOST_FRAMES:
-                    frames.append(frame.buffer)
-            yield identity, frames
+            key = sender_key(frame)
+            frames = _receive(self.socket) if frame.more else []
+            _tell_taken(self._gate, frame, frames, key)
+            yield Mail(frame.bytes, key, frames)
+
+    def hand_over(self, identity: bytes, frames: Frames) -> bool:
+        """Send frames on a connection, without a copy; return whether there was room for them."""
+        try:
+            self.socket.send_multipart([identity, *frames], zmq.NOBLOCK, copy=False)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            return False
+        return True
 
     def answer(self, identity: bytes, *frames: bytes) -> bool:
         """Answer on a connection; return whether it is still there."""
@@ -106,8 +156,10 @@ class Link:
     """Our way to a neighbour.
 
     Args:
-        context: where its sockets live.
-        address: where the neighbour listens.
+        context: where its socket lives.
+        gate: which watches it, and calls it by `number`.
+        number: told to nobody else.
+        to: where the neighbour listens.
         hello: what goes out first on every connection.
 
     Raises:
@@ -117,28 +169,41 @@ class Link:
     Attributes:
         welcomed: whether the neighbour has accepted this connection.
         broken_since: when (monotonic) the last connection was lost, until we are welcome again.
+        lost: whether a connection was lost since this was last set to False.
+        trouble: why there is no connection, if we have been turned away.
         unsent: messages that wait for the neighbour to read.
     """
 
-    def __init__(self, context: Context, address: str, hello: Frames) -> None:
-        self.welcomed = False
+    def __init__(
+        self, context: Context, gate: Gate, number: int, to: Dialling, hello: Frames
+    ) -> None:
+        self.welcomed = self.lost = False
         self.broken_since: float | None = None
+        self.trouble = ""
         self.unsent: deque[Frames] = deque()
+        self._context, self._gate, self._number, self._to = context, gate, number, to
         self._hello, self._hello_due = hello, True
+        self._next_try = math.inf
+        self._open()
+
+    def _open(self) -> None:
+        to = self._to
         with _opening():
-            self.socket = context.socket(zmq.DEALER)
-            self.monitor = self.socket.get_monitor_socket(_WATCHED)
+            self.socket = self._context.socket(zmq.DEALER)
+            self._gate.watch(self.socket, self._number, UNDER_WAY)
         self.socket.linger = 0
         self.socket.sndhwm, self.socket.rcvhwm = QUEUE, QUEUE
-        self.socket.setsockopt(zmq.MAXMSGSIZE, MOST_ANSWER)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, CHUNK)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 400)
         try:
-            _check(address)
-            self.socket.connect(address)
+            if to.own:
+                secure_dialler(self.socket, to.own, to.theirs)
+            _check(to.address)
+            self.socket.connect(to.address)
         except zmq.ZMQError as error:
             self.close()
-            raise UserError(f"cannot dial {address}: {error.strerror}") from error
+            raise UserError(f"cannot dial {to.address}: {error.strerror}") from error
 
     def flush(self) -> None:
         """Hand over what waits, as far as there is room; after a loss the hello comes first."""
@@ -147,31 +212,50 @@ class Link:
         while self.unsent and self.broken_since is None and self._hand_over(self.unsent[0]):
             self.unsent.popleft()
 
-    def answers(self) -> Iterator[list[bytes]]:
-        """Yield what the neighbour has answered."""
+    def read(self) -> Iterator[list[memoryview]]:
+        """Yield the messages that have come back."""
         for _ in range(MOST_AT_ONCE):
-            if self.socket.closed or not _is_readable(self.socket):
+            try:
+                frame = self.socket.recv(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
                 return
-            yield self.socket.recv_multipart()[: MOST_FRAMES + 1]
+            frames = [frame.buffer, *(_receive(self.socket) if frame.more else [])]
+            _tell_taken(self._gate, frame, frames)
+            yield frames
+            if self.socket.closed:
+                return
 
-    def watch(self) -> None:
-        """Take note of connections lost and made."""
-        while _is_readable(self.monitor):
-            event = recv_monitor_message(self.monitor)["event"]
-            if event == zmq.EVENT_DISCONNECTED:
-                self.welcomed = False
-                self.broken_since = self.broken_since or time.monotonic()
-            elif self.broken_since is not None:
-                self._hello_due = True
+    def happened(self, event: int) -> None:
+        """Take note of what has happened to the connection, a ``zmq.EVENT_...``."""
+        if event == zmq.EVENT_DISCONNECTED:
+            self.welcomed, self.lost = False, True
+            self.broken_since = self.broken_since or time.monotonic()
+            # What came before the loss is not taken for something that comes after it.
+            for _ in self.read():
+                pass
+        elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self.trouble = ""
+            self._hello_due |= self.broken_since is not None
+        elif event in _TURNED_AWAY:
+            self.trouble = _TURNED_AWAY[event]
+            self._next_try = time.monotonic() + TRY_AGAIN
+
+    def is_given_up(self) -> bool:
+        """Say whether ZeroMQ has stopped trying, as it does when it was turned away."""
+        return time.monotonic() > self._next_try
+
+    def dial_again(self) -> None:
+        """Begin anew with another socket."""
+        self.socket.close(0)
+        self._next_try, self._hello_due = math.inf, True
+        self._open()
 
     def accepted(self) -> None:
         """Take note that the neighbour has accepted this connection."""
         self.welcomed, self.broken_since = True, None
 
     def close(self) -> None:
-        """Close both sockets; what was not sent is lost."""
-        self.socket.disable_monitor()
-        self.monitor.close(0)
+        """Close it; what was not sent is lost."""
         self.socket.close(0)
 
     def _hand_over(self, frames: Frames) -> bool:
@@ -197,5 +281,20 @@ def _check(address: str) -> None:
         raise zmq.ZMQError(errno.EINVAL, f"there is no port {port}")
 
 
-def _is_readable(socket: zmq.Socket[bytes]) -> bool:
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+def _tell_taken(
+    gate: Gate, frame: zmq.Frame, frames: list[memoryview], key: str | None = None
+) -> None:
+    """Tell the gate that a message has been taken in, so that it does not count as piled up."""
+    gate.taken(int(frame.get(SOURCE)), sum(map(len, frames)), key)
+
+
+def _receive(socket: zmq.Socket[bytes]) -> list[memoryview]:
+    """Receive the frames of a message, as they lie in memory; too many are read and dropped."""
+    frames: list[memoryview] = []
+    more = True
+    while more:
+        frame = socket.recv(copy=False)
+        more = frame.more
+        if len(frames) <= MOST_FRAMES:
+            frames.append(frame.buffer)
+    return frames

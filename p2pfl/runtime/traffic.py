@@ -32,7 +32,7 @@ class Traffic:
         # Headers differ by how many digits their numbers have, so a few stand for all.
         size = torch.tensor(
             [
-                payload + wire.header_size(*map(wire.alike, (sender, round, to)))
+                wire.model_size(*map(wire.alike, (sender, round, to)), payload)
                 for sender, to in enumerate(degree.tolist())
             ]
         )

@@ -1,16 +1,13 @@
-"""Messages as frames: a msgpack header, then one raw buffer per field.
+"""Headers as frames: what every message begins with, and what two ends must agree on.
 
-Nothing that arrives can execute, and nothing is allocated because a message says so: the
-number of buffers and the size of each are known beforehand from our own algorithm, and the
-two ends have compared theirs in the handshake.
+Nothing that arrives can execute, and nothing is allocated because a message says so.
+docs/wire.md describes the whole protocol; models are cut up in `chunks`.
 
-    header = [version, kind, run, phase, sender, round, degree, score]
+    header = [version, kind, run, phase, sender, round, degree, score, number, check]
 
 `run` is the first 8 bytes of the digest of everything both ends must agree on; `phase` is 0
 while means of the data are averaged, 1 while squared distances from them are, and 2 in
-training. In a hello, `round` is a number
-the sending process has drawn for itself, so that a process started again is told from a
-connection made again.
+training.
 """
 
 from __future__ import annotations
@@ -20,19 +17,20 @@ import hashlib
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 import msgpack
-import torch
-from torch import Tensor
 
 from p2pfl.errors import RemoteProtocolError, UserError
-from p2pfl.peer.events import PeerId, Received, Send
+from p2pfl.peer.events import PeerId
 
 VERSION = 1
 RUN = 8  # bytes of the digest of the terms
+CHECK = 8  # bytes of the checksum of a chunk
+CHUNK = 1 << 20  # bytes of a model in one message: the size that reaches line rate
+MOST_CREDIT = 16  # chunks that a neighbour may have on its way to us
 MAX_HEADER = 128
 MAX_HELLO = 64 * 1024
 MAX_TERM = 200  # characters; of a longer one the beginning and a digest travel
@@ -54,9 +52,17 @@ class Kind(IntEnum):
     HELLO = 1
     WELCOME = 2
     REFUSE = 3
-    MODEL = 4
+    CHUNK = 4  # of a model
     BYE = 5
     ABORT = 6  # a goodbye before the run has begun
+    CREDIT = 7  # asks for chunks
+    PING = 8
+    PONG = 9
+    WHERE = 10  # asks for addresses
+    BOOK = 11
+
+
+_KINDS = frozenset(Kind)
 
 
 class OtherVersion(RemoteProtocolError):
@@ -64,7 +70,7 @@ class OtherVersion(RemoteProtocolError):
 
 
 class Header(NamedTuple):
-    """The first frame of every message."""
+    """The first frame of every message; docs/wire.md says what each kind makes of the fields."""
 
     kind: Kind
     run: bytes
@@ -73,35 +79,8 @@ class Header(NamedTuple):
     round: int = 0
     degree: int = 0
     score: float = -math.inf
-
-
-class Field(NamedTuple):
-    """One buffer of a model message."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on the wire."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-class Schema(NamedTuple):
-    """What a model message of this run consists of."""
-
-    kind: type[tuple[Tensor, ...]]
-    fields: tuple[Field, ...]
-
-
-def schema(message: tuple[Tensor, ...]) -> Schema:
-    """Return the schema of messages like `message`, a NamedTuple of blocks with one row."""
-    names: Sequence[str] = getattr(message, "_fields", ())
-    fields = []
-    for name, block in zip(names, message, strict=True):
-        fields.append(Field(name, block.dtype, tuple(block.shape)))
-    return Schema(type(message), tuple(fields))
+    number: int = 0
+    check: bytes = bytes(CHECK)
 
 
 def pack(header: Header) -> bytes:
@@ -121,56 +100,36 @@ def unpack(frame: bytes | memoryview) -> Header:
         raise OtherVersion(f"protocol version {values[0]}, ours is {VERSION}")
     if len(values) != 1 + len(Header._fields):
         raise RemoteProtocolError("malformed header")
-    kind, run, *numbers, score = values[1:]
-    if type(run) is not bytes or len(run) != RUN or type(score) is not float or math.isnan(score):
+    header = Header._make(values[1:])
+    numbers = (header.phase, header.sender, header.round, header.degree, header.number)
+    texts = ((header.run, RUN), (header.check, CHECK))
+    if (
+        any(type(number) is not int or not 0 <= number < 2**53 for number in numbers)
+        or any(type(text) is not bytes or len(text) != length for text, length in texts)
+        or type(header.score) is not float
+        or math.isnan(header.score)
+    ):
         raise RemoteProtocolError("malformed header")
-    if any(type(number) is not int or not 0 <= number < 2**53 for number in numbers):
-        raise RemoteProtocolError("malformed header")
-    if type(kind) is not int or kind not in list(Kind):
+    if type(header.kind) is not int or header.kind not in _KINDS:
         raise RemoteProtocolError("a message of unknown kind")
-    phase, sender, round, degree = numbers
-    return Header(Kind(kind), run, phase, sender, round, degree, score)
-
-
-def dump(header: Header, message: tuple[Tensor, ...]) -> list[bytes | memoryview]:
-    """Return the frames of a model message. Buffers are not copied."""
-    return [pack(header), *(_bytes(block) for block in message)]
-
-
-def load(header: Header, frames: Sequence[memoryview], schema: Schema) -> Received:
-    """Return the model message in `frames`, header frame excluded.
-
-    Raises:
-        RemoteProtocolError: it is not of this schema, or has values which are not finite.
-    """
-    if len(frames) != len(schema.fields):
-        raise RemoteProtocolError(f"{len(frames)} buffers instead of {len(schema.fields)}")
-    blocks = []
-    for frame, field in zip(frames, schema.fields, strict=True):
-        if len(frame) != field.nbytes:
-            raise RemoteProtocolError(
-                f"{field.name} has {len(frame)} bytes instead of {field.nbytes}"
-            )
-        block = torch.empty(field.shape, dtype=field.dtype)
-        _bytes(block)[:] = frame
-        if block.is_floating_point() and not _is_finite(block):
-            raise RemoteProtocolError(f"{field.name} has values which are not finite")
-        blocks.append(block)
-    size = header_size(header.sender, header.round, header.degree) + sum(map(len, frames))
-    message = schema.kind(*blocks)
-    return Received(header.sender, header.round, header.degree, header.score, message, size)
-
-
-def size(sender: PeerId, send: Send) -> int:
-    """Return how many bytes of frames a `Send` puts on the wire for each receiver."""
-    payload = sum(block.nbytes for block in send.message)
-    return header_size(sender, send.round, send.degree) + payload
+    return header._replace(kind=Kind(header.kind))
 
 
 @functools.lru_cache(maxsize=4096)
-def header_size(sender: PeerId, round: int, degree: int) -> int:
-    """Return the size of the header of a model message."""
-    return len(pack(Header(Kind.MODEL, bytes(RUN), 1, sender, round, degree)))
+def model_size(sender: PeerId, round: int, degree: int, payload: int) -> int:
+    """Return the bytes of all frames of a model of `payload` bytes."""
+    count = chunk_count(payload)
+    header = Header(Kind.CHUNK, bytes(RUN), 1, sender, round, degree)
+    # Headers differ by how long the number of their chunk is.
+    total, ends = payload, (*_SMALLEST[1:], 1 << 64)
+    for start, end in zip(_SMALLEST, ends, strict=True):
+        total += max(0, min(count, end) - start) * len(pack(header._replace(number=start)))
+    return total
+
+
+def chunk_count(payload: int) -> int:
+    """Return in how many chunks a model of `payload` bytes travels."""
+    return max(1, -(-payload // CHUNK))
 
 
 def alike(number: int) -> int:
@@ -257,12 +216,3 @@ def _unpack(frame: bytes | memoryview) -> Any:  # noqa: ANN401
         return msgpack.unpackb(frame, **_LIMITS)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise RemoteProtocolError("not a message of this protocol") from error
-
-
-def _is_finite(block: Tensor) -> bool:
-    return math.isfinite(block.sum(dtype=torch.float64))  # one pass, and no copy
-
-
-def _bytes(block: Tensor) -> memoryview:
-    flat = block.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data

@@ -1,5 +1,6 @@
 """What an experiment file may say, and how it is told that something cannot be."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -35,6 +36,8 @@ def problem(tables=None, *changes):
         ("pace={local_steps=3,local_epochs=1}", ["either local_steps or local_epochs"]),
         ("pace.patience=-1.0", ["patience = -1.0"]),
         ("pace={patience=0.0,stop='plateau'}", ["stopping rule", "patience"]),
+        ("pace={patience=0.0,overlap=true}", ["overlap", "patience must be above 0"]),
+        ("pace={name='timer',overlap=true}", ["pace.overlap", "timer"]),
         ("pace.stop={name='plateau',metric='acc'}", ["pace.stop.metric", "'acc'", "'eval_acc'"]),
         ("pace.stop='plateu'", ["pace.stop.name", "did you mean 'plateau'"]),
         ("nodes=0", ["nodes = 0"]),
@@ -108,6 +111,17 @@ def test_a_mistake_is_named_with_its_key_its_value_and_the_choices(change, words
             ["gradient_tracking", "patience = 0"],
         ),
         ({"algorithm": "gradient_tracking", "pace": "timer"}, ["gradient_tracking", "timer"]),
+        (
+            {"algorithm": "gossip", "topology": "ring", "pace": {"overlap": True}},
+            ["gossip", "pace.overlap", "fedavg"],
+        ),
+        (
+            {
+                "algorithm": {"name": "dpsgd", "order": "combine_then_adapt"},
+                "pace": {"overlap": True},
+            },
+            ["dpsgd", "adapt_then_combine"],
+        ),
         ({"algorithm": "fedavg", "pace": "timer"}, ["fedavg", "gossip"]),
         (
             {"algorithm": "local", "preprocess": {"standardise": "pooled"}},
@@ -188,6 +202,28 @@ def test_changes_are_made_before_anything_is_checked():
     )
     assert experiment.topology.n == 9
     assert experiment.sections["topology"].name == "grid"
+
+
+def test_what_the_refusal_of_an_overlap_names_can_do_it():
+    pace = {"local_steps": 1}
+    choco = {"name": "choco", "codec": "top_k:k=3"}
+    able = {
+        name
+        for name in ALGORITHMS
+        if Experiment.from_dict(
+            {"algorithm": choco if name == "choco" else name, "pace": pace}
+        ).algorithm.carry
+    }
+    message = problem({"algorithm": "d2", "topology": "ring", "pace": pace | {"overlap": True}})
+    named = re.findall(r"\w+", message.partition(": use ")[2].partition(" with order")[0])
+    assert {*named} - {"or"} == able
+
+
+def test_peers_with_and_without_overlap_do_not_go_together():
+    pair = [Experiment.from_dict({"pace": {"overlap": overlap}}) for overlap in (False, True)]
+    federation = pair[0].federation()
+    found = [each.terms(each.task(federation, None)) for each in pair]
+    assert {key for key in found[0] if found[0][key] != found[1][key]} == {"pace.overlap"}
 
 
 def test_the_number_of_nodes_follows_from_the_topology(tmp_path):

@@ -15,6 +15,8 @@ from p2pfl.errors import RunError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch.local import peer_run
 from p2pfl.launch.serving import Post
+from p2pfl.runtime.endpoint import Endpoint
+from p2pfl.runtime.finding import Book
 from p2pfl.runtime.handshake import NeighbourGone, Terms
 from p2pfl.runtime.links import Links
 from p2pfl.runtime.wire import Kind
@@ -65,7 +67,8 @@ def silent(stage: Stage, then: Callable[[Links], None] = lambda links: None) -> 
     terms, done = Terms(EXPERIMENT.terms(task)), threading.Event()
 
     def live() -> None:
-        links = Links(1, stage.addresses[1], {0: stage.addresses[0]}, terms, 10_000)
+        book = Book(2, {0: stage.addresses[0]})
+        links = Links(1, Endpoint(stage.addresses[1], 1), [0], terms, book)
         links.meet(SOON)
         then(links)
         while not done.is_set():
@@ -109,9 +112,8 @@ def test_a_neighbour_lost_while_statistics_are_averaged_is_named(tmp_path: Path)
     stage = Stage(tmp_path / "out")
 
     def leave(links: Links) -> None:
-        links.expect(0, links._schema, False)
-        for link in links._links.values():
-            link.unsent.append([links._pack(Kind.BYE), b"enough"])
+        for one in links._neighbours.values():
+            one.say_goodbye(links._about(Kind.BYE), b"enough")
 
     with silent(stage, leave), pytest.raises(NeighbourGone, match="lost peer 1 while statistics"):
         stage.run(SOON)

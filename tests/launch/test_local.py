@@ -32,6 +32,12 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "choco top_k": {"algorithm": {"name": "choco", "codec": {"name": "top_k", "share": 0.1}}},
     "choco random_k": {"algorithm": {"name": "choco", "codec": {"name": "random_k", "k": 40}}},
     "gossip": {"algorithm": {"name": "gossip"}},
+    "overlap": {"pace": {"rounds": 4, "local_steps": 2, "overlap": True}},
+    "overlap of masses": {
+        "algorithm": {"name": "push_sum"},
+        "topology": {"name": "exponential"},
+        "pace": {"rounds": 4, "local_steps": 2, "overlap": True},
+    },
     "local": {"algorithm": {"name": "local"}},
 }
 
@@ -93,13 +99,17 @@ def test_the_same_seed_gives_the_same_metrics(tmp_path: Path):
     assert len(lines[0]) == 18
 
 
-def test_peers_that_agree_stop_together(tmp_path: Path):
+@pytest.mark.parametrize("overlap", [False, True])
+def test_peers_that_agree_stop_together(overlap: bool, tmp_path: Path):
     stop = {"name": "target", "value": 2.0, "metric": "train_loss"}
-    experiment = small(pace={"rounds": 50, "local_steps": 1, "stop": stop})
+    pace = {"rounds": 50, "local_steps": 1, "stop": stop, "overlap": overlap}
+    experiment = small(pace=pace)
     result = package.run(experiment, on="local", out=tmp_path / "run")
     simulated = package.run(experiment, on="simulate")
     assert result.summary["reason"] == simulated.summary["reason"] == "converged"
-    assert result.summary["rounds"] == simulated.summary["rounds"] < 50
+    for key in ("rounds", "node_updates"):
+        assert result.summary[key] == simulated.summary[key]
+    assert result.summary["rounds"] < 50
 
 
 def test_a_program_needs_no_guard_around_a_run(tmp_path: Path):

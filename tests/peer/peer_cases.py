@@ -6,7 +6,6 @@ lines below say what it wants done. Lines with ``#`` are comments.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -49,6 +48,7 @@ ALGORITHMS: dict[str, tuple[Algorithm[Any, Any, Any], Mixing]] = {
     "dpsgd": (dpsgd(sgd(0.5)), metropolis()),
     "push_sum": (push_sum(sgd(0.5)), push()),
     "choco": (choco(sgd(0.5), codec.identity(), 0.5), metropolis()),
+    "choco top_k": (choco(sgd(0.1), codec.top_k(1)), metropolis()),
 }
 
 
@@ -90,9 +90,9 @@ def train(peer: Peer[Any, Any, Any], effects: list[Effect], loss: float = 1.0) -
 
 def snapshot(peer: Peer[Any, Any, Any]) -> str:
     """Say everything a peer remembers."""
-    private = {k: v for k, v in vars(peer).items() if k not in ("algorithm", "mixing", "_views")}
-    agreement = vars(private.pop("_agreement"))
-    return repr((copy.copy(private), {k: v for k, v in agreement.items() if k != "_rule"}))
+    parts = [vars(peer), vars(peer.mail), vars(peer._agreement)]
+    fixed = ("algorithm", "mail", "_views", "_agreement", "_algorithm", "_mixing", "_rule")
+    return repr([{k: v for k, v in part.items() if k not in fixed} for part in parts])
 
 
 # The language.
@@ -128,9 +128,12 @@ def _ids(word: str) -> tuple[int, ...]:
 def _peer(words: dict[str, str]) -> Peer[Any, Any, Any]:
     pace: dict[str, Any] = {"rounds": int(words["rounds"]), "patience": float(words["patience"])}
     if "target" in words:
-        pace |= {"stop": target(float(words["target"]), "train_loss"), "width": int(words["width"])}
+        metric: Any = words.get("metric", "train_loss")
+        pace |= {"stop": target(float(words["target"]), metric), "width": int(words["width"])}
     if "evaluate" in words:
         pace["evaluate_every"] = int(words["evaluate"])
+    if "overlap" in words:
+        pace["overlap"] = True
     if "backlog" in words:
         pace["backlog"] = int(words["backlog"])
     hears = _ids(words["from"]) if "from" in words else None

@@ -42,7 +42,7 @@ GRAPHS = {
 }
 
 
-def make_setup(graph: nx.Graph, patience: float, mass: bool) -> Setup:
+def make_setup(graph: nx.Graph, patience: float, mass: bool, overlap: bool) -> Setup:
     topology, rule = static(graph), push() if mass else metropolis()
     w = weights(topology.links(0), rule)
     return Setup(
@@ -50,7 +50,7 @@ def make_setup(graph: nx.Graph, patience: float, mass: bool) -> Setup:
         Quadratics(topology.n, 2, noise=0.3, seed=1),
         topology,
         rule,
-        Pace(5, patience=patience, evaluate_every=99),
+        Pace(5, patience=patience, evaluate_every=99, overlap=overlap),
         torch.ones_like,
         lambda round: w,
     )
@@ -61,9 +61,10 @@ class Network(RuleBasedStateMachine):
         graph=st.sampled_from(sorted(GRAPHS)),
         patience=st.sampled_from([math.inf, math.inf, 3.0, 0.0]),
         mass=st.booleans(),
+        overlap=st.booleans(),
     )
-    def begin(self, graph, patience, mass):
-        self.setup = make_setup(GRAPHS[graph], patience, mass)
+    def begin(self, graph, patience, mass, overlap):
+        self.setup = make_setup(GRAPHS[graph], patience, mass, overlap)
         self.patience, n = patience, self.setup.topology.n
         self.peers = [self.setup.peer(i) for i in range(n)]
         self.links = {(i, j): deque() for i in range(n) for j in range(n) if i != j}
@@ -216,7 +217,7 @@ class Network(RuleBasedStateMachine):
 
 TestNetwork = Network.TestCase
 TestNetwork.settings = settings(
-    max_examples=60,
+    max_examples=80,
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 from peer_cases import letter, make_peer, snapshot, train, vector
 
 from p2pfl.algorithm import Inbox
-from p2pfl.algorithms import choco
-from p2pfl.codec import Sparse, top_k
+from p2pfl.codec import Sparse
 from p2pfl.errors import LocalProtocolError, RemoteProtocolError
-from p2pfl.learning.optim import sgd
 from p2pfl.peer.events import (
     PeerDown,
     PeerUp,
@@ -80,7 +78,7 @@ def test_a_frozen_peer_keeps_only_so_much_mail():
     peer.handle(Started())
     for round in range(500):
         peer.handle(letter(0, round, round, 0.0))
-    (mail,) = peer._mail.values()
+    (mail,) = peer.mail.unopened.values()
     assert [m.round for m in mail] == list(range(500 - BACKLOG, 500))
 
 
@@ -93,7 +91,7 @@ def test_no_mail_is_dropped_where_all_of_it_counts(algorithm, patience):
     more = {"push_sum": {"w": 1.0}, "choco": {"dense": True}}.get(algorithm, {})
     for round in range(50):
         peer.handle(letter(0, round, 0.0, 0.0, **more))
-    assert len(peer._mail[0]) == 50
+    assert len(peer.mail.unopened[0]) == 50
 
 
 def test_who_has_run_far_ahead_and_is_caught_up_with_is_waited_for_again():
@@ -127,8 +125,7 @@ def test_choco_mixes_what_it_remembers_of_the_silent():
 
 
 def test_what_cannot_be_decoded_is_refused_and_changes_nothing():
-    peer, _ = ready(algorithm="choco")
-    peer.algorithm = choco(sgd(0.1), top_k(1))
+    peer, _ = ready(algorithm="choco top_k")
     beyond = Sparse(vector(1.0), torch.tensor([[2]], dtype=torch.int32))
     bad, before = Received(0, 0, 2, -math.inf, beyond, 10), snapshot(peer)
     with pytest.raises(RemoteProtocolError, match="message of 0: a column outside"):

@@ -180,7 +180,9 @@ def test_a_straggler_neither_holds_the_others_nor_learns_alone():
 def held_and_mailed(emulator) -> float:
     """Add up the weight that peers hold, that lies in their mail and that is under way."""
     rule = emulator.setup.mixing
-    letters = [m for p in emulator.peers.values() for mail in p._mail.values() for m in mail]
+    letters = [
+        m for p in emulator.peers.values() for mail in p.mail.unopened.values() for m in mail
+    ]
     letters += emulator.flying
     mailed = sum(m.message.w.item() * rule.weight(0, m.degree) for m in letters)
     return mailed + sum(emulator.state(peer).w.item() for peer in emulator.peers)

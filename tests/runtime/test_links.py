@@ -1,7 +1,6 @@
 """Links between peers of one process: they meet, refuse, lose each other and say goodbye."""
 
 import math
-import select
 import socket
 import subprocess
 import sys
@@ -9,75 +8,43 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 import msgpack
 import pytest
-import torch
 import zmq
+from links_cases import (
+    ANYWHERE,
+    MIB,
+    PATIENCE,
+    Stage,
+    address_of,
+    close_quietly,
+    events_until,
+    expect,
+    frames,
+    hello,
+    make_links,
+    meet,
+    model,
+    outcomes,
+    port_of,
+    rounds_of,
+    send,
+    small,
+    stranger,
+    together,
+    turn,
+    vanish,
+)
 
 from p2pfl.errors import RemoteProtocolError, RunError, UserError
-from p2pfl.peer.events import Event, PeerDown, Received, Send
+from p2pfl.peer.events import PeerDown
 from p2pfl.runtime import links as links_module
-from p2pfl.runtime import wire
+from p2pfl.runtime import neighbour, wire
 from p2pfl.runtime.handshake import NeighbourGone, Terms
-from p2pfl.runtime.links import MANY, MOST_REASONS, Links
-from p2pfl.runtime.wire import Header, Kind
-
-TERMS = Terms({"seed": "1", "algorithm.name": "dpsgd"})
-PATIENCE = 10.0  # seconds a test waits for what should take milliseconds
-
-
-class Message(NamedTuple):
-    values: torch.Tensor
-
-
-def model(value: float = 1.0, d: int = 4) -> Message:
-    return Message(torch.full((1, d), float(value)))
-
-
-def send(*to: int, round: int = 0, value: float = 1.0, d: int = 4) -> Send:
-    return Send(to, round, len(to), 0.0, model(value, d))
-
-
-class Stage:
-    """Some peers, all neighbours of one another unless a test says otherwise."""
-
-    def __init__(self, stack: ExitStack, n: int) -> None:
-        self.stack, self.n = stack, n
-        self.sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-        ports = [held.getsockname()[1] for held in self.sockets]
-        self.addresses = {node: f"tcp://127.0.0.1:{port}" for node, port in enumerate(ports)}
-        for held in self.sockets:
-            stack.callback(held.close)
-
-    def peer(
-        self,
-        node: int,
-        neighbours: tuple[int, ...] | None = None,
-        terms: Terms = TERMS,
-        again: bool = False,
-        largest: int = 1 << 20,
-    ) -> Links:
-        """Start a peer; `again`: another process of the same id, listening elsewhere."""
-        others = [p for p in self.addresses if p != node] if neighbours is None else neighbours
-        addresses = {p: self.addresses[p] for p in others}
-        if again:
-            links = Links(node, "tcp://127.0.0.1:*", addresses, terms, largest)
-        else:
-            held = self.sockets[node].detach()
-            links = Links(node, self.addresses[node], addresses, terms, largest, held)
-        self.stack.callback(close_quietly, links)
-        return links
-
-    def all_met(self, **more: object) -> list[Links]:
-        peers = [self.peer(node, **more) for node in range(self.n)]
-        meet(*peers)
-        for links in peers:
-            links.expect(1, wire.schema(model()), True)
-        return peers
+from p2pfl.runtime.wire import Kind
 
 
 @pytest.fixture
@@ -86,80 +53,11 @@ def stage() -> Iterator[Callable[[int], Stage]]:
         yield lambda n: Stage(stack, n)
 
 
-def close_quietly(links: Links) -> None:
-    if not links._context.closed:
-        links.close("the test is over", 0)
-
-
-def meet(*peers: Links, timeout: float = PATIENCE) -> None:
-    for error in outcomes(*peers, timeout=timeout):
-        if error:
-            raise error
-
-
-def outcomes(*peers: Links, timeout: float = PATIENCE) -> list[BaseException | None]:
-    """Let peers meet, each in a thread and closing when it fails; return what they raised."""
-
-    def one(links: Links) -> BaseException | None:
-        try:
-            links.meet(timeout)
-        except (UserError, RunError) as error:
-            links.close(str(error), 1.0)
-            return error
-        return None
-
-    with ThreadPoolExecutor(len(peers)) as pool:
-        return list(pool.map(one, peers))
-
-
-def events_until(done: Callable[[list[Event]], bool], *peers: Links) -> list[Event]:
-    """Turn the peers' loops until the first of them has seen enough; return what it saw."""
-    seen: list[Event] = []
-    deadline = time.monotonic() + PATIENCE
-    while not done(seen):
-        assert time.monotonic() < deadline, f"only {seen} happened"
-        for links in peers:
-            happened = links.events()
-            seen += happened if links is peers[0] else []
-        peers[0].poller.poll(10)
-    return seen
-
-
-def rounds_of(events: list[Event]) -> list[int]:
-    return [event.round for event in events if isinstance(event, Received)]
-
-
-def turn(until: Callable[[], bool], *peers: Links) -> list[Event]:
-    return events_until(lambda seen: until(), *peers)
-
-
-@contextmanager
-def stranger(address: str, kind: int = zmq.DEALER) -> Iterator[zmq.Socket[bytes]]:
-    with zmq.Context() as context, context.socket(kind) as sock:
-        sock.linger = 0
-        sock.rcvtimeo = 1000 * int(PATIENCE)
-        sock.connect(address)
-        yield sock
-
-
-def hello(sender: int, terms: Terms = TERMS, life: int = 5) -> list[bytes]:
-    return [
-        wire.pack(Header(Kind.HELLO, terms.run, 0, sender, life)),
-        wire.pack_terms(terms.items),
-    ]
-
-
-def frames(sender: int, round: int = 0, run: bytes | None = None, phase: int = 1) -> list[bytes]:
-    header = Header(Kind.MODEL, run or TERMS.run, phase, sender, round, 1, 0.0)
-    return [bytes(frame) for frame in wire.dump(header, model())]
-
-
 # Meeting
 
 
 def test_peers_meet_and_models_arrive_in_order(stage):
-    a, b = stage(2).all_met()
-    a.expect(1, wire.schema(model()), False)
+    a, b = stage(2).all_met(replaceable=False)
     for round in range(5):
         a.send(send(1, round=round, value=round))
     seen = events_until(lambda seen: len(seen) == 5, b, a)
@@ -184,7 +82,7 @@ def test_a_neighbour_may_start_later(stage):
     with ThreadPoolExecutor(1) as pool:
         meeting = pool.submit(a.meet, PATIENCE, go_on)
         assert asked_often.wait(PATIENCE)
-        b = Links(1, scene.addresses[1], {0: scene.addresses[0]}, TERMS, 1000)
+        b = make_links(1, scene.addresses[1], {0: scene.addresses[0]})
         scene.stack.callback(close_quietly, b)
         b.meet(PATIENCE)
         meeting.result()
@@ -247,7 +145,7 @@ def test_a_neighbour_that_gives_up_tells_why(stage):
 def test_an_address_that_is_somebody_elses_is_found_out(stage):
     scene = stage(3)
     a, b = scene.peer(0, (1,)), scene.peer(1, (0,))
-    lost = Links(2, "tcp://127.0.0.1:*", {0: scene.addresses[1]}, TERMS, 1000)
+    lost = make_links(2, ANYWHERE, {0: scene.addresses[1]})
     scene.stack.callback(close_quietly, lost)
     meet(a, b)
     with ThreadPoolExecutor(1) as pool:
@@ -279,17 +177,7 @@ def test_a_hello_of_another_version_is_answered(stage):
         sock.send_multipart([msgpack.packb([9, "a new", "layout"])])
         turn(lambda: bool(sock.poll(0)), a, b)
         assert wire.unpack(sock.recv_multipart()[0]).kind is Kind.REFUSE
-    assert a.rejected == {"protocol version 9, ours is 1": 1}
-
-
-def port_of(links: Links) -> int:
-    return int(
-        links._listener.socket.getsockopt(zmq.LAST_ENDPOINT).rsplit(b":", 1)[1].rstrip(b"\0")
-    )
-
-
-def address_of(links: Links) -> str:
-    return f"tcp://127.0.0.1:{port_of(links)}"
+    assert a.rejected == {"a stranger: protocol version 9, ours is 1": 1}
 
 
 @pytest.mark.parametrize(
@@ -309,8 +197,8 @@ def test_a_hello_that_is_not_acceptable_is_refused(stage, message: list[bytes], 
         header, reason = sock.recv_multipart()
         assert wire.unpack(header).kind is Kind.REFUSE
         assert told in reason.decode()
-        assert a.rejected[f"hello refused: {reason.decode()}"] == 1
-        sock.send_multipart(frames(1))
+        assert a.rejected[f"a stranger: hello refused: {reason.decode()}"] == 1
+        sock.send_multipart(frames(1)[0])
         turn(lambda: a.rejected.total() == 2, a, b)
     b.send(send(0))
     assert rounds_of(events_until(bool, a, b)) == [0]  # the real peer 1 is heard as before
@@ -343,30 +231,24 @@ def test_a_peer_started_again_while_others_meet_is_let_in(stage):
         first_life = pool.submit(b.meet, PATIENCE, lambda: not met_half.is_set())
         first_life.result()
         vanish(b)
-        b = Links(1, scene.addresses[1], {p: scene.addresses[p] for p in (0, 2)}, TERMS, 1000)
+        b = make_links(1, scene.addresses[1], {p: scene.addresses[p] for p in (0, 2)})
         scene.stack.callback(close_quietly, b)
         c = scene.peer(2)
         for other in [pool.submit(links.meet, PATIENCE) for links in (b, c)]:
             other.result()
         meeting.result()
-    for links in (a, b, c):
-        links.expect(1, wire.schema(model()), True)
+    expect(a, b, c)
     b.send(send(0))
     assert rounds_of(events_until(bool, a, b, c)) == [0]
     a.send(send(1))
     assert rounds_of(events_until(bool, b, a, c)) == [0]
 
 
-def vanish(links: Links) -> None:
-    """End a peer's links without a goodbye, as SIGKILL does."""
-    links._context.destroy(0)
-
-
 def test_a_peer_started_again_after_the_beginning_is_refused(stage):
     scene = stage(2)
     a, b = scene.all_met()
     vanish(b)
-    again = Links(1, scene.addresses[1], {0: scene.addresses[0]}, TERMS, 1000)
+    again = make_links(1, scene.addresses[1], {0: scene.addresses[0]})
     scene.stack.callback(close_quietly, again)
     with ThreadPoolExecutor(1) as pool:
         meeting = pool.submit(outcomes, again, timeout=PATIENCE)
@@ -384,7 +266,7 @@ def test_an_occupied_address_is_named():
     with socket.create_server(("127.0.0.1", 0)) as held:
         address = f"tcp://127.0.0.1:{held.getsockname()[1]}"
         with pytest.raises(RunError, match=f"{address} is taken by another program"):
-            Links(0, address, {}, TERMS, 1000)
+            make_links(0, address, {})
 
 
 @pytest.mark.parametrize(
@@ -401,7 +283,7 @@ def test_an_occupied_address_is_named():
 def test_an_address_that_cannot_be_used_is_named(address: str):
     before = open_files()
     with pytest.raises(UserError, match="cannot listen on") as failure:
-        Links(0, address, {}, TERMS, 1000)
+        make_links(0, address, {})
     assert address in str(failure.value)
     assert open_files() == before
 
@@ -412,7 +294,7 @@ def test_an_address_that_cannot_be_used_is_named(address: str):
 def test_an_address_that_cannot_be_dialled_is_named(address: str):
     before = open_files()
     with pytest.raises(UserError, match="cannot dial") as failure:
-        Links(0, "tcp://127.0.0.1:*", {1: address}, TERMS, 1000)
+        make_links(0, ANYWHERE, {1: address})
     assert address in str(failure.value)
     assert open_files() == before
 
@@ -421,10 +303,11 @@ def test_too_few_files_are_a_readable_error():
     """In a process of its own: limits cannot be raised again."""
     program = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))\n"
-        "from p2pfl.runtime.links import Links, Terms\n"
+        "from p2pfl.runtime.endpoint import Endpoint\n"
         "from p2pfl.errors import RunError\n"
-        "others = {k: f'tcp://127.0.0.1:{9000 + k}' for k in range(1, 80)}\n"
-        "try: Links(0, 'tcp://127.0.0.1:*', others, Terms({}), 1000)\n"
+        "try:\n"
+        "    endpoint = Endpoint('tcp://127.0.0.1:*', 80)\n"
+        "    for k in range(1, 80): endpoint.dial(k, f'tcp://127.0.0.1:{9000 + k}', [])\n"
         "except RunError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -438,9 +321,11 @@ JUNK = {
     "noise": [b"\xff" * 20],
     "many empty frames": [b""] * 5000,
     "a long header": [b"\x90" * 1000],
-    "a model": frames(1),
-    "a goodbye": [wire.pack(Header(Kind.BYE, TERMS.run, 1, 1)), b"so long"],
-    "an abortion": [wire.pack(Header(Kind.ABORT, TERMS.run, 1, 1)), b"so long"],
+    "a model": frames(1)[0],
+    "credit": [small(Kind.CREDIT, number=3)],
+    "a heartbeat": [small(Kind.PING)],
+    "a goodbye": [small(Kind.BYE), b"so long"],
+    "an abortion": [small(Kind.ABORT), b"so long"],
     "a hello without terms": hello(1)[:1],
     "a hello with a bomb": [hello(1)[0], b"\xdc\xff\xff" * 20_000],
     "a hello with too much": [*hello(1), b"more"],
@@ -463,34 +348,47 @@ def test_junk_is_dropped_and_counted(stage, junk: list[bytes]):
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        (frames(2), "a message from somebody who has not said hello"),
-        (frames(1, run=b"another!"), "a message from somebody who has not said hello"),
-        (frames(1, phase=0), "a message of another phase"),
-        (frames(1)[:1], "0 buffers instead of 1"),
-        ([*frames(1), b"more"], "2 buffers instead of 1"),
-        ([frames(1)[0], bytes(15)], "values has 15 bytes instead of 16"),
-        ([frames(1)[0], b"\xff" * 16], "values has values which are not finite"),
-        ([wire.pack(Header(Kind.WELCOME, TERMS.run, 1, 1))], "an unexpected WELCOME"),
+        (frames(2)[0], "a chunk from somebody else"),
+        (frames(run=b"another!")[0], "a chunk from somebody else"),
+        (frames(phase=0)[0], "a chunk nobody has asked for"),
+        (frames()[0][:1], "0 buffers instead of 1"),
+        ([*frames()[0], b"more"], "2 buffers instead of 1"),
+        ([frames()[0][0], bytes(15)], "values has 15 bytes instead of 16"),
+        ([frames()[0][0], bytes(16)], "a chunk that was damaged on its way"),
+        (frames(message=model(math.nan))[0], "values has values which are not finite"),
+        ([b""], "not a message of this protocol"),
     ],
 )
-def test_what_a_neighbour_may_not_send_is_dropped_and_counted(stage, wrong, reason: str):
-    scene = stage(2)
-    a = scene.peer(0)
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
-        router.linger = 0
-        router.setsockopt(zmq.USE_FD, scene.sockets[1].detach())
-        router.bind(scene.addresses[1])
-        with stranger(scene.addresses[0]) as sock, ThreadPoolExecutor(1) as pool:
-            meeting = pool.submit(a.meet, PATIENCE)
-            sock.send_multipart(hello(1))
-            identity, *_ = router.recv_multipart()
-            router.send_multipart([identity, wire.pack(Header(Kind.WELCOME, TERMS.run, 0, 1))])
-            meeting.result()
-            a.expect(1, wire.schema(model()), True)
-            sock.send_multipart(wrong)
-            sock.send_multipart(frames(1, round=9))
-            assert rounds_of(events_until(bool, a)) == [9]
-            assert a.rejected == {reason: 1}
+def test_what_a_neighbour_may_not_serve_is_dropped_and_counted(stage, wrong, reason: str):
+    with stage(2).scripted() as (a, other):
+        other.serve(*wrong)
+        other.serve(*frames(round=9)[0])
+        assert rounds_of(events_until(bool, a)) == [9]
+        assert a.rejected == {f"peer 1: {reason}": 1}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ([small(Kind.PING, sender=2)], "a message from somebody who has not said hello"),
+        (frames(run=b"another!")[0], "a message from somebody who has not said hello"),
+        (frames()[0], "an unexpected CHUNK"),
+        ([small(Kind.WELCOME)], "an unexpected WELCOME"),
+        ([small(Kind.CREDIT, number=wire.MOST_CREDIT + 1)], "more credit than is given"),
+        ([b"\xff" * 20], "not a message of this protocol"),
+        ([bytes(129)], "a header of 129 bytes"),
+    ],
+)
+def test_what_a_neighbour_may_not_say_is_dropped_and_counted(stage, wrong, reason: str):
+    with stage(2).scripted() as (a, other):
+        other.say(*wrong)
+        other.say(small(Kind.PING))
+        answers = []
+        turn(lambda: answers.extend(other.heard()) or any(h.kind is Kind.PONG for h in answers), a)
+        assert a.rejected == {f"peer 1: {reason}": 1}
+        a.send(send(1))
+        other.say(small(Kind.CREDIT, number=1))
+        turn(lambda: any(h.kind is Kind.CHUNK for h in other.served()), a)
 
 
 def test_raw_bytes_do_no_harm(stage):
@@ -509,10 +407,10 @@ def test_raw_bytes_do_no_harm(stage):
 
 
 def test_a_frame_that_is_too_large_cuts_the_connection(stage):
-    a, b = stage(2).all_met(largest=100_000)
+    a, b = stage(2).all_met()
     with stranger(address_of(a)) as sock:
         monitor = sock.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        sock.send(bytes(100_001))
+        sock.send(bytes(wire.MAX_HELLO + 1))
         turn(lambda: bool(monitor.poll(0)), a, b)
         sock.disable_monitor()
         monitor.close(0)
@@ -531,163 +429,21 @@ def test_an_oversized_answer_cuts_the_connection(stage):
         with ThreadPoolExecutor(1) as pool:
             meeting = pool.submit(a.meet, 0.5)
             identity, *_ = router.recv_multipart()
-            welcome = wire.pack(Header(Kind.WELCOME, TERMS.run, 0, 1))
-            router.send_multipart([identity, welcome, bytes(5000)])
+            welcome = small(Kind.WELCOME)
+            router.send_multipart([identity, welcome, bytes(wire.CHUNK + 1)])
             with pytest.raises(RunError, match=r"nothing heard within .* of peer 1"):
                 meeting.result()
 
 
 def test_reasons_of_refusal_are_bounded(stage):
     a = stage(1).peer(0)
-    for number in range(3 * MOST_REASONS):
+    for number in range(3 * neighbour.MOST_REASONS):
         a.reject(RemoteProtocolError(f"nonsense {number}"))
-    assert len(a.rejected) == MOST_REASONS + 1
-    assert a.rejected.total() == 3 * MOST_REASONS
-
-
-def test_messages_of_a_later_phase_are_kept_but_not_any_number(stage):
-    a, b = stage(2).all_met(largest=1 << 23)  # room for 8 of them
-    a.expect(0, wire.schema(model()), True)
-    b.expect(1, wire.schema(model()), False)
-    for round in range(2 * MANY):
-        b.send(send(0, round=round))
-        turn(lambda: not b._links[0].unsent, a, b)
-    turn(lambda: a.rejected.total() == MANY, a, b)
-    a.expect(1, wire.schema(model()), True)
-    assert rounds_of(a.events()) == list(range(MANY))
-
-
-# Losses
-
-
-def test_a_neighbour_that_does_not_read_gets_the_newest_later(stage):
-    a, b = stage(2).all_met(largest=1 << 22)
-    big = 1 << 20  # 4 MiB of float32: the kernel holds one or two
-    b.expect(1, wire.schema(model(d=big)), True)
-    for round in range(40):
-        a.send(send(1, round=round, d=big))
-        assert not a.events()
-    assert len(a._links[1].unsent) == 1
-    seen = events_until(lambda seen: 39 in rounds_of(seen), b, a)
-    assert len(seen) < 25  # most were left out
-    assert rounds_of(seen) == sorted(rounds_of(seen))
-
-
-def test_a_neighbour_that_leaves_too_much_unread_is_given_up_once(stage):
-    a, _b = stage(2).all_met(largest=1 << 23)
-    a.expect(1, wire.schema(model(d=1 << 20)), False)
-    events: list[Event] = []
-    for round in range(40):
-        a.send(send(1, round=round, d=1 << 20))
-        events += a.events()
-        assert 1 not in a._links or len(a._links[1].unsent) <= MANY + 1
-    assert events == [PeerDown(1)]
-    started = time.monotonic()
-    a.close("done", PATIENCE)  # and is not waited for
-    assert time.monotonic() - started < 2
-
-
-def test_a_neighbour_that_died_is_noticed_after_the_grace(stage, monkeypatch):
-    monkeypatch.setattr(links_module, "GRACE", 0.3)
-    a, b, c = stage(3).all_met()
-    vanish(b)
-    started = time.monotonic()
-    seen = events_until(bool, a, c)
-    assert seen == [PeerDown(1)]
-    assert 0.25 < time.monotonic() - started < 2
-    c.send(send(0))
-    assert rounds_of(events_until(bool, a, c)) == [0]
-
-
-class Relay:
-    """Stands between two peers, and can cut the connections it carries."""
-
-    def __init__(self, target: int) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.target, self.made = target, 0
-        self.pairs: dict[socket.socket, socket.socket] = {}
-        self.commands = socket.socketpair()
-        self.thread = threading.Thread(target=self._run)
-        self.thread.start()
-
-    def cut(self) -> None:
-        self.commands[0].send(b"c")
-
-    def close(self) -> None:
-        self.commands[0].send(b"q")
-        self.thread.join()
-
-    def _run(self) -> None:
-        while True:
-            ready, _, _ = select.select([self.listener, self.commands[1], *self.pairs], [], [])
-            if self.commands[1] in ready:
-                for end in self.pairs:
-                    end.close()
-                self.pairs.clear()
-                if self.commands[1].recv(1) == b"q":
-                    break
-                continue
-            for sock in ready:
-                self._accept() if sock is self.listener else self._pass_on(sock)
-        for end in (self.listener, *self.commands):
-            end.close()
-
-    def _accept(self) -> None:
-        near, _ = self.listener.accept()
-        far = socket.create_connection(("127.0.0.1", self.target))
-        self.pairs |= {near: far, far: near}
-        self.made += 1
-
-    def _pass_on(self, sock: socket.socket) -> None:
-        if sock not in self.pairs:
-            return
-        data = sock.recv(65536)
-        self.pairs[sock].sendall(data)
-        if not data:
-            self.pairs.pop(self.pairs.pop(sock)).close()
-            sock.close()
-
-
-def test_a_connection_that_broke_is_made_again(stage):
-    scene = stage(2)
-    relay = Relay(int(scene.addresses[1].rsplit(":", 1)[1]))
-    scene.stack.callback(relay.close)
-    scene.addresses[1] = relay.address
-    held = scene.sockets[1]
-    a = scene.peer(0)
-    near = f"tcp://127.0.0.1:{held.getsockname()[1]}"
-    b = Links(1, near, {0: scene.addresses[0]}, TERMS, 1000, held.detach())
-    scene.stack.callback(close_quietly, b)
-    meet(a, b)
-    for links in (a, b):
-        links.expect(1, wire.schema(model()), False)
-    for round in range(3):
-        a.send(send(1, round=round))
-        assert rounds_of(events_until(bool, b, a)) == [round]
-        relay.cut()
-        broken = events_until(lambda seen: a._links[1].broken_since is not None, a, b)
-        assert broken == []
-    assert relay.made == 3 or turn(lambda: relay.made >= 3, a, b) == []
-    a.send(send(1, round=3))
-    a.send(send(1, round=4))
-    assert rounds_of(events_until(lambda seen: len(seen) == 2, b, a)) == [3, 4]
-    assert not b.rejected
+    assert len(a.rejected) == neighbour.MOST_REASONS + 1
+    assert a.rejected.total() == 3 * neighbour.MOST_REASONS
 
 
 # Goodbyes
-
-
-def together(*calls: Callable[[], None]) -> list[float]:
-    """Make calls at the same time; return how long each took."""
-
-    def timed(call: Callable[[], None]) -> float:
-        started = time.monotonic()
-        call()
-        return time.monotonic() - started
-
-    with ThreadPoolExecutor(len(calls)) as pool:
-        return list(pool.map(timed, calls))
 
 
 def test_nobody_lingers_when_all_end_together(stage):
@@ -699,12 +455,10 @@ def test_nobody_lingers_when_all_end_together(stage):
 
 
 def test_the_last_model_arrives_before_the_goodbye(stage):
-    a, b = stage(2).all_met(largest=1 << 22)
-    for links in (a, b):
-        links.expect(1, wire.schema(model(d=1 << 20)), False)
+    a, b = stage(2).all_met(d=4 * MIB, replaceable=False)
     with ThreadPoolExecutor(1) as pool:
         for round in range(6):
-            a.send(send(1, round=round, d=1 << 20))
+            a.send(send(1, round=round, d=4 * MIB))
         closing = pool.submit(a.close, "done", PATIENCE)
         seen = events_until(lambda seen: PeerDown(0) in seen, b)
         closing.result()
@@ -768,6 +522,6 @@ def test_the_loop_sleeps_until_there_is_something_to_do(stage):
     assert a.until_due(now - 1, 250) == 0
     assert a.until_due(time.monotonic() + 0.0009, 250) == 1  # not 0, or it would spin
     vanish(b)
-    turn(lambda: a._links[1].broken_since is not None, a)
+    turn(lambda: a._neighbours[1].link.broken_since is not None, a)
     assert a.until_due(math.inf, 250) == links_module.POLL
     assert a.until_due(time.monotonic() - 1, 250) == 0

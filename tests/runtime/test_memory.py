@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from runtime_cases import CASES, make
@@ -41,6 +43,14 @@ def test_what_is_heard():
     )
     assert needed(whole, N).memory == model  # not mixed in place
     assert needed(case("dpsgd ring", sgd(0.1)), 3).state == model // 2
+
+
+@pytest.mark.parametrize("emulated", [False, True])
+def test_who_trains_and_exchanges_at_once_holds_three_states(emulated):
+    plain = case("dpsgd ring", adam())
+    overlapped = replace(plain, pace=Pace(2, overlap=True))
+    more = needed(overlapped, N, emulated).total - needed(plain, N, emulated).total
+    assert more == 2 * needed(plain, N).state
 
 
 def test_what_cannot_fit_is_refused(monkeypatch):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from p2pfl.algorithms.averaging import Params
 from p2pfl.peer.events import Send
-from p2pfl.runtime import wire
+from p2pfl.runtime import chunks
 from p2pfl.runtime.network import NetworkModel
 from p2pfl.runtime.post import Post
 
@@ -21,8 +21,8 @@ NUMBERS = st.sampled_from([0, 1, 127, 128, 255, 256, 65535, 65536, 2**32 - 1, 2*
 def test_a_message_is_as_large_as_on_the_wire(sender, round, degree, d):
     send = Send((1, 2, 3), round, degree, 0.5, Params(torch.zeros(1, d)))
     post = Post(NetworkModel())
-    assert post.size(sender, send) == wire.size(sender, send)
-    assert post.sent(sender, round) == 3 * wire.size(sender, send)
+    assert post.size(sender, send) == chunks.size(sender, send)
+    assert post.sent(sender, round) == 3 * chunks.size(sender, send)
     assert post.sent(sender, round) == 0
 
 

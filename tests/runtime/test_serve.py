@@ -22,6 +22,8 @@ from p2pfl.learning import Quadratics
 from p2pfl.learning.evaluation import Scores
 from p2pfl.peer.gossiper import Tempo
 from p2pfl.peer.rounds import Pace
+from p2pfl.runtime.endpoint import Endpoint
+from p2pfl.runtime.finding import Book
 from p2pfl.runtime.handshake import Terms
 from p2pfl.runtime.links import Links
 from p2pfl.runtime.serve import Server
@@ -59,8 +61,9 @@ def take_part(
         for s in setup.topology.view(node, k)
         for p in s
     }
-    others = {p: addresses[p][0] for p in ids}
-    links = Links(node, addresses[node][0], others, Terms({}), 1000, addresses[node][1])
+    book = Book(setup.topology.n, {p: addresses[p][0] for p in ids})
+    endpoint = Endpoint(addresses[node][0], len(ids), descriptor=addresses[node][1])
+    links = Links(node, endpoint, ids, Terms({}), book)
     rows: list[Row] = []
     try:
         links.meet(SOON)

@@ -64,10 +64,10 @@ def test_bytes_are_degree_times_payload_and_header(name, payload):
     for k, rows in enumerate(rounds):
         for row in rows:
             sends_to, hears_from = setup.topology.view(row.node, k)
-            header = wire.header_size(row.node, k, len(sends_to))
-            assert row.bytes_sent == len(sends_to) * (payload + header)
+            size = wire.model_size(row.node, k, len(sends_to), payload)
+            assert row.bytes_sent == len(sends_to) * size
             assert row.bytes_received == sum(
-                payload + wire.header_size(j, k, len(setup.topology.view(j, k)[0]))
+                wire.model_size(j, k, len(setup.topology.view(j, k)[0]), payload)
                 for j in hears_from
             )
 

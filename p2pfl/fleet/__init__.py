@@ -1,0 +1,1 @@
+"""Peers on several machines: started, watched and collected over SSH."""

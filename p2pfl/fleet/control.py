@@ -1,0 +1,133 @@
+"""``p2pfl status``, ``logs`` and ``down``: a launch that goes on without its launcher."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from p2pfl.errors import UserError
+from p2pfl.fleet.launch import Ended, conclude, everywhere
+from p2pfl.fleet.record import Ending, Place, read_record
+from p2pfl.fleet.ssh import HostError, Shell
+from p2pfl.results.runs import read_summary
+
+
+class PeerStatus(NamedTuple):
+    """What is known of a peer."""
+
+    node: int
+    host: str
+    phase: str  # what it does, or "finished", "interrupted", "failed", "out of reach"
+    round: int  # how many it has behind it
+    age: float | None  # seconds since its last news; None: there are none
+    why: str = ""  # how it has ended, or why nothing is known
+
+
+async def status(folder: Path) -> list[PeerStatus]:
+    """Say what every peer of a launch does.
+
+    Raises:
+        UserError: the folder is not that of a launch.
+    """
+    found = await asyncio.gather(*map(_status, read_record(folder).places))
+    return [peer for part in found for peer in part]
+
+
+async def _status(place: Place) -> list[PeerStatus]:
+    try:
+        async with _shell(place) as shell:
+            answer = await shell.ask("status", folder=place.folder, nodes=place.nodes)
+    except HostError as error:
+        name = place.host.name
+        return [PeerStatus(n, name, "out of reach", 0, None, str(error)) for n in place.nodes]
+    return [_peer(place, told) for told in answer["peers"]]
+
+
+def _peer(place: Place, told: dict[str, Any]) -> PeerStatus:
+    ended = told.get("ended", {})
+    phase, why = ended.get("status", told["phase"]), ended.get("why", "")
+    return PeerStatus(told["node"], place.host.name, phase, told["round"], told.get("age"), why)
+
+
+async def logs(
+    folder: Path, say: Callable[[dict[str, Any]], None], peer: int | None, follow: bool
+) -> None:
+    """Tell what peers have said, and what went wrong with them.
+
+    Args:
+        folder: the run folder.
+        say: told ``{"node": ..., "line": ...}``, and ``{"node": ..., "log": ...}`` for what
+            stands in the peer's log.
+        peer: only this one.
+        follow: go on until all have ended.
+
+    Raises:
+        UserError: the folder is not that of a launch, or there is no such peer.
+        RunError: a host cannot be reached.
+    """
+    record = read_record(folder)
+    if peer is not None and peer not in record.hosts:
+        raise UserError(f"--peer {peer}: the peers of this run are 0 to {len(record.hosts) - 1}")
+
+    async def read(place: Place) -> None:
+        at = {node: 0 for node in place.nodes if peer in (None, node)}
+        if not at:
+            return
+        async with _shell(place) as shell:
+            async for news in shell.news(place.folder, at, follow, log=True):
+                if "line" in news or "log" in news:
+                    say(news)
+
+    await everywhere(map(read, record.places))
+
+
+async def down(folder: Path) -> Ended:
+    """Stop what still runs of a launch, and collect what all peers have left.
+
+    A run that was collected already is left as it is. Where a host is out of reach the others
+    are stopped and collected, and another call can fetch the rest.
+
+    Raises:
+        UserError: the folder is not that of a launch.
+    """
+    record = read_record(folder)
+    if record.collected:
+        summary = read_summary(folder)
+        return Ended(folder, summary["status"], summary.get("error"))
+    shells: dict[str, Shell] = {}
+    try:
+        await asyncio.gather(*(_stop(place, shells) for place in record.places))
+        peers = await status(folder)
+        interrupted = any(peer.phase == "interrupted" for peer in peers)
+        return await conclude(folder, record, shells, _endings(peers), interrupted)
+    finally:
+        for shell in shells.values():
+            shell.close()
+
+
+async def _stop(place: Place, shells: dict[str, Shell]) -> None:
+    try:
+        shells[place.host.name] = await Shell.connect(place.host)
+        await shells[place.host.name].ask("stop", folder=place.folder, nodes=place.nodes)
+    except HostError:  # its status is going to say so
+        pass
+
+
+def _endings(peers: list[PeerStatus]) -> dict[int, Ending]:
+    known = ("finished", "interrupted")
+    return {
+        peer.node: {"status": peer.phase if peer.phase in known else "failed", "why": peer.why}
+        for peer in peers
+    }
+
+
+@asynccontextmanager
+async def _shell(place: Place) -> AsyncIterator[Shell]:
+    shell = await Shell.connect(place.host)
+    try:
+        yield shell
+    finally:
+        shell.close()

@@ -1,0 +1,217 @@
+"""The hosts file: on which machines peers run, and how they are reached."""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from p2pfl.errors import UserError
+from p2pfl.experiment.config import Kind, read
+
+
+@dataclass(frozen=True)
+class Override:
+    """What one of several peers on a host has for itself; None: as the host says."""
+
+    port: int
+    data: str | None = None
+    device: str | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine with peers on it.
+
+    Paths that start with ``~/`` are below the home of the user there, except `ssh_key` and
+    `known_hosts`, which are files of this machine.
+
+    Attributes:
+        name: what messages call it.
+        address: the IPv4 address its peers listen on.
+        ports: one peer listens on each.
+        user: who logs in; None: as ``~/.ssh/config`` says, or the user here.
+        ssh_host: where SSH listens, if not at `address`.
+        ssh_port: its port; None: as ``~/.ssh/config`` says, or 22.
+        ssh_key: a private key; None: those ``ssh`` would offer.
+        known_hosts: the host keys to believe; None: ``~/.ssh/known_hosts``.
+        python: the interpreter that has this package.
+        venv: instead of `python`, the virtual environment that has it.
+        workdir: where run folders are made.
+        data: the folder that relative data paths start from.
+        device: where to compute.
+        threads: how many each peer computes with; 0: the cores, evenly divided.
+        keys: a file with the keys of its peer, made if it is missing. On a host with several
+            ports each peer has its own, with the port in its name.
+        peers: what single peers have for themselves.
+    """
+
+    name: str = ""
+    address: str = ""
+    ports: tuple[int, ...] = ()
+    user: str | None = None
+    ssh_host: str | None = None
+    ssh_port: int | None = None
+    ssh_key: str | None = None
+    known_hosts: str | None = None
+    python: str | None = None
+    venv: str | None = None
+    workdir: str = "~/.local/state/p2pfl"
+    data: str | None = None
+    device: str = "cpu"
+    threads: int = 0
+    keys: str | None = None
+    peers: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def interpreter(self) -> str:
+        """The Python to run there."""
+        return f"{self.venv}/bin/python" if self.venv else self.python or "python3"
+
+
+@dataclass(frozen=True)
+class Seat:
+    """One peer's place: which host, which port, and what may differ from peer to peer."""
+
+    node: int
+    host: str
+    name: str  # that of the host, and if it has several peers the port
+    address: str  # as in ``"tcp://10.0.0.1:7000"``
+    data: str | None
+    device: str
+    threads: int
+    keys: str | None
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """All hosts, and the peers on them in the order of the file."""
+
+    hosts: tuple[Host, ...]
+    seats: tuple[Seat, ...]
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether no peer can be reached from another machine."""
+        return all(ipaddress.ip_address(host.address).is_loopback for host in self.hosts)
+
+    def on(self, host: Host) -> list[Seat]:
+        """Return the peers of a host."""
+        return [seat for seat in self.seats if seat.host == host.name]
+
+
+def read_hosts(path: Path) -> Fleet:
+    """Read and check a hosts file.
+
+    Raises:
+        UserError: the file is missing or no TOML, or something in it cannot be.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return _checked(tables)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _File:
+    hosts: tuple[dict[str, Any], ...]
+    defaults: dict[str, Any] | None = None
+
+
+def _checked(tables: Mapping[str, Any]) -> Fleet:
+    kind = Kind({"": Host})
+    given: _File = read("the file", tables, Kind({"": _File})).build("the file")
+    defaults = given.defaults or {}
+    read("defaults", defaults, kind)
+    hosts: list[Host] = []
+    seats: list[Seat] = []
+    for number, table in enumerate(given.hosts):
+        place = f"hosts[{number}]"
+        host: Host = read(place, {**defaults, **table}, kind).build(place)
+        _check(host, place)
+        hosts.append(host)
+        seats += _seats(host, place, len(seats))
+    if not hosts:
+        raise UserError("there are no [[hosts]]")
+    _refuse_repeated("host name", [host.name for host in hosts])
+    _refuse_repeated("address", [seat.address for seat in seats])
+    without = [seat.host for seat in seats if seat.keys is None]
+    if 0 < len(without) < len(seats):
+        raise UserError(f"{without[0]} has no `keys`, but others have; all need them, or none")
+    return Fleet(tuple(hosts), tuple(seats))
+
+
+def _check(host: Host, place: str) -> None:
+    for key in ("name", "address", "ports"):
+        if not getattr(host, key):
+            raise UserError(f"{place}.{key} is missing")
+    try:
+        ipaddress.IPv4Address(host.address)
+    except ValueError:
+        raise UserError(
+            f"{place}.address = {host.address!r}: expected an IPv4 address that peers can listen"
+            " on, as 10.0.0.1; the name that ssh uses can stand in ssh_host"
+        ) from None
+    if wrong := [port for port in host.ports if not 0 < port < 65536]:
+        raise UserError(f"{place}.ports: {wrong[0]} is no port; expected 1 to 65535")
+    if host.python and host.venv:
+        raise UserError(f"{place} has both python and venv; expected one of them")
+    for key in ("ssh_key", "known_hosts"):
+        file = getattr(host, key)
+        if file is not None and not Path(file).expanduser().is_file():
+            raise UserError(f"{place}.{key} = {file!r}: there is no such file here")
+
+
+def _seats(host: Host, place: str, first: int) -> list[Seat]:
+    own: dict[int, Override] = {}
+    for number, table in enumerate(host.peers):
+        here = f"{place}.peers[{number}]"
+        override: Override = read(here, table, Kind({"": Override})).build(here)
+        if override.port not in host.ports:
+            raise UserError(f"{here}.port = {override.port} is none of the host's ports")
+        if override.port in own:
+            raise UserError(f"{here}.port = {override.port} stands there twice")
+        own[override.port] = override
+    seats = []
+    for node, port in enumerate(host.ports, first):
+        mine = own.get(port, Override(port))
+        threads = host.threads if mine.threads is None else mine.threads
+        if threads < 0:
+            raise UserError(f"{place}: threads = {threads}: expected 0 or more")
+        seats.append(
+            Seat(
+                node,
+                host.name,
+                host.name if len(host.ports) == 1 else f"{host.name}-{port}",
+                f"tcp://{host.address}:{port}",
+                mine.data or host.data,
+                mine.device or host.device,
+                threads,
+                _keys(host, port),
+            )
+        )
+    return seats
+
+
+def _keys(host: Host, port: int) -> str | None:
+    """A peer is known by its key, so no two peers have the same."""
+    if host.keys is None or len(host.ports) == 1:
+        return host.keys
+    path = PurePosixPath(host.keys)
+    return str(path.with_stem(f"{path.stem}-{port}"))
+
+
+def _refuse_repeated(what: str, values: list[str]) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise UserError(f"the {what} {value} stands there twice")

@@ -1,0 +1,233 @@
+"""``p2pfl up``: check all hosts, start the peers, follow them, and collect what they leave."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from p2pfl.errors import RunError, UserError
+from p2pfl.experiment.experiment import Experiment
+from p2pfl.fleet.collect import fetch, gather, open_folder
+from p2pfl.fleet.hosts import Fleet, Host
+from p2pfl.fleet.parcel import data_files, parcel
+from p2pfl.fleet.preflight import Checks, preflight
+from p2pfl.fleet.record import Ending, Place, Record
+from p2pfl.fleet.ssh import HostError, Shell
+from p2pfl.fleet.watch import OnFailure, View, Watching
+from p2pfl.runtime.setup import Status
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What is to be started.
+
+    Attributes:
+        experiment: what is trained.
+        fleet: where.
+        insecure: whether links between machines may be in clear.
+        max_skew: seconds that the clock of a host may be off.
+        on_failure: whether the others are stopped when a peer fails.
+        detach: whether to leave as soon as all have started.
+    """
+
+    experiment: Experiment
+    fleet: Fleet
+    insecure: bool = False
+    max_skew: float = 5.0
+    on_failure: OnFailure = "stop"
+    detach: bool = False
+
+    def check(self) -> None:
+        """Check what can be checked before any host is asked.
+
+        Raises:
+            UserError: experiment and hosts do not go together.
+        """
+        seats, nodes = self.fleet.seats, self.experiment.nodes
+        if len(seats) != nodes:
+            raise UserError(
+                f"the hosts file has {len(seats)} ports, one for each peer, but the experiment"
+                f" has nodes = {nodes}"
+            )
+        if not (self.insecure or self.fleet.is_loopback or seats[0].keys):
+            raise UserError(
+                "the hosts file has no `keys`, and peers of different machines would talk in"
+                ' clear: add  keys = "~/.config/p2pfl/keys.toml"  to its [defaults], or accept'
+                " this with --insecure"
+            )
+        for seat in seats:
+            data_files(self.experiment, seat)
+
+
+class Ended(NamedTuple):
+    """How a launch has ended, or ``"running"``: it goes on without us."""
+
+    folder: Path
+    status: Status
+    error: str | None = None
+
+
+async def up(launch: Launch, make: Callable[[], Path], view: View) -> Ended:
+    """Run an experiment on the hosts.
+
+    SIGINT and SIGTERM end all peers; SIGHUP, a terminal that was closed, leaves them alone.
+
+    Args:
+        launch: what is to be started.
+        make: makes the local run folder, once all hosts have been checked.
+        view: shown how it goes on.
+
+    Raises:
+        UserError: experiment and hosts do not go together.
+        RunError: hosts are not ready, a line for each fault; nothing has started.
+    """
+    launch.check()
+    shells: dict[str, Shell] = {}
+    try:
+        keys = await _check_all(launch, shells)
+        folder = make()
+        open_folder(folder, launch.experiment)
+        try:
+            record = await _send(launch, keys, shells)
+        except RunError as error:
+            gather(folder, {}, "failed", str(error))
+            raise
+        record.save(folder)
+        watching = Watching(record, shells, view, launch.on_failure)
+        with _heeding_signals(watching):
+            await _start(launch, watching)
+            record.save(folder)
+            if launch.detach and not watching.endings:
+                return Ended(folder, "running")
+            if not await watching.until_the_end():
+                return Ended(folder, "running")
+        return await conclude(folder, record, shells, watching.endings, watching.interrupted)
+    finally:
+        for shell in shells.values():
+            shell.close()
+
+
+async def everywhere(asked: Iterable[Awaitable[T]]) -> list[T]:
+    """Do something on all hosts at the same time.
+
+    Raises:
+        RunError: with the faults of all hosts that have some.
+    """
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    faults = [answer for answer in answers if isinstance(answer, BaseException)]
+    for fault in faults:
+        if not isinstance(fault, HostError):
+            raise fault
+    if faults:
+        lines = "\n".join(map(str, faults))
+        raise RunError(f"{len(faults)} of {len(answers)} hosts cannot take part\n{lines}")
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+
+async def conclude(
+    folder: Path,
+    record: Record,
+    shells: Mapping[str, Shell],
+    endings: Mapping[int, Ending],
+    interrupted: bool,
+) -> Ended:
+    """Collect what is there, and say how the run has ended.
+
+    A host that is out of reach keeps its part, and `p2pfl down` can fetch it later.
+    """
+    error = record.error(endings)
+    try:
+        await everywhere(_fetch(folder, place, shells) for place in record.places)
+        record.collected = True
+    except RunError as fault:
+        error = "; ".join(filter(None, (error, str(fault).replace("\n", ": "))))
+    status: Status = "interrupted" if interrupted else "failed" if error else "finished"
+    gather(folder, endings, status, error)
+    record.save(folder)
+    return Ended(folder, status, error)
+
+
+async def _fetch(folder: Path, place: Place, shells: Mapping[str, Shell]) -> None:
+    if place.host.name not in shells:
+        raise HostError(f"{place.host.name}: nothing was collected, because it is out of reach")
+    await fetch(folder, place, shells[place.host.name])
+
+
+async def _check_all(launch: Launch, shells: dict[str, Shell]) -> dict[int, str]:
+    """Connect to all hosts and check them; return the public keys of all peers."""
+    checks = Checks(launch.experiment, launch.fleet, launch.max_skew, launch.insecure)
+
+    async def ready(host: Host) -> dict[int, str]:
+        shells[host.name] = await Shell.connect(host)
+        return await preflight(shells[host.name], checks)
+
+    keys = await everywhere(map(ready, launch.fleet.hosts))
+    return {node: key for part in keys for node, key in part.items()}
+
+
+async def _send(launch: Launch, keys: dict[int, str], shells: Mapping[str, Shell]) -> Record:
+    files = parcel(launch.experiment, launch.fleet, keys)
+    now = datetime.now()
+    name = f"{launch.experiment.name}-{now:%Y%m%d-%H%M%S}"
+
+    async def send(host: Host) -> Place:
+        shell = shells[host.name]
+        made = await shell.ask("make", workdir=host.workdir, name=name)
+        await shell.send(made["folder"], files)
+        return Place(host, made["folder"], [seat.node for seat in launch.fleet.on(host)])
+
+    places = await everywhere(map(send, launch.fleet.hosts))
+    return Record(f"{now:%Y-%m-%d %H:%M:%S}", launch.experiment.rounds, places)
+
+
+async def _start(launch: Launch, watching: Watching) -> None:
+    """Start the peers; those of a host where that cannot be done have failed."""
+
+    async def start(place: Place) -> None:
+        peers = [
+            {
+                "node": seat.node,
+                "data": seat.data,
+                "device": seat.device,
+                "threads": seat.threads,
+                "keys": None if launch.insecure else seat.keys,
+                "insecure": launch.insecure,
+            }
+            for seat in launch.fleet.on(place.host)
+        ]
+        try:
+            shell = watching.shells[place.host.name]
+            place.pids = (await shell.ask("start", folder=place.folder, peers=peers))["pids"]
+        except HostError as error:
+            watching.lost(place, str(error))
+
+    await asyncio.gather(*map(start, watching.record.places))
+
+
+@contextmanager
+def _heeding_signals(watching: Watching) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    politely = (signal.SIGINT, signal.SIGTERM)
+
+    def interrupt() -> None:
+        for number in politely:  # a second one ends us at once
+            loop.remove_signal_handler(number)
+        watching.view.note("stopping all peers ...")
+        watching.interrupt()
+
+    for number in politely:
+        loop.add_signal_handler(number, interrupt)
+    loop.add_signal_handler(signal.SIGHUP, watching.detach.set)
+    try:
+        yield
+    finally:
+        for number in (*politely, signal.SIGHUP):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,92 @@
+"""What is looked at on a host before anything starts on any of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import NamedTuple
+
+from p2pfl import __version__
+from p2pfl.experiment.experiment import Experiment
+from p2pfl.fleet.hosts import Fleet, Seat
+from p2pfl.fleet.parcel import data_files
+from p2pfl.fleet.ssh import Done, HostError, Shell, last_line, quoted
+
+NOT_FOUND = (126, 127)  # a shell's codes for commands that are not there or cannot be run
+
+
+class Checks(NamedTuple):
+    """What all hosts are checked against."""
+
+    experiment: Experiment
+    fleet: Fleet
+    max_skew: float  # seconds that a clock may be off
+    insecure: bool  # no keys are made
+
+
+async def preflight(shell: Shell, checks: Checks) -> dict[int, str]:
+    """Check a host, and return the public keys of its peers.
+
+    Keys that are missing are made, once all else is well.
+
+    Raises:
+        HostError: its first fault, or for ports and data all of them, a line each.
+    """
+    host, seats = shell.host, checks.fleet.on(shell.host)
+    await _check_python(shell)
+    await _check_clock(shell, checks.max_skew)
+    files = [file for seat in seats for file in data_files(checks.experiment, seat)]
+    answer = await shell.ask(
+        "look",
+        ports=[(host.address, port) for port in host.ports],
+        folders=sorted({seat.data for seat in seats if seat.data}),
+        files=sorted(set(files)),
+    )
+    if answer["faults"]:
+        raise HostError("\n".join(f"{host.name}: {fault}" for fault in answer["faults"]))
+    if checks.insecure:
+        return {}
+    return {seat.node: await _key(shell, seat) for seat in seats if seat.keys}
+
+
+async def _check_python(shell: Shell) -> None:
+    name, python = shell.host.name, shell.host.interpreter
+    done = await shell.python("-c 'import p2pfl; print(p2pfl.__version__)'")
+    if done.code in NOT_FOUND:
+        raise HostError(f"{name}: there is no Python at {python}: {last_line(done.err)}")
+    if "No module named 'p2pfl'" in done.err:
+        raise HostError(f"{name}: {python} has no p2pfl; install p2pfl-gossip {__version__} there")
+    if done.code:
+        raise HostError(f"{name}: {python} cannot import p2pfl: {last_line(done.err)}")
+    if (version := last_line(done.out)) != __version__:
+        raise HostError(f"{name}: {python} has p2pfl {version}, but here it is {__version__}")
+
+
+async def _check_clock(shell: Shell, most: float) -> None:
+    """Compare clocks at the middle of the round trip; whole seconds are exact enough."""
+    before = time.time()
+    done = await shell.run("date +%s")
+    middle = (before + time.time()) / 2
+    try:
+        ahead = int(last_line(done.out)) + 0.5 - middle
+    except ValueError:
+        raise HostError(f"{shell.host.name}: its clock cannot be read: {_said(done)}") from None
+    if abs(ahead) > most:
+        way = "fast" if ahead > 0 else "slow"
+        raise HostError(
+            f"{shell.host.name}: its clock is {abs(ahead):.0f} s {way}; set it, or --max-skew"
+        )
+
+
+async def _key(shell: Shell, seat: Seat) -> str:
+    """Return a peer's public key; the secret one never leaves its host."""
+    words = f"-m p2pfl keys new --if-missing --format json --keys {quoted(seat.keys or '')}"
+    done = await shell.python(words)
+    try:
+        return str(json.loads(last_line(done.out))["public"])
+    except (ValueError, KeyError, TypeError):
+        raise HostError(f"{shell.host.name}: no keys in {seat.keys}: {_said(done)}") from None
+
+
+def _said(done: Done) -> str:
+    return last_line(done.err) or last_line(done.out) or f"exit code {done.code}"

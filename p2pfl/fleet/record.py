@@ -1,0 +1,79 @@
+"""``fleet.json`` in a run folder: what was started where, so that any shell can go on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from p2pfl.errors import UserError
+from p2pfl.fleet.hosts import Host
+
+NAME = "fleet.json"
+
+Ending = Mapping[str, str]
+"""How a peer has ended: ``"status"``, as in its summary, and ``"why"``."""
+
+
+class Place(msgspec.Struct):
+    """A host, the run folder there, and the process of each of its peers, as far as known."""
+
+    host: Host
+    folder: str
+    nodes: list[int]
+    pids: dict[int, int] = {}
+
+
+class Record(msgspec.Struct):
+    """A launch.
+
+    Attributes:
+        started: when, in local time.
+        rounds: how many there are to be at most.
+        places: the hosts.
+        collected: whether all has ended and its results are here.
+    """
+
+    started: str
+    rounds: int
+    places: list[Place]
+    collected: bool = False
+
+    def save(self, folder: Path) -> None:
+        """Write it, so that at every moment the old or the new one is there, whole."""
+        draft = folder / f".{NAME}.tmp"
+        draft.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+        draft.replace(folder / NAME)
+
+    @property
+    def hosts(self) -> dict[int, str]:
+        """The name of each peer's host."""
+        return {node: place.host.name for place in self.places for node in place.nodes}
+
+    def error(self, endings: Mapping[int, Ending]) -> str | None:
+        """Say which peers failed and how, in the order of `endings`."""
+        failed = [
+            f"peer {node} on {self.hosts[node]} failed: {ending['why']}"
+            for node, ending in endings.items()
+            if ending["status"] == "failed"
+        ]
+        return "; ".join(failed) or None
+
+
+def read_record(folder: Path) -> Record:
+    """Read the record of a run folder.
+
+    Raises:
+        UserError: the folder is not that of a launch, or its record is damaged.
+    """
+    path = folder / NAME
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Record)
+    except FileNotFoundError as error:
+        what = f"it has no {NAME}" if folder.is_dir() else "it is not there"
+        raise UserError(f"{folder} is no run of `p2pfl up`: {what}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error

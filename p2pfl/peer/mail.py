@@ -1,0 +1,151 @@
+"""What a peer has heard: mail it has not opened yet, and what it remembers of the senders."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, cast
+
+from torch import Tensor
+
+from p2pfl.algorithm import Algorithm, Inbox, M, R, S, newest
+from p2pfl.errors import RemoteProtocolError
+from p2pfl.peer.events import PeerId, Received
+from p2pfl.peer.letters import unstacked
+from p2pfl.topology.mixing import Mixing
+
+
+class Opened(NamedTuple, Generic[R]):
+    """What was opened at the end of a round.
+
+    Attributes:
+        inbox: what there is to mix.
+        received: bytes of the mail.
+        scores: what each peer that was to be heard said in this very round; empty if nothing.
+    """
+
+    inbox: Inbox[R]
+    received: int
+    scores: dict[PeerId, list[float]]
+
+
+class Mail(Generic[S, M, R]):
+    """The mail of one peer.
+
+    Args:
+        me: whose.
+        algorithm: what is made of a message.
+        mixing: what each sender counts.
+        width: the number of parameters.
+        backlog: how many unopened messages of one sender are kept, the newest, where only the
+            newest counts; None: all.
+
+    Attributes:
+        unopened: the messages of each sender, in order.
+    """
+
+    def __init__(
+        self,
+        me: PeerId,
+        algorithm: Algorithm[S, M, R],
+        mixing: Mixing,
+        width: int,
+        backlog: int | None,
+    ) -> None:
+        self._me, self._algorithm, self._mixing, self._width = me, algorithm, mixing, width
+        replaceable = algorithm.absorb is newest and mixing.conserves == "mean"
+        self._backlog = backlog if replaceable else None
+        self.unopened: dict[PeerId, deque[Received]] = {}
+        self._newest: dict[PeerId, int] = {}  # the last round heard of each sender
+        self._heard: dict[PeerId, tuple[int, R]] = {}  # (degree, memory) of each sender
+        self._outran: set[PeerId] = set()  # so far ahead that their mail overflowed
+
+    def put(self, letter: Received, round: int) -> None:
+        """Take in a message, during a round of one's own.
+
+        Raises:
+            RemoteProtocolError: it is out of order or cannot be decoded; nothing has changed.
+        """
+        sender = letter.sender
+        if letter.round <= self._newest.get(sender, -1):
+            raise RemoteProtocolError(f"{sender} sent round {letter.round} again, or out of order")
+        if self._algorithm.absorb is not newest:
+            self._try_absorb(letter)
+        self._newest[sender] = letter.round
+        letters = self.unopened.setdefault(sender, deque())
+        letters.append(letter)
+        if self._backlog is not None and len(letters) > self._backlog:
+            letters.popleft()
+            self._outran.add(sender)
+        if letter.round <= round:
+            self._outran.discard(sender)
+
+    def _try_absorb(self, letter: Received) -> None:
+        """Refuse a message that cannot be decoded now, while nothing has changed yet."""
+        try:
+            self._algorithm.absorb(None, cast(M, letter.message), self._width)
+        except ValueError as error:
+            raise RemoteProtocolError(f"message of {letter.sender}: {error}") from error
+
+    def has_come(self, peer: PeerId, round: int) -> bool:
+        """Tell whether a sender need not be waited for: its message is here, or a newer one."""
+        letters = self.unopened.get(peer)
+        return bool(letters and letters[-1].round >= round) or peer in self._outran
+
+    def remember(self, peer: PeerId, degree: int, message: tuple[Tensor, ...]) -> tuple[int, R]:
+        """Absorb a message, one's own too; return its sender's degree and what is remembered."""
+        known = self._heard[peer][1] if peer in self._heard else None
+        memory = self._algorithm.absorb(known, cast(M, message), self._width)
+        self._heard[peer] = (degree, memory)
+        return degree, memory
+
+    def open(self, hears_from: Sequence[PeerId], round: int, everything: bool) -> Opened[R]:
+        """Open what is due in a round, after `remember` has been told what was said oneself.
+
+        Args:
+            hears_from: who was to be heard.
+            round: up to which messages are due.
+            everything: whether newer ones are, too.
+        """
+        entries: list[tuple[PeerId, float, R]] = []
+        # Where neighbours change, a letter may come when its sender is none any more. It is
+        # taken now: later it would be old, and a share of a mass may not be lost.
+        others = tuple(p for p, letters in self.unopened.items() if letters and p not in hears_from)
+        mail = {peer: self._due(peer, round, everything) for peer in (*hears_from, *others)}
+        mail = {p: letters for p, letters in mail.items() if letters or p not in others}
+        received, taking = 0, len(mail)
+        shares = self._mixing.conserves == "mass"  # every message is one, to be taken once
+        for peer, letters in mail.items():
+            received += sum(letter.size for letter in letters)
+            for letter in letters:
+                degree, memory = self.remember(peer, letter.degree, letter.message)
+                if shares:
+                    entries.append((peer, self._mixing.weight(taking, degree), memory))
+            if not shares and peer in self._heard:
+                degree, memory = self._heard[peer]
+                entries.append((peer, self._mixing.weight(taking, degree), memory))
+        inbox = self._inbox(entries, len(hears_from))
+        if self._algorithm.absorb is newest:
+            self._heard.clear()  # what was said before says nothing of later rounds
+        said = {p: [one.score for one in mail[p] if one.round == round] for p in hears_from}
+        return Opened(inbox, received, said)
+
+    def _due(self, peer: PeerId, round: int, everything: bool) -> list[Received]:
+        unopened, due = self.unopened.get(peer, deque()), []
+        everything = everything or peer in self._outran
+        while unopened and (everything or unopened[0].round <= round):
+            due.append(unopened.popleft())
+        return due
+
+    def _inbox(self, entries: list[tuple[PeerId, float, R]], taking: int) -> Inbox[R]:
+        giving, mine = self._heard[self._me]
+        if self._mixing.conserves == "mean":  # what was not heard goes back to oneself
+            kept = 1 - math.fsum(weight for _, weight, _ in entries)
+        else:
+            kept = 1 - giving * self._mixing.weight(taking, giving)
+        # All peers add up in the order of the ids, so that peers which hear the same hold
+        # the same, to the bit.
+        entries = sorted([*entries, (self._me, kept, mine)], key=lambda entry: entry[0])
+        senders, weights, memories = zip(*entries, strict=True)
+        return unstacked(weights, memories, senders.index(self._me))

@@ -1,0 +1,249 @@
+"""Models in chunks: cut up where they lie, checked one by one, put together in memory of ours.
+
+A model message is one vector of bytes: its fields one after the other, the smallest first. It
+travels in chunks of `wire.CHUNK` bytes, each a message of its own, whose first frame is a
+header and whose other frames are the pieces of fields which lie in it. How many bytes a
+field has is known from our own algorithm, and the two ends compared theirs when they met:
+nothing is allocated because a message says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import xxhash
+from torch import Tensor
+
+from p2pfl.errors import RemoteProtocolError
+from p2pfl.peer.events import Received, Send
+from p2pfl.runtime import wire
+from p2pfl.runtime.wire import Header
+
+Frame = bytes | memoryview
+
+
+class Field(NamedTuple):
+    """One block of a model message."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the wire."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Piece(NamedTuple):
+    """Some bytes of a field."""
+
+    field: int  # which one, in the order of the message
+    start: int
+    stop: int
+
+
+Layout = tuple[tuple[Piece, ...], ...]
+
+
+class Schema(NamedTuple):
+    """What a model message of this run consists of."""
+
+    kind: type[tuple[Tensor, ...]]
+    fields: tuple[Field, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all fields."""
+        return sum(field.nbytes for field in self.fields)
+
+    @property
+    def layout(self) -> Layout:
+        """What lies in each chunk."""
+        return layout(tuple(field.nbytes for field in self.fields))
+
+
+def schema(message: tuple[Tensor, ...]) -> Schema:
+    """Return the schema of messages like `message`, a NamedTuple of blocks with one row."""
+    names: Sequence[str] = getattr(message, "_fields", ())
+    fields = []
+    for name, block in zip(names, message, strict=True):
+        fields.append(Field(name, block.dtype, tuple(block.shape)))
+    return Schema(type(message), tuple(fields))
+
+
+@functools.lru_cache(maxsize=256)
+def layout(sizes: tuple[int, ...]) -> Layout:
+    """Return what lies in each chunk, given the bytes of each field.
+
+    >>> layout((12, 4))
+    ((Piece(field=1, start=0, stop=4), Piece(field=0, start=0, stop=12)),)
+    """
+    chunks: list[list[Piece]] = [[] for _ in range(wire.chunk_count(sum(sizes)))]
+    at = 0
+    for field in sorted(range(len(sizes)), key=lambda field: sizes[field]):
+        start = 0
+        while start < sizes[field]:
+            stop = min(sizes[field], start + wire.CHUNK - at % wire.CHUNK)
+            chunks[at // wire.CHUNK].append(Piece(field, start, stop))
+            at, start = at + stop - start, stop
+    return tuple(map(tuple, chunks))
+
+
+class Outgoing:
+    """A model to be sent, of which nothing is copied.
+
+    Args:
+        header: of any of its chunks.
+        message: its fields, which nobody may write to any more.
+    """
+
+    def __init__(self, header: Header, message: tuple[Tensor, ...]) -> None:
+        self.phase, self.round = header.phase, header.round
+        self._header, self._bytes = header, [as_bytes(block) for block in message]
+        self._layout = layout(tuple(map(len, self._bytes)))
+        self._frames: dict[int, list[Frame]] = {}  # the same for all neighbours
+
+    def __len__(self) -> int:
+        return len(self._layout)
+
+    def chunk(self, index: int) -> list[Frame]:
+        """Return the frames of a chunk."""
+        if index not in self._frames:
+            pieces = [self._bytes[k][start:stop] for k, start, stop in self._layout[index]]
+            header = self._header._replace(number=index)
+            header = header._replace(check=checksum(header, pieces))
+            self._frames[index] = [wire.pack(header), *pieces]
+        return self._frames[index]
+
+
+class Incoming(ABC):
+    """A model that arrives, chunk by chunk.
+
+    Args:
+        header: of its first chunk.
+        schema: of the messages of this phase.
+    """
+
+    def __init__(self, header: Header, schema: Schema) -> None:
+        self.schema, self.layout = schema, schema.layout
+        self.round = header.round
+        self._about, self._next = _about(header), 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all chunks are there."""
+        return self._next == len(self.layout)
+
+    def take(self, header: Header, frames: Sequence[memoryview]) -> None:
+        """Take in the next chunk.
+
+        Raises:
+            RemoteProtocolError: it is not the next, not of this schema, damaged, or has values
+                which are not finite.
+        """
+        if _about(header) != self._about or header.number != self._next or self.is_complete:
+            raise RemoteProtocolError(f"chunk {header.number} instead of {self._next}")
+        pieces = self.layout[self._next]
+        _check(header, frames, pieces, self.schema)
+        self._keep(pieces, frames)
+        self._next += 1
+
+    @abstractmethod
+    def _keep(self, pieces: Sequence[Piece], frames: Sequence[memoryview]) -> None:
+        """Do with a checked chunk what is to be done."""
+
+    def _received(self, *fields: Any) -> Received:  # noqa: ANN401 - blocks, or what stands for them
+        _, _, sender, round, degree, score = self._about
+        size = wire.model_size(sender, round, degree, self.schema.nbytes)
+        return Received(sender, round, degree, score, self.schema.kind(*fields), size)
+
+
+class Arriving(Incoming):
+    """A model that is put together in memory of ours."""
+
+    def __init__(self, header: Header, schema: Schema) -> None:
+        super().__init__(header, schema)
+        self._blocks: list[Tensor] = []
+
+    def _keep(self, pieces: Sequence[Piece], frames: Sequence[memoryview]) -> None:
+        if not self._blocks:
+            self._blocks = [torch.empty(f.shape, dtype=f.dtype) for f in self.schema.fields]
+        for (field, start, stop), frame in zip(pieces, frames, strict=True):
+            block = self._blocks[field]
+            as_bytes(block)[start:stop] = frame
+            size = block.dtype.itemsize  # a number cut in two is looked at with its second half
+            check_finite(block.view(-1)[start // size : stop // size], self.schema.fields[field])
+
+    def received(self) -> Received:
+        """Return the model, once it is complete."""
+        blocks = self._blocks or [torch.empty(f.shape, dtype=f.dtype) for f in self.schema.fields]
+        return self._received(*blocks)
+
+
+def _about(header: Header) -> tuple[Any, ...]:
+    """Return what the chunks of one model have in common."""
+    return header.run, header.phase, header.sender, header.round, header.degree, header.score
+
+
+def _check(
+    header: Header, frames: Sequence[memoryview], pieces: Sequence[Piece], schema: Schema
+) -> None:
+    """Check that the frames of a chunk are the pieces they should be, and undamaged.
+
+    Raises:
+        RemoteProtocolError: they are not.
+    """
+    if len(frames) != len(pieces):
+        raise RemoteProtocolError(f"{len(frames)} buffers instead of {len(pieces)}")
+    for frame, (field, start, stop) in zip(frames, pieces, strict=True):
+        if len(frame) != stop - start:
+            name = schema.fields[field].name
+            raise RemoteProtocolError(f"{name} has {len(frame)} bytes instead of {stop - start}")
+    if checksum(header, frames) != header.check:
+        raise RemoteProtocolError("a chunk that was damaged on its way")
+
+
+def checksum(header: Header, pieces: Sequence[Frame]) -> bytes:
+    """Return the 8 bytes that stand for a chunk: its header, but for these bytes, and its data.
+
+    Against accidents, as of a network card: who means harm can work them out as well.
+    """
+    digest = xxhash.xxh3_64(wire.pack(header._replace(check=bytes(wire.CHECK))))
+    for piece in pieces:
+        digest.update(piece)
+    return digest.digest()
+
+
+def size(sender: int, send: Send) -> int:
+    """Return how many bytes of frames a `Send` puts on the wire for each receiver."""
+    payload = sum(block.nbytes for block in send.message)
+    return wire.model_size(sender, send.round, send.degree, payload)
+
+
+def as_bytes(block: Tensor) -> memoryview:
+    """Return the bytes of a block, as they lie in memory if it is a contiguous one of the CPU."""
+    flat = block.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def check_finite(values: Tensor, field: Field) -> None:
+    """Refuse values which are not finite, in one pass and without a copy.
+
+    Raises:
+        RemoteProtocolError: there are some.
+    """
+    if not _is_finite(values):
+        raise RemoteProtocolError(f"{field.name} has values which are not finite")
+
+
+def _is_finite(block: Tensor) -> bool:
+    if not block.is_floating_point() or math.isfinite(block.sum(dtype=torch.float32)):
+        return True
+    # Large numbers can have a sum beyond single precision and be finite all the same.
+    return math.isfinite(block.sum(dtype=torch.float64))

@@ -1,0 +1,119 @@
+"""A peer's own end of all its links: where it listens, whom it dials, and what guards both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import zmq
+
+from p2pfl.errors import RunError, UserError
+from p2pfl.peer.events import PeerId
+from p2pfl.runtime.sockets import Dialling, Frames, Link, Listener, new_context
+from p2pfl.security.gate import Gate
+from p2pfl.security.keys import KeyPair
+from p2pfl.security.selftest import check_listener
+
+
+class Keyring(NamedTuple):
+    """Our own keys, and the public ones of everybody who may take part."""
+
+    own: KeyPair
+    of: Mapping[PeerId, str]
+
+
+class Endpoint:
+    """The sockets of one peer.
+
+    Args:
+        bind: where it listens.
+        links: how many others it dials.
+        keyring: what both ends of every link prove; None: links are in clear.
+        descriptor: a socket that listens already, to be taken over.
+
+    Attributes:
+        listener: on which others dial us.
+        gate: which guards all sockets.
+        poller: wakes up when there is something to do here.
+
+    Raises:
+        UserError: the address cannot be used.
+        RunError: the address is taken, or strangers could come in.
+    """
+
+    def __init__(
+        self,
+        bind: str,
+        links: int,
+        keyring: Keyring | None = None,
+        descriptor: int | None = None,
+    ) -> None:
+        self.keyring, self.poller = keyring, zmq.Poller()
+        self.context = new_context(links)
+        self.gate = Gate(self.context, keyring.of.values() if keyring else ())
+        self._links: dict[int, Link] = {}
+        self._dialled = 0
+        own = keyring.own if keyring else None
+        try:
+            self.listener = Listener(self.context, self.gate, bind, own, descriptor)
+        except (UserError, RunError):
+            self.gate.close()
+            self.context.destroy()
+            raise
+        if own:
+            try:
+                check_listener(self.listener.address, own.public)
+            except RunError:
+                self.close()
+                raise
+        self.poller.register(self.listener.socket, zmq.POLLIN)
+        self.poller.register(self.gate.fileno(), zmq.POLLIN)
+
+    def dial(self, peer: PeerId, address: str, hello: Frames) -> Link:
+        """Dial a peer; `hello` goes out first on every connection.
+
+        Raises:
+            UserError: it is no address, or no key is listed for the peer.
+            RunError: the process may open no more files.
+        """
+        to = Dialling(address)
+        if self.keyring:
+            if peer not in self.keyring.of:
+                raise UserError(f"no key is listed for peer {peer}")
+            to = Dialling(address, self.keyring.own, self.keyring.of[peer])
+        self._dialled += 1
+        link = Link(self.context, self.gate, self._dialled, to, hello)
+        self._links[self._dialled] = link
+        self.poller.register(link.socket, zmq.POLLIN)
+        return link
+
+    def tend(self) -> None:
+        """Tell the links what has happened to them, and dial again where we were turned away."""
+        for news in self.gate.news():
+            if link := self._links.get(news.link):
+                link.happened(news.event)
+        for link in self._links.values():
+            if link.is_given_up():
+                self.poller.unregister(link.socket)
+                link.dial_again()
+                self.poller.register(link.socket, zmq.POLLIN)
+
+    def hang_up(self, link: Link) -> None:
+        """Close a link; what was not sent is lost."""
+        self._links = {number: one for number, one in self._links.items() if one is not link}
+        self.poller.unregister(link.socket)
+        link.close()
+
+    def allow(self, keys: Mapping[PeerId, str]) -> None:
+        """Take in a new list of keys; connections of a key that is gone are cut."""
+        assert self.keyring is not None
+        self.keyring = self.keyring._replace(of=dict(keys))
+        self.gate.allow(keys.values())
+
+    def close(self) -> None:
+        """Close all sockets, those of the gate last: it is another thread that uses them."""
+        for link in self._links.values():
+            link.close()
+        self.listener.socket.close()
+        self.gate.close()
+        self.context.destroy()

@@ -1,0 +1,228 @@
+"""Models between two neighbours: who receives asks, who sends keeps until it is asked.
+
+A receiver gives credit for so many chunks, and more as it takes them in. So a neighbour that
+is slow, or frozen, has nothing but credit it does not give: no model of ours piles up on
+its way, and the newest is chosen when it is asked for. A model counts as sent once its
+receiver has it; if the connection breaks before, it is sent again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from threading import Condition
+from typing import NamedTuple
+
+from p2pfl.errors import RemoteProtocolError
+from p2pfl.peer.events import Received
+from p2pfl.runtime import wire
+from p2pfl.runtime.chunks import Arriving, Frame, Outgoing, Schema, checksum
+from p2pfl.runtime.streams import Stream
+from p2pfl.runtime.wire import MOST_CREDIT, Header
+
+BUDGET = 32 << 20  # bytes that may be on their way to us, or wait to be looked at, in all
+PHASES = 8  # phases of which credit is kept
+
+Mark = tuple[int, int]  # (phase, round)
+
+
+class Outflow:
+    """What one neighbour is still to get from us.
+
+    Attributes:
+        connection: on which it asks, as the listener calls it; None: it has not said hello.
+    """
+
+    def __init__(self) -> None:
+        self.connection: bytes | None = None
+        self._queue: deque[Outgoing] = deque()
+        self._at, self._chunk = 0, 0  # what goes out next: which model, and which chunk of it
+        self._credit: Counter[int] = Counter()  # by phase
+
+    @property
+    def waiting(self) -> int:
+        """How many models have not left in whole."""
+        return len(self._queue) - self._at
+
+    @property
+    def last(self) -> Mark | None:
+        """The last model that waits, or has not been acknowledged yet."""
+        return (self._queue[-1].phase, self._queue[-1].round) if self._queue else None
+
+    def put(self, message: Outgoing, replaceable: bool) -> None:
+        """Take in a model; a replaceable one that has not begun to leave makes room for it."""
+        while replaceable and len(self._queue) > self._at + (self._chunk > 0):
+            self._queue.pop()
+        self._queue.append(message)
+
+    def connected(self, connection: bytes) -> None:
+        """Begin anew on another connection; what has not been acknowledged goes out again."""
+        self.connection, self._at, self._chunk = connection, 0, 0
+        self._credit.clear()
+
+    def asked(self, header: Header) -> None:
+        """Take note of credit, and of what has been received.
+
+        Raises:
+            RemoteProtocolError: it is more than anybody has reason to ask for.
+        """
+        credit = self._credit[header.phase] + header.number
+        if credit > MOST_CREDIT or len(self._credit) > PHASES:
+            raise RemoteProtocolError("more credit than is given")
+        self._credit[header.phase] = credit
+        while self._queue and self._is_settled(header):
+            self._queue.popleft()
+            self._at = max(0, self._at - 1)
+
+    def _is_settled(self, header: Header) -> bool:
+        first = self._queue[0]
+        has_left = self._at > 0 or self._chunk == 0
+        return has_left and (first.phase, first.round) < (header.phase, header.round)
+
+    def flush(self, hand_over: Callable[[bytes, Sequence[Frame]], bool]) -> bool:
+        """Hand over one chunk if there is one that was asked for; return whether it was taken."""
+        if self.connection is None or not self.waiting:
+            return False
+        message = self._queue[self._at]
+        if not self._credit[message.phase]:
+            return False
+        if not hand_over(self.connection, message.chunk(self._chunk)):
+            return False
+        self._credit[message.phase] -= 1
+        self._chunk += 1
+        if self._chunk == len(message):
+            self._at, self._chunk = self._at + 1, 0
+        return True
+
+
+class Inflow:
+    """What one neighbour sends us.
+
+    Attributes:
+        phase: which we are in; credit is for messages of this phase alone.
+        next: the first round that we have not received in whole.
+    """
+
+    def __init__(self) -> None:
+        self.phase, self.next = -1, 0
+        self._expected = Expected(Schema(tuple, ()), 0)
+        self._given = 0
+        self._arriving: Arriving | Stream | None = None
+        self._streams: list[Stream] = []  # which still hold something of ours
+        self._passes_over = False  # what is left of a model, up to the beginning of the next
+
+    def expect(self, phase: int, expected: Expected) -> None:
+        """Enter a phase."""
+        self.phase, self._expected = phase, expected
+        self.next, self._given = 0, 0
+        self._arriving, self._passes_over = None, False
+
+    def broken(self) -> None:
+        """Take note that the connection was lost, and with it what was on its way."""
+        if isinstance(self._arriving, Stream):  # what has been mixed of it stays
+            self._arriving.end()
+            self.next = self._arriving.round + 1
+        self._given, self._arriving = 0, None
+
+    def end(self) -> None:
+        """Let nobody wait for what is still to come."""
+        for stream in self._streams:
+            stream.end()
+
+    def drop_before(self, stream: Stream) -> None:
+        """Forget the models that came before one."""
+        for older in self._streams:
+            if older.round < stream.round:
+                older.drop()
+
+    def errors(self) -> list[RemoteProtocolError]:
+        """Return what was wrong with models that were mixed in part, once."""
+        found = [RemoteProtocolError(one.error) for one in self._streams if one.error]
+        for one in self._streams:
+            one.error = ""
+        return found
+
+    def owed(self) -> int:
+        """Return how much credit to give now: none until it is worth a message."""
+        last = self._arriving
+        self._streams = [s for s in self._streams if s.held or s.error or s is last]
+        room = self._expected.window - sum(one.held for one in self._streams)
+        owed = room - self._given
+        if 2 * owed < max(self._expected.window, 2):
+            return 0
+        self._given = room
+        return owed
+
+    def has(self, mark: Mark) -> bool:
+        """Say whether everything up to a phase and a round has been received."""
+        return mark < (self.phase, self.next)
+
+    def take(self, header: Header, frames: Sequence[memoryview]) -> Received | None:
+        """Take in a chunk; return the model that is complete with it, or begins with it.
+
+        Raises:
+            RemoteProtocolError: it is not one we have asked for, or not what it should be.
+                The rest of that model is passed over.
+        """
+        if header.phase != self.phase or self._given < 1:
+            raise RemoteProtocolError("a chunk nobody has asked for")
+        self._given -= 1
+        if self._passes_over and header.number:
+            return None
+        self._passes_over = False
+        try:
+            return self._took(header, frames)
+        except RemoteProtocolError:
+            self._give_up(header, frames)
+            raise
+
+    def _give_up(self, header: Header, frames: Sequence[memoryview]) -> None:
+        """Pass over what is left of a model; it counts as received, so that its sender goes on."""
+        if isinstance(self._arriving, Stream):
+            self._arriving.end()
+        if self._arriving is not None:
+            self.next = self._arriving.round + 1
+        elif checksum(header, frames) == header.check:  # or the round may be what was damaged
+            self.next = max(self.next, header.round + 1)
+        self._arriving, self._passes_over = None, True
+
+    def _took(self, header: Header, frames: Sequence[memoryview]) -> Received | None:
+        begins = self._arriving is None
+        if begins and header.round < self.next:
+            raise RemoteProtocolError(f"round {header.round} again, or out of order")
+        model = self._arriving or self._expected.begin(header)
+        model.take(header, frames)
+        self._arriving = model
+        if begins and isinstance(model, Stream):
+            self._streams.append(model)
+        if model.is_complete:
+            self._arriving, self.next = None, header.round + 1
+        if isinstance(model, Stream):
+            return model.received() if begins else None
+        return model.received() if model.is_complete else None
+
+
+class Expected(NamedTuple):
+    """What is to come of each neighbour in a phase.
+
+    Attributes:
+        schema: of its messages.
+        window: how many chunks one neighbour may have on its way to us.
+        news: if models are to be mixed while they arrive: where who mixes them waits.
+    """
+
+    schema: Schema
+    window: int
+    news: Condition | None = None
+
+    def begin(self, header: Header) -> Arriving | Stream:
+        """Return what takes in the model whose first chunk has this header."""
+        if self.news is None:
+            return Arriving(header, self.schema)
+        return Stream(header, self.schema, self.news)
+
+
+def window(schema: Schema, neighbours: int) -> int:
+    """Return how many chunks each of some neighbours may have on its way to us."""
+    chunk = max(1, min(wire.CHUNK, schema.nbytes))
+    return max(1, min(MOST_CREDIT, BUDGET // (chunk * max(1, neighbours))))

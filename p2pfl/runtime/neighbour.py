@@ -1,0 +1,126 @@
+"""All that goes on between a peer and one of its neighbours."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter, deque
+
+from p2pfl.errors import RemoteProtocolError
+from p2pfl.peer.events import PeerId
+from p2pfl.runtime import wire
+from p2pfl.runtime.flows import Inflow, Mark, Outflow
+from p2pfl.runtime.sockets import Link
+from p2pfl.runtime.wire import Header, Kind
+
+HEARTBEAT = 2.0  # seconds between two
+MOST_REASONS = 100  # reasons of refusal told apart: strangers could make up any number
+
+
+class Neighbour:
+    """A neighbour: our link to it, what it gets of us and we of it.
+
+    Attributes:
+        link: on which small messages go to it, and chunks of models come back.
+        round_trips: seconds that heartbeats took, of the last few.
+        is_revoked: whether its key is not to be trusted any more.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.outflow, self.inflow = Outflow(), Inflow()
+        self.is_revoked = False
+        self.round_trips: deque[float] = deque(maxlen=64)
+        self._goodbye: tuple[bytes, Mark] | None = None
+        self._pinged: float | None = None  # when, if the answer is still out
+        self._next_ping = 0.0
+
+    def tell(self, *frames: bytes) -> None:
+        """Send a small message."""
+        self.link.unsent.append(frames)
+        self.link.flush()
+
+    def tend(self, about: Header) -> None:
+        """Take note of a connection that was lost, and send a heartbeat if it is time."""
+        if self.link.lost:
+            self.link.lost, self._pinged = False, None
+            self.inflow.broken()
+        now = time.monotonic()
+        if self.link.welcomed and self._pinged is None and now > self._next_ping:
+            self._pinged, self._next_ping = now, now + HEARTBEAT
+            self.tell(wire.pack(about._replace(kind=Kind.PING)))
+        self.link.flush()
+
+    def hear(self, connection: bytes, header: Header, pong: Header) -> None:
+        """Take in a small message.
+
+        Raises:
+            RemoteProtocolError: it is none that a neighbour sends.
+        """
+        match header.kind:
+            case Kind.BYE:  # it leaves once we have all it has sent
+                self._goodbye = connection, (header.phase, header.round - 1)
+            case Kind.CREDIT if connection != self.outflow.connection:
+                pass  # of a connection that is gone, as is what it asked for
+            case Kind.CREDIT:
+                self.outflow.asked(header)
+            case Kind.PING:
+                self.tell(wire.pack(pong))
+            case Kind.PONG:
+                self._answered()
+            case _:
+                raise RemoteProtocolError(f"an unexpected {header.kind.name}")
+
+    def _answered(self) -> None:
+        if self._pinged is not None:
+            self.round_trips.append(time.monotonic() - self._pinged)
+            self._pinged = None
+
+    @property
+    def round_trip(self) -> float | None:
+        """The median seconds of a heartbeat there and back."""
+        return statistics.median(self.round_trips) if self.round_trips else None
+
+    def ask(self, about: Header) -> None:
+        """Give credit, if it is due."""
+        if self.link.welcomed and self.inflow.phase >= 0 and (owed := self.inflow.owed()):
+            inflow = self.inflow
+            asked = about._replace(
+                kind=Kind.CREDIT, phase=inflow.phase, round=inflow.next, number=owed
+            )
+            self.tell(wire.pack(asked))
+
+    def say_goodbye(self, about: Header, reason: bytes) -> None:
+        """Tell the neighbour that we leave, once it has the last model we have sent."""
+        phase, round = self.outflow.last or (0, -1)
+        self.link.unsent.append([wire.pack(about._replace(phase=phase, round=round + 1)), reason])
+
+    def has_left(self) -> bytes | None:
+        """Return the connection on which to answer a goodbye, once nothing is under way."""
+        if self._goodbye is None:
+            return None
+        connection, last = self._goodbye
+        done = last[1] < 0 or self.inflow.has(last) or self.link.broken_since is not None
+        return connection if done else None
+
+    def is_lost(self, grace: float, room: int) -> bool:
+        """Say whether to give it up.
+
+        Args:
+            grace: seconds for which its link may be broken.
+            room: models it may leave unasked for.
+        """
+        since = self.link.broken_since
+        broken = since is not None and time.monotonic() - since > grace
+        return broken or self.is_revoked or self.outflow.waiting > room
+
+
+class Rejections(Counter[str]):
+    """How many messages were refused, by sender and reason."""
+
+    def count(self, error: RemoteProtocolError, sender: PeerId | None) -> None:
+        """Count one more."""
+        reason = f"{'a stranger' if sender is None else f'peer {sender}'}: {error}"
+        if reason not in self and len(self) >= MOST_REASONS:
+            reason = "other reasons"
+        self[reason] += 1

@@ -1,0 +1,1 @@
+"""Who may talk to a peer: keys, the list of peers, encrypted links, and limits on them."""

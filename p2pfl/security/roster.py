@@ -1,0 +1,219 @@
+"""The peers file: who takes part, where they listen, and which keys they prove.
+
+::
+
+    [[peers]]
+    id = 0
+    name = "ward-a"                  # optional
+    address = "tcp://10.0.0.1:7000"  # optional
+    key = "..."                      # optional: the public key, 40 characters
+    revoked = true                   # optional: not to be let in any more
+
+A short form holds addresses alone, in lines such as ``0 = "tcp://10.0.0.1:7000"``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import AoT
+
+from p2pfl.errors import UserError
+from p2pfl.security.keys import is_key
+from p2pfl.topology import read_network
+from p2pfl.topology.files import ADDRESS
+
+LARGEST = 1 << 22  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One peer as listed."""
+
+    id: int
+    name: str | None = None
+    address: str | None = None
+    key: str | None = None
+    revoked: bool = False
+
+
+class Roster:
+    """All peers as listed.
+
+    Attributes:
+        members: all of them, also those that are revoked.
+        addresses: by id, where the others listen.
+        keys: by id, the public keys of those that may come in.
+    """
+
+    def __init__(self, members: list[Member]) -> None:
+        self.members = tuple(members)
+        present = [one for one in members if not one.revoked]
+        self.addresses = {one.id: one.address for one in present if one.address is not None}
+        self.keys = {one.id: one.key for one in present if one.key is not None}
+        self._ids = {key: id for id, key in self.keys.items()}
+
+    def id_of(self, key: str) -> int | None:
+        """Return whose key this is; None if it may not come in."""
+        return self._ids.get(key)
+
+
+def read_roster(path: Path) -> Roster:
+    """Read a peers file, its short form, or a network file with addresses.
+
+    Raises:
+        UserError: the file is missing or malformed, or lists something twice.
+    """
+    document = _parse(path)
+    if "nodes" in document:
+        addresses = read_network(path).addresses
+        return Roster([Member(id, address=address) for id, address in addresses.items()])
+    if document and "peers" not in document:
+        return Roster(_short_form(path, document))
+    return Roster(_members(path, document))
+
+
+def allow(path: Path, member: Member) -> None:
+    """List a member, or add to what is listed of it; a revoked one is allowed again.
+
+    Raises:
+        UserError: the file is malformed, or the id, name, address or key is another's.
+    """
+    with _changing(path) as document:
+        members = {one.id: one for one in _members(path, document)}
+        known = members.get(member.id)
+        if known and known.key and not known.revoked and member.key not in (None, known.key):
+            raise UserError(f"{path}: peer {member.id} has another key; revoke that one first")
+        if known is None:
+            document.setdefault("peers", tomlkit.aot()).append(tomlkit.table())
+        entry = document["peers"][-1 if known is None else list(members).index(member.id)]
+        entry["id"] = member.id
+        given = {"name": member.name, "address": member.address, "key": member.key}
+        entry.update({key: value for key, value in given.items() if value is not None})
+        entry.pop("revoked", None)
+
+
+def revoke(path: Path, which: str) -> Member:
+    """Mark a member as revoked, by its id, name or key, and return it.
+
+    Raises:
+        UserError: the file is malformed, or lists nobody of that id, name or key.
+    """
+    with _changing(path) as document:
+        members = _members(path, document)
+        for one, entry in zip(members, document.get("peers", []), strict=True):
+            if which in (str(one.id), one.name, one.key):
+                entry["revoked"] = True
+                return one
+        raise UserError(f"{path} lists no peer of the id, name or key {which!r}")
+
+
+@contextmanager
+def _changing(path: Path) -> Iterator[tomlkit.TOMLDocument]:
+    """Yield what a file holds, and replace the file by what has become of it."""
+    path = path.resolve()  # a link stays one
+    try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(f"{path.parent} cannot be opened: {error.strerror}") from None
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # two changes at once would lose one of them
+        document = _parse(path) if path.exists() else tomlkit.document()
+        if document and "peers" not in document:
+            raise UserError(f"{path} lists no [[peers]], which is where keys stand")
+        yield document
+        _members(path, document)
+        _replace(path, tomlkit.dumps(document).encode())
+        os.fsync(folder)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        os.close(folder)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fchmod(file.fileno(), path.stat().st_mode & 0o777 if path.exists() else 0o644)
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _parse(path: Path) -> tomlkit.TOMLDocument:
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise UserError(f"{path} is larger than {LARGEST >> 20} MB")
+        return tomlkit.parse(data)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (TOMLKitError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+
+
+def _short_form(path: Path, document: tomlkit.TOMLDocument) -> list[Member]:
+    for id, address in document.items():
+        if not (id.isascii() and id.isdecimal() and _is_address(address)):
+            raise UserError(f'{path}: {id} = {address!r}: expected 0 = "tcp://HOST:PORT"')
+    return [Member(int(id), address=str(address)) for id, address in document.items()]
+
+
+def _members(path: Path, document: tomlkit.TOMLDocument) -> list[Member]:
+    if not isinstance(document.get("peers", tomlkit.aot()), AoT):
+        raise UserError(f"{path}: peers must be tables that begin with [[peers]]")
+    members = [_member(path, entry) for entry in document.unwrap().get("peers", [])]
+    for key in ("id", "name", "address", "key"):
+        seen: dict[object, int] = {}
+        for one in members:
+            value = getattr(one, key)
+            if value is not None and value in seen:
+                raise UserError(f"{path}: {key} = {value!r} is listed twice")
+            seen[value] = one.id
+    return members
+
+
+def _member(path: Path, entry: dict[str, Any]) -> Member:
+    checks: dict[str, tuple[Callable[[object], bool], str]] = {
+        "id": (_is_id, "a number from 0 on"),
+        "name": (_is_name, "a text of 1 to 100 characters, not a number and not a key"),
+        "address": (_is_address, "like tcp://host:port"),
+        "key": (is_key, "a public key, of 40 characters"),
+        "revoked": (lambda value: type(value) is bool, "true or false"),
+    }
+    place = f"{path}: peer {entry.get('id', '?')}"
+    for key, value in entry.items():
+        if key not in checks:
+            raise UserError(f"{place}: {key!r} is none of {', '.join(checks)}")
+        is_right, wanted = checks[key]
+        if not is_right(value):
+            raise UserError(f"{place}: {key} = {value!r} must be {wanted}")
+    if "id" not in entry:
+        raise UserError(f"{place} has no id")
+    return Member(**entry)
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _is_name(value: object) -> bool:
+    """Say whether something can be a name; what looks like an id or a key cannot."""
+    if not isinstance(value, str) or not 0 < len(value) <= 100:
+        return False
+    return value.isprintable() and not value.isdecimal() and not is_key(value)
+
+
+def _is_address(value: object) -> bool:
+    match = ADDRESS.fullmatch(value) if isinstance(value, str) else None
+    return match is not None and int(match[2] or 1) in range(1, 2**16)

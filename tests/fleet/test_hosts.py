@@ -1,0 +1,102 @@
+"""The hosts file, and what is made of it."""
+
+import pytest
+
+from p2pfl.errors import UserError
+from p2pfl.fleet.hosts import read_hosts
+
+GOOD = """
+[defaults]
+user = "p2pfl"
+venv = "/opt/p2pfl"
+keys = "~/keys.toml"
+data = "/srv/data"
+
+[[hosts]]
+name = "a"
+address = "10.0.0.1"
+ports = [7000, 7001]
+[[hosts.peers]]
+port = 7001
+device = "cuda:1"
+threads = 2
+
+[[hosts]]
+name = "b"
+address = "10.0.0.2"
+ports = [7000]
+user = "me"
+data = "/data"
+"""
+
+
+def read(tmp_path, text):
+    path = tmp_path / "hosts.toml"
+    path.write_text(text)
+    return read_hosts(path)
+
+
+def test_nodes_are_handed_out_in_the_order_of_the_file(tmp_path):
+    fleet = read(tmp_path, GOOD)
+    assert [seat.node for seat in fleet.seats] == [0, 1, 2]
+    assert [seat.address for seat in fleet.seats] == [
+        "tcp://10.0.0.1:7000",
+        "tcp://10.0.0.1:7001",
+        "tcp://10.0.0.2:7000",
+    ]
+    assert [seat.device for seat in fleet.seats] == ["cpu", "cuda:1", "cpu"]
+    assert [seat.threads for seat in fleet.seats] == [0, 2, 0]
+    assert [seat.data for seat in fleet.seats] == ["/srv/data", "/srv/data", "/data"]
+    assert [host.user for host in fleet.hosts] == ["p2pfl", "me"]
+    assert fleet.hosts[0].interpreter == "/opt/p2pfl/bin/python"
+    assert not fleet.is_loopback
+
+
+def test_no_two_peers_have_the_same_keys(tmp_path):
+    seats = read(tmp_path, GOOD).seats
+    assert [seat.keys for seat in seats] == ["~/keys-7000.toml", "~/keys-7001.toml", "~/keys.toml"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('user = "p2pfl"', 'usr = "p2pfl"', "defaults.usr is unknown; did you mean 'user'?"),
+        ('user = "me"', 'pyton = "x"', r"hosts\[1\].pyton is unknown; did you mean 'python'?"),
+        ("threads = 2", "seed = 2", r"hosts\[0\].peers\[0\].seed is unknown"),
+        ("port = 7001", "port = 7002", r"peers\[0\].port = 7002 is none of the host's ports"),
+        ("threads = 2", "threads = -2", "threads = -2"),
+        ('"10.0.0.2"', '"10.0.0.1"', "address tcp://10.0.0.1:7000 stands there twice"),
+        ('name = "b"', 'name = "a"', "host name a stands there twice"),
+        ('"10.0.0.2"', '"ward-b.lan"', r"hosts\[1\].address = 'ward-b.lan': expected an IPv4"),
+        ("ports = [7000]", "ports = [70000]", "70000 is no port"),
+        ("ports = [7000]", "ports = []", r"hosts\[1\].ports is missing"),
+        ("ports = [7000]", 'ports = "7000"', r"hosts\[1\].ports = '7000': expected array"),
+        ('user = "me"', 'python = "p"', r"hosts\[1\] has both python and venv"),
+        ('user = "me"', 'ssh_key = "/none"', "ssh_key = '/none': there is no such file here"),
+        ('keys = "~/keys.toml"', "", None),
+        ('keys = "~/keys.toml"', "hosts = 1", "defaults.hosts is unknown"),
+        ("[defaults]", "[default]", "the file.default is unknown; did you mean 'defaults'?"),
+        ("[defaults]", "[defaults", "is not valid TOML"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(tmp_path, old, new, said):
+    text = GOOD.replace(old, new)
+    assert text != GOOD
+    if said is None:
+        assert {seat.keys for seat in read(tmp_path, text).seats} == {None}
+        return
+    with pytest.raises(UserError, match=said.replace("?", r"\?")) as caught:
+        read(tmp_path, text)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path / "hosts.toml"))
+
+
+def test_keys_of_some_only(tmp_path):
+    text = GOOD.replace('keys = "~/keys.toml"', "").replace('user = "me"', 'keys = "k"')
+    with pytest.raises(UserError, match="a has no `keys`, but others have"):
+        read(tmp_path, text)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        read_hosts(tmp_path / "none.toml")

@@ -1,0 +1,117 @@
+"""What is sent to hosts, and what is made of what they leave."""
+
+import pytest
+import torch
+import zmq
+from fleet_cases import experiment, small, summary
+
+import p2pfl
+from p2pfl.errors import UserError
+from p2pfl.experiment.experiment import Experiment
+from p2pfl.fleet.collect import gather, mean_model, open_folder
+from p2pfl.fleet.hosts import read_hosts
+from p2pfl.fleet.parcel import data_files, parcel
+from p2pfl.fleet.record import Place, Record, read_record
+from p2pfl.results.runs import read_run
+from p2pfl.security.roster import read_roster
+
+HOSTS = """
+[[hosts]]
+name = "a"
+address = "127.0.0.1"
+ports = [7000, 7001, 7002]
+data = "~/data"
+"""
+NORM = """
+from torch import nn
+
+def make(shape, outputs):
+    return nn.Sequential(nn.BatchNorm1d(shape[0]), nn.Linear(shape[0], outputs))
+"""
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    (tmp_path / "hosts.toml").write_text(HOSTS)
+    return read_hosts(tmp_path / "hosts.toml")
+
+
+def test_the_experiment_means_the_same_where_it_is_sent(tmp_path, fleet):
+    (tmp_path / "experiment.toml").write_text("[[links]]\nbetween = [0, 1]\n")
+    (tmp_path / "mine.py").write_text(NORM)
+    (tmp_path / "ring.edges").write_text("0 1\n1 2\n2 0\n")
+    tables = small(model={"name": "custom", "factory": "mine.py:make"}, topology="ring.edges")
+    here = Experiment.from_dict(tables, tmp_path)
+    files = parcel(here, fleet, {})
+    assert set(files) == {"experiment.toml", "peers.toml", "files/mine.py", "files/ring.edges"}
+    there = tmp_path / "there"
+    for name, content in files.items():
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_bytes(content)
+    (tmp_path / "ring.edges").unlink()
+    found = Experiment.load(there / "experiment.toml")
+    assert found.sections["model"].values["factory"] == f"{there}/files/mine.py:make"
+    task = here.task(here.federation(only=0), None)
+    assert found.terms(task) == here.terms(task)
+
+
+def test_addresses_and_keys_are_sent(tmp_path, fleet):
+    addresses = {node: f"tcp://127.0.0.1:{7000 + node}" for node in range(3)}
+    keys = {node: zmq.curve_keypair()[0].decode() for node in range(3)}
+    for known in ({}, keys):
+        (tmp_path / "peers.toml").write_bytes(parcel(experiment(), fleet, known)["peers.toml"])
+        roster = read_roster(tmp_path / "peers.toml")
+        assert (roster.addresses, roster.keys) == (addresses, known)
+
+
+def test_a_peer_needs_no_data_of_others(fleet):
+    def needed(node, **more):
+        data = {"name": "csv", "target": "y", **more}
+        return data_files(experiment(data=data), fleet.seats[node])
+
+    assert needed(1, path="x.csv") == ["~/data/x.csv"]
+    assert needed(1, path="/x.csv") == ["/x.csv"]
+    each = {"path": ["0.csv", "1.csv", "2.csv"], "classes": [0, 1]}
+    files = {"partition": {"name": "natural_id"}, "holdout": {"name": "per_node"}}
+    data = {"name": "csv", "target": "y", **each}
+    own = experiment(data=data, **files, evaluation={"on": "own"})
+    assert data_files(own, fleet.seats[1]) == ["~/data/1.csv"]
+    assert data_files(experiment(), fleet.seats[0]) == []
+
+
+def test_the_mean_model_is_that_of_a_run_in_one_place(tmp_path):
+    data = {"data": {"name": "wine"}, "preprocess": {"standardise": "pooled"}}
+    p2pfl.run(experiment(**data), out=tmp_path / "run")
+    assert p2pfl.load(tmp_path / "run").standardises
+    together = mean_model(tmp_path / "run", [0, 1, 2]).state_dict()
+    for name, place in p2pfl.load(tmp_path / "run").state_dict().items():
+        assert torch.allclose(together[name], place, atol=1e-6), name
+
+
+def test_no_mean_model_where_layers_hold_statistics(tmp_path):
+    (tmp_path / "norm.py").write_text(NORM)
+    tables = small(model={"name": "custom", "factory": "norm.py:make"})
+    p2pfl.run(Experiment.from_dict(tables, tmp_path), out=tmp_path / "run")
+    with pytest.raises(UserError, match="buffers are estimated from data"):
+        mean_model(tmp_path / "run", [0, 1, 2])
+
+
+def test_a_run_without_any_model_is_a_valid_folder(tmp_path):
+    folder = tmp_path / "run"
+    open_folder(folder, experiment())
+    assert summary(folder)["status"] == "running"
+    endings = {node: {"status": "failed", "why": "no power"} for node in range(3)}
+    gather(folder, endings, "failed", "no power anywhere")
+    assert read_run(folder).summary["error"] == "no power anywhere"
+    assert summary(folder)["mean_model_missing"] == "no peer has got through"
+
+
+def test_the_record_survives(tmp_path, fleet):
+    record = Record("now", 3, [Place(fleet.hosts[0], "/there", [0, 1, 2], {0: 17})])
+    record.save(tmp_path)
+    assert read_record(tmp_path) == record
+    (tmp_path / "fleet.json").write_text('{"started": 1}')
+    with pytest.raises(UserError, match="is damaged"):
+        read_record(tmp_path)
+    with pytest.raises(UserError, match="is no run of `p2pfl up`: it is not there"):
+        read_record(tmp_path / "none")

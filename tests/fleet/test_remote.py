@@ -1,0 +1,104 @@
+"""What is done on a host itself."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from p2pfl.fleet import remote
+
+SLEEPER = [sys.executable, "-c", "print('ready', flush=True); import time; time.sleep(60)"]
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEPER[2]
+
+
+@pytest.fixture
+def sleeper():
+    with subprocess.Popen(SLEEPER, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def register(folder, process, shift=0):
+    _, started = remote._process(process.pid)
+    (folder / "003.pid").write_text(f"{process.pid} {started + shift}\n")
+    return folder / "003"
+
+
+def test_a_process_is_stopped(tmp_path, sleeper):
+    place = register(tmp_path, sleeper)
+    assert remote.pid(place) == sleeper.pid
+    assert remote.stop(str(tmp_path), [3]) == {"killed": []}
+    assert sleeper.wait(10) == -15
+    assert remote.pid(place) is None
+
+
+def test_a_stubborn_process_is_killed(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        register(tmp_path, process)
+        assert remote.stop(str(tmp_path), [3], grace=0.2) == {"killed": [3]}
+        assert process.wait(10) == -9
+
+
+def test_a_number_that_was_used_again_is_left_alone(tmp_path, sleeper):
+    assert remote.pid(register(tmp_path, sleeper, shift=-1)) is None
+    remote.stop(str(tmp_path), [3], grace=0.2)
+    assert sleeper.poll() is None
+
+
+def test_only_whole_lines_are_told(tmp_path, capsys):
+    (tmp_path / "003.jsonl").write_bytes(b'{"phase": "loading"}\n{"phase": "tr')
+    remote.follow(str(tmp_path), {"3": 0}, wait=True)
+    first, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first == {"node": 3, "at": 21, "line": '{"phase": "loading"}'}
+    assert last["ended"] == {"status": "failed", "why": "it was killed or broke down"}
+    remote.follow(str(tmp_path), {"3": 21}, wait=True)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_nobody_is_followed_for_nobody(tmp_path, sleeper):
+    register(tmp_path, sleeper)
+    (tmp_path / "003.jsonl").write_text("{}\n")
+    ask = json.dumps({"folder": str(tmp_path), "at": {"3": 0}, "wait": True}) + "\n"
+    command = [sys.executable, "-m", "p2pfl.fleet.remote", "follow"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        process.stdin.write(ask)
+        process.stdin.flush()
+        process.stdout.readline()
+        process.stdout.close()  # as sshd does when the connection is lost
+        assert process.wait(30) == 1
+
+
+def test_how_a_peer_has_ended(tmp_path):
+    place = tmp_path / "003"
+    place.with_suffix(".log").write_text("a warning\np2pfl: no such column\n\n")
+    assert remote.ending(place) == {"status": "failed", "why": "no such column"}
+    place.with_suffix(".log").write_text("a warning\n")
+    assert (
+        remote.ending(place)["why"] == "it was killed or broke down; its log ends with: a warning"
+    )
+    place.mkdir()
+    (place / "summary.json").write_text('{"status": "running"}')
+    assert remote.ending(place)["status"] == "failed"
+    (place / "summary.json").write_text('{"status": "finished", "reason": "all rounds"}')
+    assert remote.ending(place) == {"status": "finished", "why": "all rounds"}
+
+
+def test_status_of_a_peer_that_trains(tmp_path, sleeper):
+    register(tmp_path, sleeper)
+    lines = ['{"phase": "training"}', "printed by a model", '{"row": {"round": 4}}', '{"row": {']
+    (tmp_path / "003.jsonl").write_text("\n".join(lines))
+    (told,) = remote.status(str(tmp_path), [3])["peers"]
+    assert (told["node"], told["phase"], told["round"]) == (3, "training", 5)
+    assert "ended" not in told
+
+
+def test_mistakes_are_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["remote", "make"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"workdir": "/proc/none", "name": "x"}\n'))
+    with pytest.raises(SystemExit, match=r"^/proc/none.*: No such file"):
+        remote.main()

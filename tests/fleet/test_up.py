@@ -1,0 +1,204 @@
+"""Peers on three hosts, from the command line to the run folder."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli_w
+from fleet_cases import NAMES, experiment, fleet, hosts_file, rounds, small, summary, wait_for
+from typer.testing import CliRunner
+
+import p2pfl
+from p2pfl.cli import app
+from p2pfl.errors import RunError
+from p2pfl.fleet.launch import Launch
+from p2pfl.fleet.launch import up as launch_up
+from p2pfl.fleet.remote import pid
+from p2pfl.results.runs import read_run
+
+pytestmark = pytest.mark.processes
+LONG = {"rounds": 100_000, "patience": 2.0}
+
+
+@pytest.fixture
+def run(tmp_path, sshd):
+    return tmp_path / "run"
+
+
+def write(tmp_path, **sections):
+    path = tmp_path / "small.toml"
+    path.write_text(tomli_w.dumps(small(**sections)))
+    return path
+
+
+def call(*words):
+    done = CliRunner().invoke(app, list(map(str, words)))
+    if isinstance(done.exception, RunError):
+        return 1, str(done.exception)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.output
+
+
+def up(tmp_path, run, hosts, *options, **sections):
+    return call("up", write(tmp_path, **sections), "--hosts", hosts, "--out", run, *options)
+
+
+def training(sshd):
+    """Return where the peers are on their hosts, once all have ended a round."""
+    places = sshd.places()
+    return places if len(places) == 3 and all(map(rounds, places)) else None
+
+
+MODEL = """
+from torch import nn
+
+def make(shape, outputs):
+    return nn.Linear(shape[0], outputs)
+"""
+
+
+def test_a_run_on_three_hosts_is_like_any_other(tmp_path, sshd, run):
+    (tmp_path / "mine.py").write_text(MODEL)
+    (tmp_path / "line.edges").write_text("0 1\n1 2\n")
+    files = {"model": {"name": "custom", "factory": "mine.py:make"}, "topology": "line.edges"}
+    code, told = up(tmp_path, run, hosts_file(sshd), "--quiet", **files)
+    assert code == 0, told
+    found = summary(run)
+    assert (found["status"], found["on"], found["nodes"]) == ("finished", "lan", 3)
+    assert found["node_updates"] > 0
+    assert found["eval_acc_mean"] > 0
+    assert len(read_run(run).metrics["round"]) == 9
+    assert found["consensus_distance"] > 0
+    mean, models = p2pfl.load(run), [p2pfl.load(run, node=k) for k in range(3)]
+    for place, *those in zip(*(m.parameters() for m in (mean, *models)), strict=True):
+        assert place.allclose(sum(those) / 3, atol=1e-6)
+    for name in NAMES:
+        (folder,) = sshd.home(name).glob(".local/state/p2pfl/small-*")
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert call("down", run)[0] == 0  # again, and nothing changes
+    assert summary(run) == found
+
+
+class Watcher:
+    """A view that does something once all peers have ended a round."""
+
+    def __init__(self, act):
+        self.act, self.seen, self.notes = act, set(), []
+
+    def rows(self, rows):
+        self.seen |= {row.node for row in rows}
+        if len(self.seen) == 3 and self.act:
+            act, self.act = self.act, None
+            act()
+
+    def phase(self, node, phase):
+        pass
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def follow(sshd, run, act, on_failure="stop", **sections):
+    launch = Launch(experiment(**sections), fleet(sshd), on_failure=on_failure)
+    watcher = Watcher(act)
+    return asyncio.run(launch_up(launch, lambda: run, watcher)), watcher
+
+
+def kill_the_last(sshd):
+    os.kill(pid(sshd.places()[2]), signal.SIGKILL)
+
+
+def test_when_a_peer_dies_the_others_are_stopped(sshd, run):
+    ended, _ = follow(sshd, run, lambda: kill_the_last(sshd), pace=LONG)
+    assert ended.status == summary(run)["status"] == "failed"
+    assert ended.error.startswith("peer 2 on ward-c failed: ")
+    assert [summary(run / f"peers/{k:03d}")["status"] for k in (0, 1)] == ["interrupted"] * 2
+    assert not any(map(pid, sshd.places()))
+    assert len(read_run(run).metrics["round"]) >= 3
+
+
+def test_when_a_peer_dies_the_others_may_go_on(sshd, run):
+    pace = {"rounds": 300, "patience": 2.0}
+    ended, watcher = follow(sshd, run, lambda: kill_the_last(sshd), "go-on", pace=pace)
+    assert ended.status == "failed"
+    assert ended.error.startswith("peer 2 on ward-c failed: ")
+    assert ended.error.count("failed") == 1
+    assert [rounds(place) for place in sshd.places()[:2]] == [300, 300]
+    assert "the others go on" in watcher.notes[-1]
+    assert p2pfl.load(run).signature == p2pfl.load(run, node=1).signature
+
+
+def test_a_lost_connection_comes_back(sshd, run):
+    pace = {"rounds": 300, "patience": 2.0}
+    ended, watcher = follow(sshd, run, sshd.drop_all, pace=pace)
+    assert (ended.status, ended.error) == ("finished", None)
+    for name in NAMES:
+        assert any(f"{name}: " in note and "trying again" in note for note in watcher.notes)
+    assert len(read_run(run).metrics["round"]) == 900
+
+
+def test_training_goes_on_without_the_launcher(tmp_path, sshd, run):
+    words = ("up", write(tmp_path, pace=LONG), "--hosts", hosts_file(sshd), "--out", run)
+    with subprocess.Popen([sys.executable, "-m", "p2pfl", *map(str, words)]) as launcher:
+        places = wait_for(lambda: training(sshd))
+        launcher.kill()
+    code, told = call("status", run)
+    assert code == 0
+    assert told.count("training") == 3, told
+    before = [rounds(place) for place in places]
+    wait_for(lambda: all(rounds(p) > n for p, n in zip(places, before, strict=True)))
+    code, told = call("logs", run, "--peer", 1)
+    assert code == 0
+    assert all(line.startswith("  1  ") for line in told.splitlines())
+    assert '"phase": "training"' in told
+    code, told = call("down", run)
+    assert code == 0, told
+    assert not any(map(pid, places))
+    assert summary(run)["status"] == "interrupted"
+    assert len(read_run(run).metrics["round"]) > 3
+    assert call("status", run)[1].count(" interrupted ") == 3
+
+
+def test_detached_peers_are_collected_when_they_have_ended(tmp_path, sshd, run):
+    keys = {"keys": "~/keys.toml"}
+    hosts = hosts_file(sshd, a=keys, b=keys, c=keys)
+    code, told = up(tmp_path, run, hosts, "--detach")
+    assert code == 0, told
+    assert f"p2pfl status {run}" in told
+    assert summary(run)["status"] == "running"
+    assert call("logs", run, "-f")[0] == 0  # until all have ended
+    assert call("down", run)[0] == 0
+    assert summary(run)["status"] == "finished"
+
+
+def test_ctrl_c_stops_all_peers(sshd, run):
+    ended, watcher = follow(sshd, run, lambda: os.kill(os.getpid(), signal.SIGINT), pace=LONG)
+    assert ended.status == summary(run)["status"] == "interrupted"
+    assert ended.error is None
+    assert "stopping all peers ..." in watcher.notes
+    assert not any(map(pid, sshd.places()))
+    assert json.loads((run / "fleet.json").read_text())["collected"]
+
+
+def test_peers_survive_the_terminal(sshd, run):
+    ended, _ = follow(sshd, run, lambda: os.kill(os.getpid(), signal.SIGHUP), pace=LONG)
+    assert ended.status == summary(run)["status"] == "running"
+    assert all(map(pid, sshd.places()))
+
+
+def test_the_short_script_works(tmp_path, sshd):
+    script = Path(__file__).parents[2] / "scripts" / "spawn_lan.py"
+    words = [script, write(tmp_path), hosts_file(sshd)]
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for node, name in enumerate(NAMES):
+        assert any(f"{node} {name}: round 3" in line for line in lines), done.stdout
+        assert any(f"{node} {name}: peer {node}: finished" in line for line in lines)
