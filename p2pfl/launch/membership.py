@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from p2pfl.errors import UserError
 from p2pfl.launch.serving import Post
 from p2pfl.runtime.endpoint import Keyring
+from p2pfl.runtime.sockets import is_loopback
 from p2pfl.security.keys import KeyPair, default_path, read_keys
 from p2pfl.security.roster import Roster, read_roster
 
@@ -158,14 +157,3 @@ def _check_loopback(addresses: list[str], discover: bool) -> None:
             " change models. Make keys (`p2pfl keys new` on each host) and list them in the"
             " --peers file, or accept the risk with --insecure"
         )
-
-
-def is_loopback(address: str) -> bool:
-    """Say whether an address cannot be reached from beyond this machine."""
-    parts = urlsplit(address)
-    if parts.scheme in ("ipc", "inproc") or parts.hostname == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return False

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import math
+import mmap
 import threading
+import weakref
+from collections import defaultdict, deque
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Of glibc's mallopt, see malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST = 32 << 20  # glibc takes no more for blocks which it keeps
+_LARGE = 1 << 20  # bytes from which on a block is worth the bookkeeping
 _KEPT = 256 << 20  # bytes that are kept at the end of its memory
 
 
@@ -27,6 +32,35 @@ class Scratch(threading.local):
         if held is None or len(held) < size or (held.dtype, held.device) != (dtype, like.device):
             held = self._held[use] = like.new_empty(size, dtype=dtype)
         return held[:size].view(shape)
+
+
+class Pool:
+    """Large blocks of the CPU's memory, each used again once nobody holds it any more.
+
+    Any thread may take one, and let go of one.
+
+    Args:
+        most: how many blocks of a size are kept for that.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._free: defaultdict[int, deque[mmap.mmap]] = defaultdict(lambda: deque(maxlen=most))
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return a block whose contents are whatever they are."""
+        size = math.prod(shape) * dtype.itemsize
+        if size < _LARGE:
+            return torch.empty(shape, dtype=dtype)
+        try:
+            memory = self._free[size].pop()
+        except IndexError:
+            memory = mmap.mmap(-1, size)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        array = np.frombuffer(memory, dtype=np.uint8)
+        # Tensors that share the memory hold the array, and nothing else does.
+        weakref.finalize(array, self._free[size].append, memory).atexit = False
+        return torch.from_numpy(array).view(dtype).view(shape)
 
 
 def keep_freed_memory() -> None:

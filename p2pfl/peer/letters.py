@@ -44,8 +44,9 @@ class Letters(Inbox[R]):
             weights = weights.to(exact) * by.to(exact).T
             weights = weights / weights.sum()
         first, *others = zip(field, weights[0].tolist(), strict=True)
-        place = self.into.pop() if self.into and self.into[-1].dtype == exact else None
-        total = torch.empty_like(first[0], dtype=exact) if place is None else place
+        like = (first[0].shape, exact)
+        given = bool(self.into) and (self.into[-1].shape, self.into[-1].dtype) == like
+        total = self.into.pop() if given else torch.empty_like(first[0], dtype=exact)
         for start in range(0, total.shape[1], BLOCK):
             part = slice(start, start + BLOCK)
             block = torch.mul(first[0][:, part].to(exact), first[1], out=total[:, part])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,8 @@ from p2pfl.runtime import wire
 from p2pfl.runtime.wire import Header
 
 Frame = bytes | memoryview
+UNCHECKED = bytes(wire.CHECK)  # stands for no checksum
+Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]  # makes a block, whatever is in it
 
 
 class Field(NamedTuple):
@@ -107,19 +109,25 @@ class Outgoing:
         self.phase, self.round = header.phase, header.round
         self._header, self._bytes = header, [as_bytes(block) for block in message]
         self._layout = layout(tuple(map(len, self._bytes)))
-        self._frames: dict[int, list[Frame]] = {}  # the same for all neighbours
+        self._frames: dict[tuple[int, bool], list[Frame]] = {}  # the same for all neighbours
 
     def __len__(self) -> int:
         return len(self._layout)
 
-    def chunk(self, index: int) -> list[Frame]:
-        """Return the frames of a chunk."""
-        if index not in self._frames:
+    def chunk(self, index: int, checked: bool = True) -> list[Frame]:
+        """Return the frames of a chunk, with or without a checksum."""
+        if (index, checked) not in self._frames:
             pieces = [self._bytes[k][start:stop] for k, start, stop in self._layout[index]]
             header = self._header._replace(number=index)
-            header = header._replace(check=checksum(header, pieces))
-            self._frames[index] = [wire.pack(header), *pieces]
-        return self._frames[index]
+            if checked:
+                header = header._replace(check=checksum(header, pieces))
+            self._frames[index, checked] = [wire.pack(header), *pieces]
+        return self._frames[index, checked]
+
+
+def fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return a block in memory of its own, whatever is in it."""
+    return torch.empty(shape, dtype=dtype)
 
 
 class Incoming(ABC):
@@ -165,15 +173,15 @@ class Incoming(ABC):
 
 
 class Arriving(Incoming):
-    """A model that is put together in memory of ours."""
+    """A model that is put together in memory of ours; `empty` provides it."""
 
-    def __init__(self, header: Header, schema: Schema) -> None:
+    def __init__(self, header: Header, schema: Schema, empty: Empty = fresh) -> None:
         super().__init__(header, schema)
-        self._blocks: list[Tensor] = []
+        self._empty, self._blocks = empty, list[Tensor]()
 
     def _keep(self, pieces: Sequence[Piece], frames: Sequence[memoryview]) -> None:
         if not self._blocks:
-            self._blocks = [torch.empty(f.shape, dtype=f.dtype) for f in self.schema.fields]
+            self._blocks = [self._empty(f.shape, f.dtype) for f in self.schema.fields]
         for (field, start, stop), frame in zip(pieces, frames, strict=True):
             block = self._blocks[field]
             as_bytes(block)[start:stop] = frame
@@ -182,7 +190,7 @@ class Arriving(Incoming):
 
     def received(self) -> Received:
         """Return the model, once it is complete."""
-        blocks = self._blocks or [torch.empty(f.shape, dtype=f.dtype) for f in self.schema.fields]
+        blocks = self._blocks or [fresh(f.shape, f.dtype) for f in self.schema.fields]
         return self._received(*blocks)
 
 
@@ -205,14 +213,20 @@ def _check(
         if len(frame) != stop - start:
             name = schema.fields[field].name
             raise RemoteProtocolError(f"{name} has {len(frame)} bytes instead of {stop - start}")
-    if checksum(header, frames) != header.check:
+    if not is_intact(header, frames):
         raise RemoteProtocolError("a chunk that was damaged on its way")
+
+
+def is_intact(header: Header, pieces: Sequence[Frame]) -> bool:
+    """Say whether a chunk is what was sent, as far as its sender lets us know."""
+    return header.check == UNCHECKED or header.check == checksum(header, pieces)
 
 
 def checksum(header: Header, pieces: Sequence[Frame]) -> bytes:
     """Return the 8 bytes that stand for a chunk: its header, but for these bytes, and its data.
 
-    Against accidents, as of a network card: who means harm can work them out as well.
+    Against accidents, as of a network card: who means harm can work them out as well. Where links
+    are encrypted, or never leave a machine's memory, it is left out.
     """
     digest = xxhash.xxh3_64(wire.pack(header._replace(check=bytes(wire.CHECK))))
     for piece in pieces:

@@ -63,6 +63,7 @@ class Endpoint:
         if own:
             try:
                 check_listener(self.listener.address, own.public)
+                self.gate.forgive()
             except RunError:
                 self.close()
                 raise

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.peer.events import Received
 from p2pfl.runtime import wire
-from p2pfl.runtime.chunks import Arriving, Frame, Outgoing, Schema, checksum
+from p2pfl.runtime.chunks import Arriving, Empty, Frame, Outgoing, Schema, fresh, is_intact
 from p2pfl.runtime.streams import Stream
 from p2pfl.runtime.wire import MOST_CREDIT, Header
 
@@ -29,11 +29,15 @@ Mark = tuple[int, int]  # (phase, round)
 class Outflow:
     """What one neighbour is still to get from us.
 
+    Args:
+        checked: whether chunks need a checksum.
+
     Attributes:
         connection: on which it asks, as the listener calls it; None: it has not said hello.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, checked: bool = True) -> None:
+        self._checked = checked
         self.connection: bytes | None = None
         self._queue: deque[Outgoing] = deque()
         self._at, self._chunk = 0, 0  # what goes out next: which model, and which chunk of it
@@ -86,7 +90,7 @@ class Outflow:
         message = self._queue[self._at]
         if not self._credit[message.phase]:
             return False
-        if not hand_over(self.connection, message.chunk(self._chunk)):
+        if not hand_over(self.connection, message.chunk(self._chunk, self._checked)):
             return False
         self._credit[message.phase] -= 1
         self._chunk += 1
@@ -182,7 +186,7 @@ class Inflow:
             self._arriving.end()
         if self._arriving is not None:
             self.next = self._arriving.round + 1
-        elif checksum(header, frames) == header.check:  # or the round may be what was damaged
+        elif is_intact(header, frames):  # or the round may be what was damaged
             self.next = max(self.next, header.round + 1)
         self._arriving, self._passes_over = None, True
 
@@ -208,17 +212,19 @@ class Expected(NamedTuple):
     Attributes:
         schema: of its messages.
         window: how many chunks one neighbour may have on its way to us.
+        empty: provides memory for models.
         news: if models are to be mixed while they arrive: where who mixes them waits.
     """
 
     schema: Schema
     window: int
+    empty: Empty = fresh
     news: Condition | None = None
 
     def begin(self, header: Header) -> Arriving | Stream:
         """Return what takes in the model whose first chunk has this header."""
         if self.news is None:
-            return Arriving(header, self.schema)
+            return Arriving(header, self.schema, self.empty)
         return Stream(header, self.schema, self.news)
 
 

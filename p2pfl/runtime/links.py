@@ -20,6 +20,7 @@ from typing import Any
 import zmq
 
 from p2pfl.errors import RemoteProtocolError, RunError, UserError
+from p2pfl.learning.scratch import Pool
 from p2pfl.peer.events import Event, PeerDown, PeerId, Received, Send
 from p2pfl.runtime import finding, flows, wire
 from p2pfl.runtime.chunks import Outgoing, Schema
@@ -28,6 +29,7 @@ from p2pfl.runtime.finding import Book, Finder
 from p2pfl.runtime.flows import Expected
 from p2pfl.runtime.handshake import MOST_REASON, Handshake, NeighbourGone, Terms
 from p2pfl.runtime.neighbour import Neighbour, Rejections
+from p2pfl.runtime.quota import Quota
 from p2pfl.runtime.sockets import Mail
 from p2pfl.runtime.streams import Stream
 from p2pfl.runtime.wire import Header, Kind
@@ -36,6 +38,7 @@ from p2pfl.runtime.wire import Header, Kind
 # the peer behind it is taken for dead.
 GRACE = 1.0
 # What may wait for one neighbour to ask for it.
+KEPT = 4  # blocks of memory, each for a model, that are kept to be used again
 MANY, PLENTY = 8, 1 << 26  # messages of any size; bytes
 OTHER_RUN = "peers take part in another run: their experiments or seeds differ"
 POLL = 20  # milliseconds between two looks at what wakes no poller
@@ -55,6 +58,7 @@ class Links:
     Attributes:
         poller: wakes up when there is something to do here.
         rejected: how many messages were refused, by sender and reason.
+        pool: memory for models.
 
     Raises:
         UserError: an address cannot be used, or a key is not listed.
@@ -76,6 +80,7 @@ class Links:
         keys = endpoint.keyring.of if endpoint.keyring else None
         self._handshake = Handshake(me, neighbours, terms, keys)
         self._phase, self._replaceable, self._room = -1, True, MANY
+        self.pool, self._quota = Pool(KEPT), Quota()
         self._early: list[Mail] = []  # goodbyes of peers that met everybody before we did
         self._neighbours: dict[PeerId, Neighbour] = {}
         self._find()
@@ -140,7 +145,8 @@ class Links:
         """
         self._phase, self._replaceable = phase, replaceable
         self._room = max(MANY, PLENTY // max(1, schema.nbytes))
-        expected = Expected(schema, flows.window(schema, len(self._neighbours)), news)
+        window = flows.window(schema, len(self._neighbours))
+        expected = Expected(schema, window, self.pool.empty, news)
         for one in self._neighbours.values():
             one.inflow.expect(phase, expected)
         self._ask()
@@ -186,8 +192,10 @@ class Links:
         return max(0, min(left, POLL if pending else most))
 
     def reject(self, error: RemoteProtocolError, sender: PeerId | None = None) -> None:
-        """Count a message that was refused."""
+        """Count a message that was refused; a neighbour that goes on like that is given up."""
         self.rejected.count(error, sender)
+        if sender in self._neighbours:
+            self._neighbours[sender].offences += 1
 
     def report(self) -> dict[str, Any]:
         """Return what a summary says of the links."""
@@ -203,7 +211,7 @@ class Links:
         self._endpoint.allow(keys)
         for peer in self._handshake.allow(keys):
             if one := self._neighbours.get(peer):
-                one.is_revoked = True
+                one.is_unwanted = True
 
     def close(self, reason: str, linger: float) -> None:
         """Say goodbye; wait until the neighbours have everything, `linger` seconds at most.
@@ -269,6 +277,9 @@ class Links:
         for mail in mails:
             sender = self._handshake.sender(mail.connection)
             try:
+                if not self._quota.spend(mail.connection):
+                    self._endpoint.gate.cut(mail.descriptor, "too many messages")
+                    raise RemoteProtocolError("too many messages")
                 self._hear(mail, sender)
             except wire.OtherVersion as error:
                 self._handshake.refuse(self._listener, mail.connection)
@@ -331,6 +342,7 @@ class Links:
                     if header.kind is Kind.CHUNK:
                         self._check_origin(peer, one, header)
                         arrived.append(one.inflow.take(header, frames[1:]))
+                        one.ask(self._about(Kind.CREDIT))  # now, so that the next are on their way
                     elif self._handshake.hear_answer(peer, one.link, header, frames[1:]):
                         self._drop(peer)  # our own goodbye has been read
                         break

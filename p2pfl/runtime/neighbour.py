@@ -14,6 +14,7 @@ from p2pfl.runtime.sockets import Link
 from p2pfl.runtime.wire import Header, Kind
 
 HEARTBEAT = 2.0  # seconds between two
+MOST_OFFENCES = 100  # messages that may have to be refused before a neighbour is given up
 MOST_REASONS = 100  # reasons of refusal told apart: strangers could make up any number
 
 
@@ -23,13 +24,14 @@ class Neighbour:
     Attributes:
         link: on which small messages go to it, and chunks of models come back.
         round_trips: seconds that heartbeats took, of the last few.
-        is_revoked: whether its key is not to be trusted any more.
+        is_unwanted: whether its key is not to be trusted any more.
+        offences: messages of it that were refused.
     """
 
     def __init__(self, link: Link) -> None:
         self.link = link
-        self.outflow, self.inflow = Outflow(), Inflow()
-        self.is_revoked = False
+        self.outflow, self.inflow = Outflow(not link.is_guarded), Inflow()
+        self.is_unwanted, self.offences = False, 0
         self.round_trips: deque[float] = deque(maxlen=64)
         self._goodbye: tuple[bytes, Mark] | None = None
         self._pinged: float | None = None  # when, if the answer is still out
@@ -112,7 +114,8 @@ class Neighbour:
         """
         since = self.link.broken_since
         broken = since is not None and time.monotonic() - since > grace
-        return broken or self.is_revoked or self.outflow.waiting > room
+        hopeless = broken or self.outflow.waiting > room
+        return hopeless or self.is_unwanted or self.offences > MOST_OFFENCES
 
 
 class Rejections(Counter[str]):

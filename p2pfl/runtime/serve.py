@@ -40,6 +40,7 @@ from p2pfl.peer.events import (
     Train,
     Trained,
 )
+from p2pfl.peer.letters import Letters
 from p2pfl.peer.rounds import Pace
 from p2pfl.runtime import chunks, flows
 from p2pfl.runtime.handshake import NeighbourGone
@@ -132,7 +133,8 @@ class Server:
         self._news = threading.Condition() if self._can_stream(schema) else None
         self._algorithm = setup.algorithm
         if self._news:
-            self._algorithm = streaming(setup.algorithm, self._out_of_patience, self._more_room)
+            hooks = (self._out_of_patience, self._more_room, links.pool.empty)
+            self._algorithm = streaming(setup.algorithm, *hooks)
         lazy = postponed(self._algorithm)._replace(receive=self._receive)
         self.machine = dataclasses.replace(setup, algorithm=lazy).peer(node)
         links.expect(phase, schema, self._replaceable, self._news)
@@ -228,6 +230,9 @@ class Server:
     def _receive(self, state: Later, inbox: Inbox[Any]) -> Later:
         """Put off an exchange until the worker gets to it."""
         self.links.begin(row for field in inbox.heard for row in field if isinstance(row, Stream))
+        if isinstance(inbox, Letters) and self._device == CPU:
+            model = self.setup.task.init(self._nodes[:0])
+            inbox.into.append(self.links.pool.empty((1, model.shape[1]), wide(model)))
         return Later(self._algorithm, state.now(), inbox)
 
     def _out_of_patience(self) -> float:

@@ -7,6 +7,7 @@ reading must not fill our memory, and neither must a stranger.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import math
 import resource
 import time
@@ -14,12 +15,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import zmq
 
 from p2pfl.errors import RunError, UserError
-from p2pfl.runtime.wire import CHUNK, MAX_HELLO, MOST_CREDIT
-from p2pfl.security.curve import HANDSHAKE, secure_dialler, secure_listener, sender_key
+from p2pfl.runtime.wire import CHUNK, MOST_CREDIT
+from p2pfl.security.curve import HANDSHAKE, LARGEST, secure_dialler, secure_listener, sender_key
 from p2pfl.security.gate import Gate
 from p2pfl.security.keys import KeyPair
 
@@ -31,6 +33,7 @@ MOST_AT_ONCE = 64  # messages taken in before anything else gets its turn
 QUEUE = 64  # messages that lie in a socket: those that dial send small ones, and credit
 # limits how many of the others are on their way
 UNDER_WAY = (MOST_CREDIT + 1) * CHUNK  # bytes on their way to us that we may have asked for
+SLACK = 256  # bytes that encryption adds to a frame, at most
 TRY_AGAIN = 1.0  # seconds after which a neighbour that has turned us away is dialled again
 SOURCE = 2  # ZMQ_SRCFD: the descriptor a message came from
 _TURNED_AWAY: dict[int, str] = {
@@ -63,6 +66,7 @@ class Mail(NamedTuple):
     """A small message as it came in."""
 
     connection: bytes
+    descriptor: int  # of that connection
     key: str | None  # that the sender has proved
     frames: list[memoryview]
 
@@ -96,7 +100,7 @@ class Listener:
         self._gate = gate
         self.socket.linger = 200  # a refusal should reach whom it is for
         self.socket.rcvhwm, self.socket.sndhwm = 8, QUEUE
-        self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_HELLO)  # nobody who dials sends more
+        self.socket.setsockopt(zmq.MAXMSGSIZE, LARGEST)  # nobody who dials sends more
         self.socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         if keys:
@@ -124,10 +128,10 @@ class Listener:
                 frame = self.socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            key = sender_key(frame)
+            key, descriptor = sender_key(frame), int(frame.get(SOURCE))
             frames = _receive(self.socket) if frame.more else []
-            _tell_taken(self._gate, frame, frames, key)
-            yield Mail(frame.bytes, key, frames)
+            self._gate.taken(descriptor, sum(map(len, frames)), key)
+            yield Mail(frame.bytes, descriptor, key, frames)
 
     def hand_over(self, identity: bytes, frames: Frames) -> bool:
         """Send frames on a connection, without a copy; return whether there was room for them."""
@@ -193,7 +197,7 @@ class Link:
             self._gate.watch(self.socket, self._number, UNDER_WAY)
         self.socket.linger = 0
         self.socket.sndhwm, self.socket.rcvhwm = QUEUE, QUEUE
-        self.socket.setsockopt(zmq.MAXMSGSIZE, CHUNK)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, CHUNK + SLACK)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 400)
         try:
@@ -204,6 +208,11 @@ class Link:
         except zmq.ZMQError as error:
             self.close()
             raise UserError(f"cannot dial {to.address}: {error.strerror}") from error
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether nothing is changed on the way by accident, or not without being noticed."""
+        return self._to.own is not None or is_loopback(self._to.address)
 
     def flush(self) -> None:
         """Hand over what waits, as far as there is room; after a loss the hello comes first."""
@@ -220,7 +229,8 @@ class Link:
             except zmq.Again:
                 return
             frames = [frame.buffer, *(_receive(self.socket) if frame.more else [])]
-            _tell_taken(self._gate, frame, frames)
+            # What has been taken in does not count as piled up.
+            self._gate.taken(int(frame.get(SOURCE)), sum(map(len, frames)))
             yield frames
             if self.socket.closed:
                 return
@@ -274,18 +284,22 @@ def _opening() -> Iterator[None]:
         raise RunError(f"too many links: {error.strerror} (see `ulimit -n`)") from error
 
 
+def is_loopback(address: str) -> bool:
+    """Say whether an address cannot be reached from beyond this machine."""
+    parts = urlsplit(address)
+    if parts.scheme in ("ipc", "inproc") or parts.hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False
+
+
 def _check(address: str) -> None:
     """Refuse a port that ZeroMQ would take for another: 70000 is 4464 to it."""
     port = address.rpartition(":")[2]
     if address.startswith("tcp://") and port.isdecimal() and not 0 < int(port) < 2**16:
         raise zmq.ZMQError(errno.EINVAL, f"there is no port {port}")
-
-
-def _tell_taken(
-    gate: Gate, frame: zmq.Frame, frames: list[memoryview], key: str | None = None
-) -> None:
-    """Tell the gate that a message has been taken in, so that it does not count as piled up."""
-    gate.taken(int(frame.get(SOURCE)), sum(map(len, frames)), key)
 
 
 def _receive(socket: zmq.Socket[bytes]) -> list[memoryview]:

@@ -24,7 +24,7 @@ from p2pfl.errors import RemoteProtocolError
 from p2pfl.learning.tree import leaves, tree_map
 from p2pfl.peer.events import PeerId, Received
 from p2pfl.peer.letters import WIDE, Letters
-from p2pfl.runtime.chunks import Incoming, Piece, Schema, check_finite
+from p2pfl.runtime.chunks import Empty, Incoming, Piece, Schema, check_finite, fresh
 from p2pfl.runtime.wire import Header
 
 LEAD = 4096  # bytes that the small fields of a message may have
@@ -149,6 +149,7 @@ def streaming(
     algorithm: Algorithm[Any, Any, Any],
     deadline: Callable[[], float],
     mixed: Callable[[], None],
+    empty: Empty = fresh,
 ) -> Algorithm[Any, Any, Any]:
     """Return an algorithm for one row whose `receive` mixes streams as they come.
 
@@ -156,13 +157,15 @@ def streaming(
         algorithm: treats every parameter by itself.
         deadline: asked until when (monotonic) to wait for streams.
         mixed: told after every few columns that there is room for more.
+        empty: provides memory for what comes of it.
     """
 
     def receive(state: Any, inbox: Inbox[Any]) -> Any:  # noqa: ANN401
         streams = [row for row in _rows(inbox) if isinstance(row, Stream)]
         if not streams:
             return algorithm.receive(state, inbox)
-        return _mix(algorithm, state, cast(Letters[Any], inbox), deadline(), mixed)
+        whole = _After(state, streams[0].numel(), empty)
+        return _mix(algorithm, whole, cast(Letters[Any], inbox), deadline(), mixed)
 
     return algorithm._replace(receive=receive)
 
@@ -173,7 +176,7 @@ def _rows(inbox: Inbox[Any]) -> tuple[Tensor | Stream, ...]:
 
 def _mix(
     algorithm: Algorithm[Any, Any, Any],
-    state: Any,  # noqa: ANN401
+    whole: _After,
     inbox: Letters[Any],
     deadline: float,
     mixed: Callable[[], None],
@@ -181,9 +184,8 @@ def _mix(
     """Return the state after the exchange, whose large fields are new."""
     rows = _rows(inbox)
     streams = {k: row for k, row in enumerate(rows) if isinstance(row, Stream)}
-    some = next(iter(streams.values()))
-    whole = _After(state, some.numel())
-    for start, stop in some.columns:
+    columns = next(iter(streams.values())).columns
+    for start, stop in columns:
         known = {k: stream.take_columns(deadline) for k, stream in streams.items()}
         streams = {k: stream for k, stream in streams.items() if known[k] is not None}
         parts = [
@@ -212,8 +214,8 @@ def _without(inbox: Letters[Any], parts: list[Tensor | None]) -> Letters[Any]:
 class _After:
     """The state after an exchange, written some columns at a time."""
 
-    def __init__(self, state: Any, d: int) -> None:  # noqa: ANN401
-        self._state, self._d = state, d
+    def __init__(self, state: Any, d: int, empty: Empty) -> None:  # noqa: ANN401
+        self._state, self._d, self._empty = state, d, empty
         self._before = list(leaves(state))
         self._after = list(self._before)
 
@@ -228,7 +230,8 @@ class _After:
                 self._after[k] = new  # the same in all blocks
             elif new.data_ptr() != old.data_ptr():
                 if self._after[k] is self._before[k]:  # which may still be on its way to others
-                    self._after[k] = torch.empty_like(self._before[k])
+                    before = self._before[k]
+                    self._after[k] = self._empty(tuple(before.shape), before.dtype)
                 self._after[k][:, start:stop] = new
 
     def state(self) -> Any:  # noqa: ANN401

@@ -32,7 +32,7 @@ CHECK = 8  # bytes of the checksum of a chunk
 CHUNK = 1 << 20  # bytes of a model in one message: the size that reaches line rate
 MOST_CREDIT = 16  # chunks that a neighbour may have on its way to us
 MAX_HEADER = 128
-MAX_HELLO = 64 * 1024
+MAX_HELLO = 60 * 1024  # with encryption less than the 64 KiB a listener takes in
 MAX_TERM = 200  # characters; of a longer one the beginning and a digest travel
 # The smallest numbers of every length that msgpack has for integers: 1, 2, 3, 5 and 9 bytes.
 _SMALLEST = (0, 1 << 7, 1 << 8, 1 << 16, 1 << 32)

@@ -123,11 +123,11 @@ class Connections:
                 self._cut(one, "a key that is no longer allowed" if one.key else "a new list")
 
     def _look(self, one: Connection) -> None:
-        with _borrowed(one.descriptor) as connection:
-            try:
+        try:
+            with _borrowed(one.descriptor) as connection:
                 info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-            except OSError:  # not TCP, or gone
-                return
+        except OSError:  # not TCP, or gone
+            return
         (received,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED)
         one.credit = min(one.credit, received)  # none is saved up
         if received - one.credit > one.allowance:

@@ -164,6 +164,11 @@ class Gate:
             raise RunError(f"the gate has failed: {self._error!r}") from self._error
         return [self._news.popleft() for _ in range(len(self._news))]
 
+    def forgive(self) -> None:
+        """Forget who was refused so far: the self-test, say."""
+        with self._lock:
+            self._refused.clear()
+
     def close(self) -> None:
         """End the thread; nobody can come in from then on."""
         if not self._stop:

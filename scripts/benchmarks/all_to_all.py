@@ -13,11 +13,13 @@ import statistics
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import wire_ours
 import zmq
 from crowd import PATIENCE, Measured, Meeting, Memory, together
 from one_way import MB, QUEUE, Values, read_some
@@ -183,4 +185,6 @@ RIVALS: dict[str, Exchange] = {  # the first is what the others are compared wit
     "ZeroMQ, 1 MB chunks": _chunks,
     "gloo all_gather": _gloo,
     "ZeroMQ, pickled": _pickled,
+    "p2pfl, plain": partial(wire_ours.all_to_all, secure=False),
+    "p2pfl, CURVE": partial(wire_ours.all_to_all, secure=True),
 }

@@ -11,9 +11,11 @@ from crowd import Measured, Meeting, Memory, together
 from torch import Tensor
 
 from p2pfl.algorithms.averaging import Params
+from p2pfl.learning.scratch import Pool
 from p2pfl.peer.letters import unstacked
 
 WARM_UP, TIMES = 1, 5
+_POOL = Pool(most=1)
 
 
 def measure(rival: str, models: int, params: int) -> Measured:
@@ -47,6 +49,7 @@ def _one_by_one(rows: Sequence[Tensor]) -> Tensor:
 
 def _ours(rows: Sequence[Tensor]) -> Tensor:
     letters = unstacked([1 / len(rows)] * len(rows), [Params(row) for row in rows], 0)
+    letters.into.append(_POOL.empty(tuple(rows[0].shape), rows[0].dtype))
     return letters.mix(letters.heard.x)
 
 

@@ -12,11 +12,13 @@ import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import wire_ours
 import zmq
 from crowd import PATIENCE, Measured, Meeting, Memory, pin, together
 from numpy.typing import NDArray
@@ -226,4 +228,13 @@ RIVALS = {  # the first is what the others are compared with
     "ZeroMQ + CURVE, a core each": Rival(*_chunks(MB, secure=True), pinned=True),
     "ZeroMQ, pickled": Rival(_pickle_send, _pickle_receive),
     "gloo send/recv": Rival(_gloo_send, _gloo_receive),
+    "p2pfl, plain": Rival(
+        partial(wire_ours.send, secure=False), partial(wire_ours.receive, secure=False)
+    ),
+    "p2pfl, CURVE": Rival(
+        partial(wire_ours.send, secure=True), partial(wire_ours.receive, secure=True)
+    ),
+    "p2pfl, CURVE, a core each": Rival(
+        partial(wire_ours.send, secure=True), partial(wire_ours.receive, secure=True), pinned=True
+    ),
 }

@@ -28,10 +28,9 @@ import one_way
 from crowd import Measured
 from rich.console import Console
 from rich.table import Table
-from wire_ours import ours, ours_all_to_all
 
 TABLES = ("one-way", "all-to-all", "average")
-Jobs = Mapping[str, Callable[[], Measured | None]]
+Jobs = Mapping[str, Callable[[], Measured]]
 
 
 def main() -> None:
@@ -50,35 +49,21 @@ def main() -> None:
     large, small = round(given.params * 1e6), round(given.small * 1e6)
     if "one-way" in given.only:
         title = f"One model, one way: {large:,} parameters"
-        console.print(table(title, one_way_jobs(large), given.repeats, 4 * large / 1e9))
+        jobs = {name: partial(one_way.measure, name, large) for name in one_way.RIVALS}
+        console.print(table(title, jobs, given.repeats, 4 * large / 1e9))
     if "all-to-all" in given.only:
         title = f"All to all, and averaged: {given.processes} processes, {small:,} parameters each"
-        console.print(table(title, all_to_all_jobs(given.processes, small), given.repeats))
+        jobs = {
+            name: partial(all_to_all.measure, name, given.processes, small)
+            for name in all_to_all.RIVALS
+        }
+        console.print(table(title, jobs, given.repeats))
     if "average" in given.only:
         title = f"The average of {given.models} models of {large:,} parameters, one thread"
         jobs = {
             name: partial(averages.measure, name, given.models, large) for name in averages.RIVALS
         }
         console.print(table(title, jobs, given.repeats))
-
-
-def one_way_jobs(params: int) -> Jobs:
-    """Return who sends one model from one process to another."""
-    return {
-        **{name: partial(one_way.measure, name, params) for name in one_way.RIVALS},
-        "p2pfl, plain": partial(ours, params, secure=False),
-        "p2pfl, CURVE": partial(ours, params, secure=True),
-    }
-
-
-def all_to_all_jobs(processes: int, params: int) -> Jobs:
-    """Return who lets all processes send their models to all, and average."""
-    rivals = all_to_all.RIVALS
-    return {
-        **{name: partial(all_to_all.measure, name, processes, params) for name in rivals},
-        "p2pfl, plain": partial(ours_all_to_all, processes, params, secure=False),
-        "p2pfl, CURVE": partial(ours_all_to_all, processes, params, secure=True),
-    }
 
 
 def table(title: str, jobs: Jobs, repeats: int, gigabytes: float = 0.0) -> Table:
@@ -98,17 +83,11 @@ def table(title: str, jobs: Jobs, repeats: int, gigabytes: float = 0.0) -> Table
     first = next(iter(jobs))
     for name in jobs:
         mine = [(turn[name], turn[first]) for turn in turns]
-        pairs = [(one, other) for one, other in mine if one is not None and other is not None]
-        if not pairs:
-            found.add_row(name, "not measured")
-            continue
-        seconds = statistics.median(one.seconds for one, _ in pairs)
+        seconds = statistics.median(one.seconds for one, _ in mine)
         cells = [f"{1e3 * seconds:.1f}"]
         cells += [f"{gigabytes / seconds:.2f}"] if gigabytes else []
-        cells.append(
-            f"{statistics.median(other.seconds / one.seconds for one, other in pairs):.0%}"
-        )
-        cells.append(f"{statistics.median(one.extra for one, _ in pairs):.0f}")
+        cells.append(f"{statistics.median(other.seconds / one.seconds for one, other in mine):.0%}")
+        cells.append(f"{statistics.median(one.extra for one, _ in mine):.0f}")
         found.add_row(name, *cells)
     return found
 

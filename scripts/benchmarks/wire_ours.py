@@ -1,15 +1,109 @@
-"""What p2pfl's own links make of the jobs in `one_way.py` and `all_to_all.py`."""
+"""What p2pfl's own links make of the jobs of `one_way.py` and `all_to_all.py`."""
 
 from __future__ import annotations
 
-from crowd import Measured
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from crowd import Meeting
+from numpy.typing import NDArray
+from torch import Tensor
+
+from p2pfl.learning.scratch import keep_freed_memory
+from p2pfl.peer.events import Received, Send
+from p2pfl.runtime import chunks
+from p2pfl.runtime.endpoint import Endpoint, Keyring
+from p2pfl.runtime.finding import Book
+from p2pfl.runtime.handshake import Terms
+from p2pfl.runtime.links import Links
+from p2pfl.security.keys import KeyPair
+
+MEETING, POLL = 60.0, 20  # seconds, milliseconds
+
+Values = NDArray[np.float32]
 
 
-def ours(params: int, secure: bool) -> Measured | None:
-    """Return what one model, one way, has come to; None: not measured."""
-    return None
+class Model(NamedTuple):
+    """The message."""
+
+    x: Tensor  # [1, d]
 
 
-def ours_all_to_all(processes: int, params: int, secure: bool) -> Measured | None:
-    """Return what a round of all to all has come to; None: not measured."""
-    return None
+class Peer:
+    """One process with its links to all the others.
+
+    Args:
+        rank: which one it is.
+        meeting: what all share.
+        secure: whether links are encrypted.
+    """
+
+    def __init__(self, rank: int, meeting: Meeting, secure: bool) -> None:
+        keep_freed_memory()
+        public, secret = (key.decode() for key in meeting.keys)
+        everybody = dict.fromkeys(range(meeting.size), public)
+        keyring = Keyring(KeyPair(public, secret), everybody) if secure else None
+        self.rank, self._meeting, self._rounds = rank, meeting, 0
+        self._endpoint = Endpoint("tcp://127.0.0.1:*", meeting.size, keyring)
+        meeting.ports[rank] = int(self._endpoint.listener.address.rpartition(":")[2])
+
+    def meet(self, params: int) -> None:
+        """Meet the others, once all of them listen."""
+        while not all(self._meeting.ports):
+            time.sleep(0.01)
+        ports = {peer: f"tcp://127.0.0.1:{port}" for peer, port in enumerate(self._meeting.ports)}
+        others = ports.keys() - {self.rank}
+        book = Book(len(ports), ports)
+        self.links = Links(self.rank, self._endpoint, others, Terms({}), book)
+        self.links.meet(MEETING)
+        self.links.expect(0, chunks.schema(Model(torch.empty(1, params))))
+
+    def exchange(self, model: Values | None, to: Iterable[int], count: int) -> list[Values]:
+        """Send a model to some; return so many that have come, once all of ours has left."""
+        if model is not None:
+            message = Model(torch.from_numpy(model).unsqueeze(0))
+            self.links.send(Send(tuple(to), self._rounds, 1, 0.0, message))
+        self._rounds += 1
+        found: list[Values] = []
+        while len(found) < count or self._is_sending():
+            self.links.poller.poll(POLL)
+            for event in self.links.events():
+                assert isinstance(event, Received), (event, self.links.report())
+                found.append(event.message[0][0].numpy())
+        return found
+
+    def _is_sending(self) -> bool:
+        return any(one.outflow.waiting for one in self.links._neighbours.values())
+
+
+def send(meeting: Meeting, values: Values, secure: bool) -> Iterator[None]:
+    """Send a model to process 1 whenever resumed."""
+    peer = Peer(0, meeting, secure)
+    peer.meet(len(values))
+    while True:
+        peer.exchange(values, [1], 0)
+        yield
+
+
+def receive(meeting: Meeting, params: int, secure: bool) -> Iterator[object]:
+    """Yield what process 0 has sent."""
+    peer = Peer(1, meeting, secure)
+    yield None
+    peer.meet(params)
+    while True:
+        yield peer.exchange(None, [], 1)[0]
+
+
+def all_to_all(
+    rank: int, meeting: Meeting, models: Values, secure: bool
+) -> Iterator[Iterable[Values]]:
+    """Send a model to all, and yield all there are."""
+    peer = Peer(rank, meeting, secure)
+    yield ()
+    others = [other for other in range(meeting.size) if other != rank]
+    peer.meet(models.shape[1])
+    while True:
+        yield [models[rank], *peer.exchange(models[rank], others, len(others))]

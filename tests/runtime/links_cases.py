@@ -137,35 +137,39 @@ class Stage:
         return peers
 
     @contextmanager
-    def scripted(self, d: int = 4) -> Iterator[tuple[Links, Scripted]]:
-        """Yield peer 0, which has met a peer 1 that does what the test tells it to."""
-        a = self.peer(0)
+    def scripted(self, d: int = 4) -> Iterator[tuple[Links, ...]]:
+        """Yield peer 0 and the last one, which does what the test tells it to; then the others.
+
+        All have met, the others only with peer 0.
+        """
+        mad = self.n - 1
+        honest = [self.peer(node, None if node == 0 else (0,)) for node in range(mad)]
         with zmq.Context() as context:
             listener, dialler = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
-            other = Scripted(listener, dialler)
+            other = Scripted(mad, listener, dialler)
             with listener, dialler, ThreadPoolExecutor(1) as pool:
-                listener.setsockopt(zmq.USE_FD, self.sockets[1].detach())
-                listener.bind(self.addresses[1])
+                listener.setsockopt(zmq.USE_FD, self.sockets[mad].detach())
+                listener.bind(self.addresses[mad])
                 dialler.connect(self.addresses[0])
                 listener.linger = dialler.linger = 0
-                meeting = pool.submit(a.meet, PATIENCE)
+                meeting = pool.submit(meet, *honest)
                 other.greet()
                 meeting.result()
-                expect(a, d=d)
-                yield a, other
+                expect(*honest, d=d)
+                yield honest[0], other, *honest[1:]
 
 
 class Scripted:
     """A neighbour that speaks the protocol, but not by itself."""
 
-    def __init__(self, listener: zmq.Socket[bytes], dialler: zmq.Socket[bytes]) -> None:
-        self.listener, self.dialler = listener, dialler
+    def __init__(self, me: int, listener: zmq.Socket[bytes], dialler: zmq.Socket[bytes]) -> None:
+        self.me, self.listener, self.dialler = me, listener, dialler
         self.identity = b""
 
     def greet(self) -> None:
-        self.say(*hello(1))
+        self.say(*hello(self.me))
         self.identity, *_ = self.listener.recv_multipart()
-        self.serve(small(Kind.WELCOME))
+        self.serve(small(Kind.WELCOME, self.me))
 
     def say(self, *frames: bytes) -> None:
         """Send something on the link it has dialled."""

@@ -42,9 +42,10 @@ from links_cases import (
 from p2pfl.errors import RemoteProtocolError, RunError, UserError
 from p2pfl.peer.events import PeerDown
 from p2pfl.runtime import links as links_module
-from p2pfl.runtime import neighbour, wire
+from p2pfl.runtime import neighbour, sockets, wire
 from p2pfl.runtime.handshake import NeighbourGone, Terms
 from p2pfl.runtime.wire import Kind
+from p2pfl.security import curve
 
 
 @pytest.fixture
@@ -410,7 +411,7 @@ def test_a_frame_that_is_too_large_cuts_the_connection(stage):
     a, b = stage(2).all_met()
     with stranger(address_of(a)) as sock:
         monitor = sock.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        sock.send(bytes(wire.MAX_HELLO + 1))
+        sock.send(bytes(curve.LARGEST + 1))
         turn(lambda: bool(monitor.poll(0)), a, b)
         sock.disable_monitor()
         monitor.close(0)
@@ -430,7 +431,7 @@ def test_an_oversized_answer_cuts_the_connection(stage):
             meeting = pool.submit(a.meet, 0.5)
             identity, *_ = router.recv_multipart()
             welcome = small(Kind.WELCOME)
-            router.send_multipart([identity, welcome, bytes(wire.CHUNK + 1)])
+            router.send_multipart([identity, welcome, bytes(wire.CHUNK + sockets.SLACK + 1)])
             with pytest.raises(RunError, match=r"nothing heard within .* of peer 1"):
                 meeting.result()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from links_cases import Stage, meet, send
+from links_cases import Stage, meet
 from runtime_cases import STEPS, make, simulated
 from test_serve import SOON, everybody
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from p2pfl.algorithms.averaging import Params, dpsgd
 from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import sgd
+from p2pfl.peer.events import Send
 from p2pfl.peer.letters import Letters
 from p2pfl.peer.rounds import Pace
 from p2pfl.runtime import chunks, flows, streams, wire
@@ -37,6 +38,7 @@ from p2pfl.runtime.wire import Header, Kind
 CASES = ["fedavg", "fedavg adam", "dpsgd ring", "dpsgd complete", "dpsgd directed", "proximal"]
 D = 2100  # above what an inbox lays side by side
 RUN = b"12345678"
+LINGER = 3.0  # seconds
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ class Exchange:
         self.news, self.streams = threading.Condition(), []
         self.inflows = [Inflow(), Inflow()]
         for inflow in self.inflows:
-            inflow.expect(TRAINING, Expected(schema, window, self.news))
+            inflow.expect(TRAINING, Expected(schema, window, news=self.news))
             inflow.owed()
         self.columns = streams.wide_field(schema).columns
         self.mixed = 0
@@ -227,20 +229,17 @@ def test_models_that_nobody_will_mix_any_more_give_their_room_back():
 # Whole peers
 
 
-Watch = Callable[[Server], None]
-
-
 def take_part(
     setup: Setup, node: int, links: Links, go_on: Callable[[Server], bool]
 ) -> tuple[Ending, list[Row], float]:
-    """Serve as one node; return how it ended, its rows, and the seconds that saying goodbye took."""
+    """Serve as one node; return how it ended, its rows, and the seconds of its goodbye."""
     rows: list[Row] = []
     server = Server(setup, node, links)
     try:
         ending = server.run(lambda row, mark: rows.append(row), lambda: go_on(server))
     finally:
         started = time.monotonic()
-        links.close("done", SOON)
+        links.close("done", LINGER)
     return ending, rows, time.monotonic() - started
 
 
@@ -265,8 +264,8 @@ def large(patience: float = math.inf, rounds: int = 6, n: int = 3) -> Setup:
 def test_a_chunk_with_values_that_are_not_finite_is_counted_and_training_goes_on(monkeypatch):
     chunk = Outgoing.chunk
 
-    def poisoned(self: Outgoing, index: int):
-        header, *pieces = chunk(self, index)
+    def poisoned(self: Outgoing, index: int, *checked: bool):
+        header, *pieces = chunk(self, index, *checked)
         about = wire.unpack(header)
         if (about.sender, about.round, index) != (1, 2, 3):
             return [header, *pieces]
@@ -288,12 +287,11 @@ def stuck(monkeypatch, node: int, round: int, free: threading.Event) -> threadin
     begun, flush = threading.Event(), Outflow.flush
 
     def slow(self: Outflow, hand_over) -> bool:
-        if self._queue and self.waiting and not free.is_set():
-            now = self._queue[self._at]
-            if (now._header.sender, now.round) >= (node, round) and now._header.sender == node:
-                if self._chunk == 2 or now.round > round:
-                    begun.set()
-                    return False
+        now = self._queue[self._at] if self.waiting else None
+        if now and now._header.sender == node and (now.round, self._chunk) >= (round, 2):
+            begun.set()
+            if not free.is_set():
+                return False
         return flush(self, hand_over)
 
     monkeypatch.setattr(Outflow, "flush", slow)
@@ -342,7 +340,7 @@ def test_a_run_that_is_interrupted_in_the_middle_of_a_model_ends_at_once(monkeyp
     for ending, _, goodbye in ended:
         assert ending.reason == "interrupted"
         assert ending.params.isfinite().all()
-        assert goodbye < SOON / 2
+        assert goodbye < LINGER
 
 
 # Memory
@@ -407,7 +405,7 @@ def peak_of_a_hub(k: int, d: int, rounds: int) -> float:
         for links in leaves:
             links.expect(TRAINING, chunks.schema(message))
             for round in range(rounds):
-                links.send(send(0, round=round)._replace(degree=1, message=message))
+                links.send(Send((0,), round, 1, 0.0, message))
         while process.poll() is None:
             for links in leaves:
                 links.events()

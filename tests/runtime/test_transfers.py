@@ -212,8 +212,8 @@ def test_of_a_model_with_a_damaged_chunk_nothing_is_kept(stage, monkeypatch, at:
     a, b = stage(2).all_met(d=4 * MIB, replaceable=False)
     chunk = Outgoing.chunk
 
-    def damaged(self: Outgoing, index: int):
-        header, *pieces = chunk(self, index)
+    def damaged(self: Outgoing, index: int, checked: bool = True):
+        header, *pieces = chunk(self, index, True)
         if (self.round, index) == (1, at):
             pieces = [bytearray(piece) for piece in pieces]
             pieces[0][100] ^= 1

@@ -1,7 +1,10 @@
 """Frames: what is packed comes back, and nothing else ever gets through."""
 
+import doctest
 import math
+import re
 import string
+from pathlib import Path
 
 import hypothesis.strategies as st
 import msgpack
@@ -9,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 
 from p2pfl.errors import RemoteProtocolError, UserError
-from p2pfl.runtime import wire
+from p2pfl.runtime import flows, handshake, links, neighbour, sockets, wire
 from p2pfl.runtime.wire import Header, Kind
+from p2pfl.security import curve
 
 NUMBERS = st.integers(0, 2**53 - 1)
 HEADERS = st.builds(
@@ -168,3 +172,31 @@ def test_differences_are_told_in_one_line():
     assert told.endswith("' here, '...xxxxxxxxxxxxxxxxxxxx2' there")
     assert len(told) < 150
     assert "\n" not in wire.difference({"a": "1\n2"}, {"a": "3"})
+
+
+def test_the_examples_of_the_specification():
+    page = Path(__file__).parents[2] / "docs" / "wire.md"
+    failed, tried = doctest.testfile(str(page), module_relative=False)
+    assert (failed, tried > 5) == (0, True)
+
+
+def test_the_table_of_limits_is_that_of_the_code():
+    page = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
+    for kind in Kind:
+        assert f"{kind.value} {kind.name}" in page
+    limits = dict(re.findall(r"^\| ([a-z, ]+) \| (.+) \|$", page.split("## Limits")[1], re.M))
+    assert limits["header"] == f"{wire.MAX_HEADER} bytes"
+    assert limits["frame to a listener, as it is on its way"] == f"{curve.LARGEST >> 10} KiB"
+    assert limits["terms"].startswith(f"{wire.MAX_HELLO >> 10} KiB")
+    assert limits["bytes of a model in a chunk"] == f"{wire.CHUNK >> 20} MiB"
+    slack = f"1 MiB and {sockets.SLACK} bytes"
+    assert limits["frame to who dials, as it is on its way"] == slack
+    assert limits["frames of a message"] == str(sockets.MOST_FRAMES)
+    assert limits["credit open to one neighbour"] == f"{wire.MOST_CREDIT} chunks"
+    assert limits["credit open to all neighbours"].startswith(f"{flows.BUDGET >> 20} MiB")
+    assert limits["phases with credit"] == str(flows.PHASES)
+    waiting = limits["models that wait for a neighbour to ask"]
+    assert waiting.startswith(f"{links.MANY}, or {links.PLENTY >> 20} MiB")
+    assert limits["reason of a refusal or goodbye"] == f"{handshake.MOST_REASON:,} bytes"
+    assert limits["between two heartbeats"] == f"{neighbour.HEARTBEAT:g} s"
+    assert limits["broken connection, until its peer is given up"] == f"{links.GRACE:g} s"

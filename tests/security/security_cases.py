@@ -46,7 +46,7 @@ class Door:
     def dial(self, keys=None, server_key=None, body=b"hello", **options):
         """Dial as a client with keys (or in clear), and send a message."""
         socket = self.outside.socket(zmq.DEALER)
-        socket.linger = 0
+        socket.linger, socket.sndtimeo, socket.rcvtimeo = 0, PATIENCE, PATIENCE
         if keys:
             secure_dialler(socket, keys, server_key or self.keys.public)
         for name, value in options.items():

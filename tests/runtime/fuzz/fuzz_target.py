@@ -45,7 +45,7 @@ class Peer:
         self._inflows = {Do.CHUNK: Inflow(), Do.STREAM: Inflow()}
         for do, inflow in self._inflows.items():
             news = Condition() if do is Do.STREAM else None
-            inflow.expect(2, Expected(SCHEMA, WINDOW, news))
+            inflow.expect(2, Expected(SCHEMA, WINDOW, news=news))
         self._outflow, self._round = Outflow(), 0
         self._outflow.connected(b"")
         self._asked = 0
