@@ -102,9 +102,12 @@ class Membership:
             if id is None:
                 raise UserError("which peer is this? Give --id")
             return id
-        listed = self.roster.id_of(self.own.public)
+        key = self.own.public
+        listed = self.roster.id_of(key)
         if listed is None:
-            raise UserError(f"our key {self.own.public} is not listed in {self.file}, or revoked")
+            known = any(one.key == key for one in self.roster.members)
+            how = "revoked" if known else "not listed"
+            raise UserError(f"our key {key} is {how} in {self.file}")
         if id not in (None, listed):
             raise UserError(f"--id {id}, but our key is listed in {self.file} for peer {listed}")
         return listed

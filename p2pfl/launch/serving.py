@@ -183,6 +183,8 @@ def open_links(experiment: Experiment, post: Post, terms: Terms) -> Links:
         RunError: an address is taken, or strangers could come in.
     """
     neighbours = _neighbours(experiment, post.node)
+    if post.keyring and (keyless := sorted({post.node, *neighbours} - post.keyring.of.keys())):
+        raise UserError(f"peer {post.node}: peers {keyless} have no key listed, or are revoked")
     mine = post.addresses.get(post.node, post.bind)
     book = Book(experiment.nodes, {**post.addresses, post.node: mine})
     searching = post.contact is not None or post.discover
@@ -191,8 +193,6 @@ def open_links(experiment: Experiment, post: Post, terms: Terms) -> Links:
     missing = sorted(neighbours - post.addresses.keys())
     if missing and not searching:
         raise UserError(f"peer {post.node}: no address is given for its neighbours {missing}")
-    if post.keyring and (keyless := sorted({post.node, *neighbours} - post.keyring.of.keys())):
-        raise UserError(f"peer {post.node}: no keys are listed for peers {keyless}")
     endpoint = Endpoint(post.bind, len(neighbours) + 1, post.keyring, post.descriptor)
     finder: Finder | None = None
     try:

@@ -29,6 +29,10 @@ UNCHECKED = bytes(wire.CHECK)  # stands for no checksum
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]  # makes a block, whatever is in it
 
 
+class Damaged(RemoteProtocolError):
+    """A chunk is not what was sent."""
+
+
 class Field(NamedTuple):
     """One block of a model message."""
 
@@ -152,8 +156,8 @@ class Incoming(ABC):
         """Take in the next chunk.
 
         Raises:
-            RemoteProtocolError: it is not the next, not of this schema, damaged, or has values
-                which are not finite.
+            RemoteProtocolError: it is not the next, not of this schema, or has values which are
+                not finite.
         """
         if _about(header) != self._about or header.number != self._next or self.is_complete:
             raise RemoteProtocolError(f"chunk {header.number} instead of {self._next}")
@@ -202,7 +206,7 @@ def _about(header: Header) -> tuple[Any, ...]:
 def _check(
     header: Header, frames: Sequence[memoryview], pieces: Sequence[Piece], schema: Schema
 ) -> None:
-    """Check that the frames of a chunk are the pieces they should be, and undamaged.
+    """Check that the frames of a chunk are as long as its pieces.
 
     Raises:
         RemoteProtocolError: they are not.
@@ -213,13 +217,16 @@ def _check(
         if len(frame) != stop - start:
             name = schema.fields[field].name
             raise RemoteProtocolError(f"{name} has {len(frame)} bytes instead of {stop - start}")
-    if not is_intact(header, frames):
-        raise RemoteProtocolError("a chunk that was damaged on its way")
 
 
-def is_intact(header: Header, pieces: Sequence[Frame]) -> bool:
-    """Say whether a chunk is what was sent, as far as its sender lets us know."""
-    return header.check == UNCHECKED or header.check == checksum(header, pieces)
+def check_intact(header: Header, pieces: Sequence[Frame]) -> None:
+    """Check that a chunk is what was sent, as far as its sender lets us know.
+
+    Raises:
+        Damaged: it is not.
+    """
+    if header.check not in (UNCHECKED, checksum(header, pieces)):
+        raise Damaged("a chunk that was damaged on its way")
 
 
 def checksum(header: Header, pieces: Sequence[Frame]) -> bytes:

@@ -95,9 +95,13 @@ class Endpoint:
                 link.happened(news.event)
         for link in self._links.values():
             if link.is_given_up():
-                self.poller.unregister(link.socket)
-                link.dial_again()
-                self.poller.register(link.socket, zmq.POLLIN)
+                self.dial_again(link)
+
+    def dial_again(self, link: Link) -> None:
+        """Make a connection anew; what was on its way is lost."""
+        self.poller.unregister(link.socket)
+        link.dial_again()
+        self.poller.register(link.socket, zmq.POLLIN)
 
     def hang_up(self, link: Link) -> None:
         """Close a link; what was not sent is lost."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.peer.events import Received
 from p2pfl.runtime import wire
-from p2pfl.runtime.chunks import Arriving, Empty, Frame, Outgoing, Schema, fresh, is_intact
+from p2pfl.runtime.chunks import Arriving, Empty, Frame, Outgoing, Schema, check_intact, fresh
 from p2pfl.runtime.streams import Stream
 from p2pfl.runtime.wire import MOST_CREDIT, Header
 
@@ -71,7 +71,8 @@ class Outflow:
             RemoteProtocolError: it is more than anybody has reason to ask for.
         """
         credit = self._credit[header.phase] + header.number
-        if credit > MOST_CREDIT or len(self._credit) > PHASES:
+        phases = self._credit.keys() | {header.phase}
+        if credit > MOST_CREDIT or len(phases) > PHASES:
             raise RemoteProtocolError("more credit than is given")
         self._credit[header.phase] = credit
         while self._queue and self._is_settled(header):
@@ -105,9 +106,11 @@ class Inflow:
     Attributes:
         phase: which we are in; credit is for messages of this phase alone.
         next: the first round that we have not received in whole.
+        has_begun: whether anything has come.
     """
 
     def __init__(self) -> None:
+        self.has_begun = False
         self.phase, self.next = -1, 0
         self._expected = Expected(Schema(tuple, ()), 0)
         self._given = 0
@@ -165,29 +168,31 @@ class Inflow:
         """Take in a chunk; return the model that is complete with it, or begins with it.
 
         Raises:
+            Damaged: it was changed on its way. The connection must be made again, for the model
+                to be sent again.
             RemoteProtocolError: it is not one we have asked for, or not what it should be.
                 The rest of that model is passed over.
         """
+        check_intact(header, frames)
         if header.phase != self.phase or self._given < 1:
             raise RemoteProtocolError("a chunk nobody has asked for")
         self._given -= 1
         if self._passes_over and header.number:
             return None
-        self._passes_over = False
+        self._passes_over, self.has_begun = False, True
         try:
             return self._took(header, frames)
         except RemoteProtocolError:
-            self._give_up(header, frames)
+            self._give_up(header.round)
             raise
 
-    def _give_up(self, header: Header, frames: Sequence[memoryview]) -> None:
+    def _give_up(self, round: int) -> None:
         """Pass over what is left of a model; it counts as received, so that its sender goes on."""
         if isinstance(self._arriving, Stream):
             self._arriving.end()
         if self._arriving is not None:
-            self.next = self._arriving.round + 1
-        elif is_intact(header, frames):  # or the round may be what was damaged
-            self.next = max(self.next, header.round + 1)
+            round = self._arriving.round
+        self.next = max(self.next, round + 1)
         self._arriving, self._passes_over = None, True
 
     def _took(self, header: Header, frames: Sequence[memoryview]) -> Received | None:

@@ -23,7 +23,7 @@ from p2pfl.errors import RemoteProtocolError, RunError, UserError
 from p2pfl.learning.scratch import Pool
 from p2pfl.peer.events import Event, PeerDown, PeerId, Received, Send
 from p2pfl.runtime import finding, flows, wire
-from p2pfl.runtime.chunks import Outgoing, Schema
+from p2pfl.runtime.chunks import Damaged, Outgoing, Schema
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.finding import Book, Finder
 from p2pfl.runtime.flows import Expected
@@ -303,11 +303,12 @@ class Links:
             self._hear_from(sender, mail, header)
 
     def _hear_from(self, sender: PeerId, mail: Mail, header: Header) -> None:
-        if header.kind is Kind.ABORT:
+        one = self._neighbours.get(sender)
+        if header.kind is Kind.ABORT and not (one and one.inflow.has_begun):
             self._aborted(mail, header)
         elif header.kind is Kind.BYE and not self._handshake.done:
             self._early.append(mail)
-        elif one := self._neighbours.get(sender):
+        elif one:
             one.hear(mail.connection, header, self._about(Kind.PONG))
         elif header.kind is Kind.BYE:
             self._listener.answer(mail.connection, wire.pack(self._about(Kind.BYE)))
@@ -346,6 +347,10 @@ class Links:
                     elif self._handshake.hear_answer(peer, one.link, header, frames[1:]):
                         self._drop(peer)  # our own goodbye has been read
                         break
+                except Damaged as error:
+                    self.reject(error, peer)
+                    self._endpoint.dial_again(one.link)
+                    break
                 except wire.OtherVersion as error:
                     self._handshake.hear_version(peer, error)
                     self.reject(error, peer)

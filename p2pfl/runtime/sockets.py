@@ -128,7 +128,7 @@ class Listener:
                 frame = self.socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            key, descriptor = sender_key(frame), int(frame.get(SOURCE))
+            key, descriptor = sender_key(frame), _descriptor(frame)
             frames = _receive(self.socket) if frame.more else []
             self._gate.taken(descriptor, sum(map(len, frames)), key)
             yield Mail(frame.bytes, descriptor, key, frames)
@@ -230,7 +230,7 @@ class Link:
                 return
             frames = [frame.buffer, *(_receive(self.socket) if frame.more else [])]
             # What has been taken in does not count as piled up.
-            self._gate.taken(int(frame.get(SOURCE)), sum(map(len, frames)))
+            self._gate.taken(_descriptor(frame), sum(map(len, frames)))
             yield frames
             if self.socket.closed:
                 return
@@ -257,6 +257,8 @@ class Link:
     def dial_again(self) -> None:
         """Begin anew with another socket."""
         self.socket.close(0)
+        self.welcomed, self.lost = False, True
+        self.broken_since = self.broken_since or time.monotonic()
         self._next_try, self._hello_due = math.inf, True
         self._open()
 
@@ -300,6 +302,13 @@ def _check(address: str) -> None:
     port = address.rpartition(":")[2]
     if address.startswith("tcp://") and port.isdecimal() and not 0 < int(port) < 2**16:
         raise zmq.ZMQError(errno.EINVAL, f"there is no port {port}")
+
+
+def _descriptor(frame: zmq.Frame) -> int:
+    try:
+        return int(frame.get(SOURCE))
+    except zmq.ZMQError:  # who speaks an old version of ZeroMQ's protocol has none: it piles up
+        return -1
 
 
 def _receive(socket: zmq.Socket[bytes]) -> list[memoryview]:

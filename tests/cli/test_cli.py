@@ -32,7 +32,11 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "verb",
-    ["run", "peer", "report", "predict", "experiments", "topology show", "partition show"],
+    [
+        *("run", "peer", "report", "predict", "experiments", "topology show", "partition show"),
+        *("up", "status", "logs", "down", "sweep"),
+        *("keys new", "keys show", "keys allow", "keys revoke"),
+    ],
 )
 def test_every_verb_has_help_with_an_example(verb):
     done = p2pfl(*verb.split(), "--help")

@@ -49,11 +49,12 @@ def frames(
     run: bytes | None = None,
     phase: int = 1,
     message: tuple[torch.Tensor, ...] | None = None,
+    checked: bool = True,
 ) -> list[list[bytes]]:
     """Return the chunks of a model as they travel."""
     header = Header(Kind.CHUNK, run or TERMS.run, phase, sender, round, 1, 0.0)
     outgoing = Outgoing(header, message or model())
-    return [[bytes(f) for f in outgoing.chunk(index)] for index in range(len(outgoing))]
+    return [[bytes(f) for f in outgoing.chunk(index, checked)] for index in range(len(outgoing))]
 
 
 def small(kind: Kind, sender: int = 1, phase: int = 1, round: int = 0, number: int = 0) -> bytes:
@@ -207,8 +208,8 @@ def close_quietly(links: Links) -> None:
 
 def vanish(links: Links) -> None:
     """End a peer's links without a goodbye, as SIGKILL does."""
-    links._endpoint.context.destroy(0)
-    links._endpoint.gate.close()
+    links._endpoint.listener.socket.linger = 0
+    links._endpoint.close()
 
 
 def meet(*peers: Links, timeout: float = PATIENCE) -> None:

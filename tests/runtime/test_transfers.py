@@ -208,13 +208,14 @@ def test_what_a_neighbour_sent_before_it_died_counts(stage):
 
 
 @pytest.mark.parametrize("at", [0, 1, 3])
-def test_of_a_model_with_a_damaged_chunk_nothing_is_kept(stage, monkeypatch, at: int):
+def test_a_model_with_a_damaged_chunk_is_sent_again(stage, monkeypatch, at: int):
     a, b = stage(2).all_met(d=4 * MIB, replaceable=False)
-    chunk = Outgoing.chunk
+    chunk, tampered = Outgoing.chunk, []
 
     def damaged(self: Outgoing, index: int, checked: bool = True):
         header, *pieces = chunk(self, index, True)
-        if (self.round, index) == (1, at):
+        if (self.round, index) == (1, at) and not tampered:
+            tampered.append(index)
             pieces = [bytearray(piece) for piece in pieces]
             pieces[0][100] ^= 1
         return [header, *pieces]
@@ -222,8 +223,8 @@ def test_of_a_model_with_a_damaged_chunk_nothing_is_kept(stage, monkeypatch, at:
     monkeypatch.setattr(Outgoing, "chunk", damaged)
     for round in range(3):
         a.send(noise(1, round=round, d=4 * MIB))
-    seen = events_until(lambda seen: len(seen) == 2, b, a)
-    assert rounds_of(seen) == [0, 2]
+    seen = events_until(lambda seen: len(seen) == 3, b, a)
+    assert rounds_of(seen) == [0, 1, 2]
     for event in seen:
         assert_exact(event)
     assert b.rejected == {"peer 0: a chunk that was damaged on its way": 1}
