@@ -221,8 +221,8 @@ def _neighbours(experiment: Experiment, node: int) -> set[int]:
 
 
 def _is_wildcard(address: str) -> bool:
-    host = address.removeprefix("tcp://").rpartition(":")[0]
-    return host in ("*", "0.0.0.0", "[::]")
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    return host in ("*", "0.0.0.0", "[::]") or port == "*"
 
 
 def _minding(links: Links, post: Post, go_on: Callable[[], bool]) -> Callable[[], bool]:

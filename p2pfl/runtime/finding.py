@@ -19,6 +19,7 @@ from p2pfl.runtime.wire import Header, Kind
 
 ASK_EVERY = 0.3  # seconds
 MOST_ADDRESS = 200  # characters
+MOST_TOLD = 50_000  # characters of addresses in a book, which travels as one message
 
 
 class Finder(Protocol):
@@ -55,14 +56,17 @@ class Book:
         """Write down what somebody says; the newest is kept.
 
         Raises:
-            RemoteProtocolError: it is no address, or of nobody who takes part.
+            RemoteProtocolError: it is no address, or of nobody who takes part, or too much.
         """
         for peer, address in addresses.items():
             if not 0 <= peer < self.nodes:
                 raise RemoteProtocolError(f"an address of peer {peer}, who takes no part")
             if not address.startswith("tcp://") or len(address) > MOST_ADDRESS:
                 raise RemoteProtocolError("an address which is none")
-            self._told[peer] = address
+            told = {**self._told, peer: address}
+            if sum(map(len, told.values())) > MOST_TOLD:
+                raise RemoteProtocolError("more addresses than a book holds")
+            self._told = told
 
     def pack(self) -> bytes:
         """Return the body of a BOOK."""
@@ -83,7 +87,7 @@ def unpack(body: list[memoryview]) -> dict[PeerId, str]:
     if len(body) != 1:
         raise RemoteProtocolError("a message without addresses")
     found = wire.unpack_terms(body[0])
-    if not all(peer.isdecimal() and len(peer) < 10 for peer in found):
+    if not all(peer.isascii() and peer.isdecimal() and len(peer) < 10 for peer in found):
         raise RemoteProtocolError("addresses of nobody")
     return {int(peer): address for peer, address in found.items()}
 

@@ -81,6 +81,10 @@ class Handshake:
         """Return who is behind a connection; None: nobody who has said hello."""
         return self._senders.get(identity)
 
+    def connection(self, peer: PeerId) -> bytes | None:
+        """Return the newest connection on which a peer has been let in."""
+        return next((i for i, whose in reversed(self._senders.items()) if whose == peer), None)
+
     def is_known(self, peer: PeerId) -> bool:
         """Return whether a peer has been let in."""
         return peer in self._lives
@@ -172,7 +176,7 @@ class Handshake:
             return difference
         if peer not in self.neighbours:
             return f"peer {peer} is no neighbour of peer {self.me}"
-        if peer not in here:
+        if self.done and peer not in here:
             return f"peer {self.me} goes on without peer {peer}"
         if self._lives.get(peer, life) == life:
             return ""

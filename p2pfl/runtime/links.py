@@ -22,12 +22,13 @@ import zmq
 from p2pfl.errors import RemoteProtocolError, RunError, UserError
 from p2pfl.learning.scratch import Pool
 from p2pfl.peer.events import Event, PeerDown, PeerId, Received, Send
-from p2pfl.runtime import finding, flows, wire
+from p2pfl.runtime import flows, wire
 from p2pfl.runtime.chunks import Damaged, Outgoing, Schema
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.finding import Book, Finder
 from p2pfl.runtime.flows import Expected
-from p2pfl.runtime.handshake import MOST_REASON, Handshake, NeighbourGone, Terms
+from p2pfl.runtime.handshake import MOST_REASON, NeighbourGone, Terms
+from p2pfl.runtime.meeting import Meeting
 from p2pfl.runtime.neighbour import Neighbour, Rejections
 from p2pfl.runtime.quota import Quota
 from p2pfl.runtime.sockets import Mail
@@ -40,7 +41,6 @@ GRACE = 1.0
 # What may wait for one neighbour to ask for it.
 KEPT = 4  # blocks of memory, each for a model, that are kept to be used again
 MANY, PLENTY = 8, 1 << 26  # messages of any size; bytes
-OTHER_RUN = "peers take part in another run: their experiments or seeds differ"
 POLL = 20  # milliseconds between two looks at what wakes no poller
 
 
@@ -76,14 +76,12 @@ class Links:
         self.me, self.poller = me, endpoint.poller
         self.rejected = Rejections()
         self._endpoint, self._listener = endpoint, endpoint.listener
-        self._book, self._finder = book, finder
-        keys = endpoint.keyring.of if endpoint.keyring else None
-        self._handshake = Handshake(me, neighbours, terms, keys)
+        self._meeting = Meeting(me, endpoint, neighbours, terms, book, finder)
+        self._handshake, self._neighbours = self._meeting.handshake, self._meeting.neighbours
         self._phase, self._replaceable, self._room = -1, True, MANY
         self.pool, self._quota = Pool(KEPT), Quota()
         self._early: list[Mail] = []  # goodbyes of peers that met everybody before we did
-        self._neighbours: dict[PeerId, Neighbour] = {}
-        self._find()
+        self._meeting.find()
 
     def inproc(self, name: str) -> zmq.Socket[bytes]:
         """Return a socket on which other threads of this process can wake the poller."""
@@ -110,15 +108,15 @@ class Links:
         """
         deadline = time.monotonic() + timeout
         refused, answered = self._handshake.refused, self._handshake.answered
-        while (absent := self._absent()) and go_on():
+        while (absent := self._meeting.absent()) and go_on():
             left = deadline - time.monotonic()
             # Who does not want us may still have to hear that we do not want them either.
             if refused and (left <= 0 or refused.keys() <= answered):
                 raise UserError("; ".join(refused.values()))
             if left <= 0:
-                who = ", ".join(map(self._described, absent))
+                who = ", ".join(map(self._meeting.described, absent))
                 raise RunError(f"peer {self.me}: nothing heard within {timeout:g} s of {who}")
-            self._find()
+            self._meeting.find()
             self._tend()
             self.poller.poll(math.ceil(1000 * min(left, 0.2)))
             self._read()
@@ -226,11 +224,7 @@ class Links:
             with contextlib.suppress(NeighbourGone):
                 self.events()
             self.poller.poll(POLL)
-        for peer in list(self._neighbours):
-            self._drop(peer)
-        if self._finder:
-            self._finder.close()
-        self._endpoint.close()
+        self._meeting.close()
 
     def _has_listeners(self) -> bool:
         """Say whether there is anybody left for whom a goodbye means something."""
@@ -240,31 +234,6 @@ class Links:
 
     def _about(self, kind: Kind) -> Header:
         return Header(kind, self._handshake.run, max(self._phase, 0), self.me)
-
-    def _find(self) -> None:
-        """Dial neighbours whose address has become known, or elsewhere if it was the wrong one."""
-        for peer, one in list(self._neighbours.items()):
-            if self._finder and one.link.trouble and peer not in self._book.addresses:
-                self._finder.skip(peer, self._handshake.addresses.pop(peer))
-                self._drop(peer)
-        unknown = self._handshake.neighbours - self._handshake.addresses.keys()
-        known = self._book.addresses
-        if not unknown <= known.keys() and self._finder:
-            known = {**self._finder.found(), **known}
-        for peer in sorted(unknown & known.keys()):
-            link = self._endpoint.dial(peer, known[peer], self._handshake.hello)
-            self._handshake.addresses[peer] = known[peer]
-            self._neighbours[peer] = Neighbour(link)
-
-    def _absent(self) -> list[PeerId]:
-        known, links = self._handshake.is_known, self._neighbours
-        everybody = sorted(self._handshake.neighbours)
-        return [p for p in everybody if not (p in links and links[p].link.welcomed and known(p))]
-
-    def _described(self, peer: PeerId) -> str:
-        one = self._neighbours.get(peer)
-        trouble = f" ({one.link.trouble})" if one and one.link.trouble else ""
-        return f"{self._handshake.name(peer)}{trouble}"
 
     def _tend(self) -> None:
         self._endpoint.tend()
@@ -293,10 +262,9 @@ class Links:
             raise RemoteProtocolError("an empty message")
         header = wire.unpack(mail.frames[0])
         if header.kind is Kind.HELLO:
-            self._handshake.hear(self._listener, mail, header, self._neighbours)
-            self._neighbours[header.sender].outflow.connected(mail.connection)
+            self._meeting.hear(mail, header)
         elif header.kind is Kind.WHERE:
-            self._tell_addresses(mail, header)
+            self._meeting.tell_addresses(mail, header)
         elif sender is None or (header.sender, header.run) != (sender, self._handshake.run):
             raise RemoteProtocolError("a message from somebody who has not said hello")
         else:
@@ -305,33 +273,13 @@ class Links:
     def _hear_from(self, sender: PeerId, mail: Mail, header: Header) -> None:
         one = self._neighbours.get(sender)
         if header.kind is Kind.ABORT and not (one and one.inflow.has_begun):
-            self._aborted(mail, header)
+            self._meeting.called_off(mail, header, wire.pack(self._about(Kind.BYE)))
         elif header.kind is Kind.BYE and not self._handshake.done:
             self._early.append(mail)
         elif one:
             one.hear(mail.connection, header, self._about(Kind.PONG))
         elif header.kind is Kind.BYE:
             self._listener.answer(mail.connection, wire.pack(self._about(Kind.BYE)))
-
-    def _tell_addresses(self, mail: Mail, header: Header) -> None:
-        """Answer somebody who looks for the others."""
-        if not self._handshake.is_proven(header.sender, mail.key):
-            raise RemoteProtocolError("a question for addresses with the key of somebody else")
-        if header.run != self._handshake.run:
-            self._handshake.refuse(self._listener, mail.connection, OTHER_RUN)
-            raise RemoteProtocolError("a question for addresses from another run")
-        told = finding.unpack(mail.frames[1:])
-        self._book.learn({header.sender: told.get(header.sender, "")})
-        answer = [wire.pack(self._about(Kind.BOOK)), self._book.pack()]
-        self._listener.answer(mail.connection, *answer)
-
-    def _aborted(self, mail: Mail, header: Header) -> None:
-        self._drop(header.sender)
-        self._listener.answer(mail.connection, wire.pack(self._about(Kind.BYE)))
-        reason = b"".join(mail.frames[1:2])[:MOST_REASON].decode(errors="replace")
-        raise NeighbourGone(
-            f"peer {self.me}: peer {header.sender} gave up before all had met: {reason}"
-        )
 
     def _arrivals(self) -> list[Received]:
         """Read what has come on the links we dialled."""
@@ -345,7 +293,7 @@ class Links:
                         arrived.append(one.inflow.take(header, frames[1:]))
                         one.ask(self._about(Kind.CREDIT))  # now, so that the next are on their way
                     elif self._handshake.hear_answer(peer, one.link, header, frames[1:]):
-                        self._drop(peer)  # our own goodbye has been read
+                        self._meeting.drop(peer)  # our own goodbye has been read
                         break
                 except Damaged as error:
                     self.reject(error, peer)
@@ -380,7 +328,7 @@ class Links:
         left = []
         for peer, one in list(self._neighbours.items()):
             if connection := one.has_left():
-                self._drop(peer)
+                self._meeting.drop(peer)
                 self._listener.answer(connection, wire.pack(self._about(Kind.BYE)))
                 left.append(PeerDown(peer))
         return left
@@ -389,11 +337,5 @@ class Links:
         """Give up neighbours who are out of reach, or are to be kept out."""
         lost = [p for p, one in self._neighbours.items() if one.is_lost(GRACE, self._room)]
         for peer in lost:
-            self._drop(peer)
+            self._meeting.drop(peer)
         return [PeerDown(peer) for peer in lost]
-
-    def _drop(self, peer: PeerId) -> None:
-        """Close our link to a peer, if there is one."""
-        if one := self._neighbours.pop(peer, None):
-            one.inflow.end()
-            self._endpoint.hang_up(one.link)

@@ -48,7 +48,9 @@ class Neighbour:
             self.link.lost, self._pinged = False, None
             self.inflow.broken()
         now = time.monotonic()
-        if self.link.welcomed and self._pinged is None and now > self._next_ping:
+        can_answer = self.outflow.connection is not None  # it does so on the link it has dialled
+        due = self.link.welcomed and can_answer and now > self._next_ping
+        if due and self._pinged is None:
             self._pinged, self._next_ping = now, now + HEARTBEAT
             self.tell(wire.pack(about._replace(kind=Kind.PING)))
         self.link.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import heapq
 import math
@@ -10,19 +9,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
-import zmq
 from torch import Tensor
 
 from p2pfl.algorithm import Inbox, newest
 from p2pfl.errors import RemoteProtocolError, RunError
-from p2pfl.learning.evaluation import Scores
 from p2pfl.learning.scratch import keep_freed_memory
-from p2pfl.learning.task import Task
-from p2pfl.learning.training import train
 from p2pfl.learning.tree import wide
 from p2pfl.peer.events import (
     Effect,
@@ -47,8 +41,8 @@ from p2pfl.runtime.handshake import NeighbourGone
 from p2pfl.runtime.later import Later, postponed
 from p2pfl.runtime.links import Links
 from p2pfl.runtime.setup import Ending, Row, Setup
-from p2pfl.runtime.sketch import sketch
 from p2pfl.runtime.streams import Stream, streaming, wide_field
+from p2pfl.runtime.worker import Marked, Worker, model
 
 # How long the loop may sleep: a signal (Ctrl-C) is noticed after so many milliseconds.
 NAP = 250
@@ -57,56 +51,6 @@ TRAINING = 2  # the phase after those of the statistics; see `wire`
 CPU = torch.device("cpu")
 
 OnRow = Callable[[Row, Tensor], None]
-
-
-class _Halted(Exception):
-    """The worker was told to leave off."""
-
-
-class _Haltable(Task):
-    """A task whose training can be broken off between two steps."""
-
-    def __init__(self, task: Task) -> None:
-        self._task, self._halted = task, threading.Event()
-
-    def halt(self) -> None:
-        """Let the next step fail."""
-        self._halted.set()
-
-    @property
-    def d(self) -> int:
-        return self._task.d
-
-    def init(self, nodes: Tensor) -> Tensor:
-        return self._task.init(nodes)
-
-    def examples(self, nodes: Tensor) -> Tensor:
-        return self._task.examples(nodes)
-
-    def grad(self, params: Tensor, nodes: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        if self._halted.is_set():
-            raise _Halted
-        return self._task.grad(params, nodes, steps)
-
-    def descend(self, params: Tensor, nodes: Tensor, first: Tensor, factors: Tensor) -> Tensor:
-        total = torch.zeros(len(params), dtype=wide(params), device=params.device)
-        for step in range(len(factors)):
-            if self._halted.is_set():
-                raise _Halted
-            total += self._task.descend(params, nodes, first + step, factors[step : step + 1])
-        return total
-
-    def evaluate(self, params: Tensor, nodes: Tensor) -> Scores:
-        if self._halted.is_set():
-            raise _Halted
-        return self._task.evaluate(params, nodes)
-
-
-class _Marked(NamedTuple):
-    """The sketch of the model that a round ended with."""
-
-    round: int
-    mark: Tensor
 
 
 class Server:
@@ -129,6 +73,8 @@ class Server:
     ) -> None:
         keep_freed_memory()
         self.setup, self.node, self.links, self.strict = setup, node, links, strict
+        self._nodes = torch.tensor([node])
+        self._device = setup.task.init(self._nodes).device
         schema = chunks.schema(setup.message(node))
         self._news = threading.Condition() if self._can_stream(schema) else None
         self._algorithm = setup.algorithm
@@ -138,13 +84,8 @@ class Server:
         lazy = postponed(self._algorithm)._replace(receive=self._receive)
         self.machine = dataclasses.replace(setup, algorithm=lazy).peer(node)
         links.expect(phase, schema, self._replaceable, self._news)
-        self._nodes = torch.tensor([node])
-        self._task = _Haltable(setup.task)
         self._examples = int(setup.task.examples(self._nodes)[0])
-        self._name = f"worker-{phase}"
-        self._wake = links.inproc(self._name)
-        self._worker = ThreadPoolExecutor(1, initializer=self._open_waker)
-        self._results: list[Future[Event | _Marked]] = []
+        self._worker = Worker(self._algorithm, setup.task, node, links, f"worker-{phase}")
         self._timers: list[tuple[float, int]] = []
         self._rows: dict[int, tuple[Row, Tensor | None]] = {}  # waiting for what belongs to them
         self._evaluating: set[int] = set()
@@ -187,10 +128,6 @@ class Server:
         topology = self.setup.topology
         return [topology.view(self.node, round)[1] for round in range(topology.period or 1)]
 
-    @property
-    def _device(self) -> torch.device:
-        return self.setup.task.init(torch.tensor([self.node])).device
-
     def run(self, on_row: OnRow, go_on: Callable[[], bool] = lambda: True) -> Ending:
         """Serve until the peer is done, or `go_on` says no.
 
@@ -205,21 +142,16 @@ class Server:
         self._clock = time.perf_counter()
         try:
             self._tell(Started())
-            while go_on() and not (self._stopped and not self._results):
+            while go_on() and not (self._stopped and not self._worker.is_busy):
                 self._turn()
                 for row, mark in self._finished_rows():
                     on_row(row, mark)
         finally:
-            self._task.halt()
-            self.links.end_streams()
-            self._worker.submit(self._close_waker)
-            self._worker.shutdown()
-            self.links.poller.unregister(self._wake)
-            self._wake.close(0)
+            self._worker.close()
         for row, mark in self._finished_rows(at_the_end=True):
             on_row(row, mark)
         return Ending(
-            _later(self.machine.params).params,
+            model(self.machine.params),
             self._nodes,
             self._stopped or "interrupted",
             self.machine.step,
@@ -231,8 +163,8 @@ class Server:
         """Put off an exchange until the worker gets to it."""
         self.links.begin(row for field in inbox.heard for row in field if isinstance(row, Stream))
         if isinstance(inbox, Letters) and self._device == CPU:
-            model = self.setup.task.init(self._nodes[:0])
-            inbox.into.append(self.links.pool.empty((1, model.shape[1]), wide(model)))
+            params = self.setup.task.init(self._nodes[:0])
+            inbox.into.append(self.links.pool.empty((1, params.shape[1]), wide(params)))
         return Later(self._algorithm, state.now(), inbox)
 
     def _out_of_patience(self) -> float:
@@ -242,41 +174,30 @@ class Server:
 
     def _more_room(self) -> None:
         """Let more chunks be asked for; called by the worker."""
-        if not self._waker.closed:
-            self._wake_up()
-
-    def _submit(self, effect: Train | Evaluate | Report) -> None:
-        """Let the worker do something, and then wake us: not before the result is there."""
-        self._results.append(self._worker.submit(self._work, effect))
-        self._worker.submit(self._wake_up)
-
-    def _open_waker(self) -> None:
-        self._waker = self.links.waker(self._name)
-
-    def _wake_up(self) -> None:
-        self._waker.send(b"")
-
-    def _close_waker(self) -> None:
-        self._waker.close(0)
+        self._worker.wake()
 
     def _turn(self) -> None:
         due = self._timers[0][0] if self._timers else math.inf
         self.links.poller.poll(self.links.until_due(due, NAP))
-        with contextlib.suppress(zmq.Again):
-            while True:
-                self._wake.recv(zmq.NOBLOCK)
-        while self._results and self._results[0].done():
-            self._done(self._results.pop(0).result())
+        for result in self._worker.done():
+            self._done(result)
         for event in self.links.events():  # all input before any timer
             if self.strict and isinstance(event, PeerDown) and not self._stopped:
                 raise NeighbourGone(f"peer {self.node}: lost peer {event.peer}")
-            self._tell(event)
+            self._tell(self._placed(event))
         while self._timers and self._timers[0][0] <= time.monotonic():
             self._tell(TimerFired(heapq.heappop(self._timers)[1]))
 
-    def _done(self, result: Event | _Marked) -> None:
+    def _placed(self, event: Event) -> Event:
+        """Return an event whose message lies where we compute."""
+        if not isinstance(event, Received) or self._device == CPU:
+            return event
+        blocks = [block.to(self._device) for block in event.message]
+        return dataclasses.replace(event, message=type(event.message)(*blocks))
+
+    def _done(self, result: Trained | Evaluated | Marked) -> None:
         """Take in what the worker has done."""
-        if isinstance(result, _Marked):
+        if isinstance(result, Marked):
             row, _ = self._rows[result.round]
             self._rows[result.round] = row, result.mark
             return
@@ -304,10 +225,10 @@ class Server:
     def _carry_out(self, effect: Effect) -> None:
         match effect:
             case Train():
-                self._submit(effect)
+                self._worker.do(effect)
             case Evaluate(round=number):
                 self._evaluating.add(number)
-                self._submit(effect)
+                self._worker.do(effect)
             case Send():
                 self._spoke = time.monotonic()
                 self._sent[effect.round] += len(effect.to) * chunks.size(self.node, effect)
@@ -320,7 +241,7 @@ class Server:
                     raise RunError(f"peer {self.node}: nothing heard in time of {who}")
                 self._missed += len(effect.missed)
                 self._rows[effect.round] = self._row(effect), None
-                self._submit(effect)
+                self._worker.do(effect)
             case Stop(reason=reason):
                 self._stopped = reason
 
@@ -348,19 +269,3 @@ class Server:
                 finished.append((row, mark))
                 del self._rows[number]
         return finished
-
-    def _work(self, effect: Train | Evaluate | Report) -> Event | _Marked:
-        if isinstance(effect, Report):
-            return _Marked(effect.round, sketch(_later(effect.params).params))
-        if isinstance(effect, Evaluate):
-            loss, acc = self._task.evaluate(_later(effect.params).params, self._nodes)
-            return Evaluated(effect.round, loss.item(), acc.item())
-        first, count = torch.tensor([effect.step]), torch.tensor([effect.count])
-        algorithm, state = self._algorithm, effect.state.now()
-        state, mean = train(algorithm, self._task, state, self._nodes, first, count)
-        return Trained(effect.step, Later(algorithm, state), mean.item())
-
-
-def _later(params: Tensor) -> Later:
-    """Return what the machine takes for its model, which is a state in truth: see `postponed`."""
-    return cast(Later, params)

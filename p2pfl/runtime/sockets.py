@@ -29,7 +29,8 @@ Context = zmq.Context[zmq.Socket[bytes]]
 Frames = Sequence[bytes | memoryview]
 
 MOST_FRAMES = 16  # of a message; what is beyond is read and dropped
-MOST_AT_ONCE = 64  # messages taken in before anything else gets its turn
+MOST_AT_ONCE = 64  # small messages taken in before anything else gets its turn
+FEW_AT_ONCE = 8  # the same of messages that may be large
 QUEUE = 64  # messages that lie in a socket: those that dial send small ones, and credit
 # limits how many of the others are on their way
 UNDER_WAY = (MOST_CREDIT + 1) * CHUNK  # bytes on their way to us that we may have asked for
@@ -223,7 +224,7 @@ class Link:
 
     def read(self) -> Iterator[list[memoryview]]:
         """Yield the messages that have come back."""
-        for _ in range(MOST_AT_ONCE):
+        for _ in range(FEW_AT_ONCE):
             try:
                 frame = self.socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
@@ -241,7 +242,7 @@ class Link:
             self.welcomed, self.lost = False, True
             self.broken_since = self.broken_since or time.monotonic()
             # What came before the loss is not taken for something that comes after it.
-            for _ in self.read():
+            while any(True for _ in self.read()):
                 pass
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.trouble = ""

@@ -7,6 +7,7 @@ works however busy the rest of the process is.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import threading
@@ -204,11 +205,17 @@ class Gate:
 
     def _run(self) -> None:
         try:
+            bytes_came, again = self._connections.fileno(), math.inf
             while not self._stop:
-                woken = {descriptor for descriptor, _ in self._epoll.poll()}
+                left = None if again == math.inf else max(0.0, again - time.monotonic())
+                woken = {descriptor for descriptor, _ in self._epoll.poll(left)}
                 self._turn(woken)
-                if self._connections.fileno() in woken:
-                    time.sleep(REST)  # a flood of small messages is looked at now and then
+                if bytes_came in woken:  # a flood of small messages is looked at now and then
+                    again = time.monotonic() + REST
+                    self._epoll.modify(bytes_came, 0)
+                elif time.monotonic() >= again:
+                    again = math.inf
+                    self._epoll.modify(bytes_came, select.EPOLLIN)
         except BaseException as error:  # whatever it is, somebody has to hear of it
             self._error = error
             os.eventfd_write(self._tell, 1)

@@ -52,7 +52,7 @@ class Scene:
     def line(self, node: int, *more: object, peers: str = "peers.toml") -> tuple[object, ...]:
         """Return the command line of a peer."""
         words = ("peer", "e.toml", "--keys", f"{node}.key", "--out", f"out-{node}")
-        return p2pfl(*words, "--peers", peers, "--join-timeout", 30, *more)
+        return p2pfl(*words, "--peers", peers, "--join-timeout", 10, *more)
 
     @contextmanager
     def started(self, *lines: tuple[object, ...]) -> Iterator[list[subprocess.Popen[str]]]:

@@ -223,7 +223,7 @@ def test_a_peer_started_again_while_others_meet_is_let_in(stage):
     met_half = threading.Event()
 
     def go_on() -> bool:
-        if a._absent() == [2]:
+        if a._meeting.absent() == [2]:
             met_half.set()
         return True
 

@@ -1,0 +1,139 @@
+"""Meeting the neighbours: where they are, who of them is there, and who is told about whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from p2pfl.errors import RemoteProtocolError
+from p2pfl.peer.events import PeerId
+from p2pfl.runtime import finding, wire
+from p2pfl.runtime.endpoint import Endpoint
+from p2pfl.runtime.finding import Book, Finder
+from p2pfl.runtime.handshake import MOST_REASON, Handshake, NeighbourGone, Terms
+from p2pfl.runtime.neighbour import Neighbour
+from p2pfl.runtime.sockets import Mail
+from p2pfl.runtime.wire import Header, Kind
+
+OTHER_RUN = "peers take part in another run: their experiments or seeds differ"
+
+
+class Meeting:
+    """The neighbours of a peer, from when they are looked for until they are gone.
+
+    Args:
+        me: who we are.
+        endpoint: our sockets.
+        expected: whom we talk to.
+        terms: what all must agree on.
+        book: who listens where, as far as we know; others may ask for it.
+        finder: where else to look for addresses.
+
+    Attributes:
+        handshake: what has been settled with them.
+        neighbours: those that have been dialled, and are not gone.
+    """
+
+    def __init__(
+        self,
+        me: PeerId,
+        endpoint: Endpoint,
+        expected: Iterable[PeerId],
+        terms: Terms,
+        book: Book,
+        finder: Finder | None,
+    ) -> None:
+        self.me, self._endpoint, self._listener = me, endpoint, endpoint.listener
+        self._book, self._finder = book, finder
+        keys = endpoint.keyring.of if endpoint.keyring else None
+        self.handshake = Handshake(me, expected, terms, keys)
+        self.neighbours: dict[PeerId, Neighbour] = {}
+
+    def find(self) -> None:
+        """Dial those whose address has become known, or is another than was thought.
+
+        Raises:
+            UserError: an address cannot be used, or no key is listed for its peer.
+        """
+        addresses = self.handshake.addresses
+        elsewhere = [p for p, one in self.neighbours.items() if not one.link.welcomed]
+        for peer in elsewhere:
+            if self._finder and self.neighbours[peer].link.trouble:
+                self._finder.skip(peer, addresses[peer])
+        unknown = self.handshake.neighbours - addresses.keys()
+        known = self._book.addresses
+        if self._finder and (elsewhere or unknown):
+            known = {**self._finder.found(), **known}
+        for peer in elsewhere:
+            if known.get(peer, addresses[peer]) != addresses[peer]:
+                self.drop(peer)
+                unknown |= {peer}
+        for peer in sorted(unknown & known.keys()):
+            link = self._endpoint.dial(peer, known[peer], self.handshake.hello)
+            addresses[peer], self.neighbours[peer] = known[peer], Neighbour(link)
+            if connection := self.handshake.connection(peer):  # it has found us first
+                self.neighbours[peer].outflow.connected(connection)
+
+    def absent(self) -> list[PeerId]:
+        """Return those who have not welcomed us, or been welcomed."""
+        links = {peer: one.link for peer, one in self.neighbours.items()}
+        there = [p for p in links if links[p].welcomed and self.handshake.is_known(p)]
+        return sorted(self.handshake.neighbours - set(there))
+
+    def described(self, peer: PeerId) -> str:
+        """Return what an error says of somebody who is absent."""
+        one = self.neighbours.get(peer)
+        trouble = f" ({one.link.trouble})" if one and one.link.trouble else ""
+        return f"{self.handshake.name(peer)}{trouble}"
+
+    def hear(self, mail: Mail, header: Header) -> None:
+        """Answer a hello.
+
+        Raises:
+            RemoteProtocolError: it was refused.
+        """
+        self.handshake.hear(self._listener, mail, header, self.neighbours)
+        if one := self.neighbours.get(header.sender):
+            one.outflow.connected(mail.connection)
+
+    def tell_addresses(self, mail: Mail, header: Header) -> None:
+        """Answer somebody who looks for the others.
+
+        Raises:
+            RemoteProtocolError: it is none of us.
+        """
+        if not self.handshake.is_proven(header.sender, mail.key):
+            raise RemoteProtocolError("a question for addresses with the key of somebody else")
+        if header.run != self.handshake.run:
+            self.handshake.refuse(self._listener, mail.connection, OTHER_RUN)
+            raise RemoteProtocolError("a question for addresses from another run")
+        told = finding.unpack(mail.frames[1:])
+        self._book.learn({header.sender: told.get(header.sender, "")})
+        about = wire.pack(Header(Kind.BOOK, self.handshake.run, 0, self.me))
+        self._listener.answer(mail.connection, about, self._book.pack())
+
+    def called_off(self, mail: Mail, header: Header, answer: bytes) -> None:
+        """End because a neighbour gave up.
+
+        Raises:
+            NeighbourGone: in any case; it says why.
+        """
+        self.drop(header.sender)
+        self._listener.answer(mail.connection, answer)
+        reason = b"".join(mail.frames[1:2])[:MOST_REASON].decode(errors="replace")
+        raise NeighbourGone(
+            f"peer {self.me}: peer {header.sender} gave up before all had met: {reason}"
+        )
+
+    def drop(self, peer: PeerId) -> None:
+        """Close our link to a peer, if there is one."""
+        if one := self.neighbours.pop(peer, None):
+            one.inflow.end()
+            self._endpoint.hang_up(one.link)
+
+    def close(self) -> None:
+        """Close everything."""
+        for peer in list(self.neighbours):
+            self.drop(peer)
+        if self._finder:
+            self._finder.close()
+        self._endpoint.close()
