@@ -7,7 +7,7 @@ import math
 import mmap
 import threading
 import weakref
-from collections import defaultdict, deque
+from collections import deque
 
 import numpy as np
 import torch
@@ -40,26 +40,28 @@ class Pool:
     Any thread may take one, and let go of one.
 
     Args:
-        most: how many blocks of a size are kept for that.
+        most: bytes that are kept for that, in blocks of each size; but always two blocks.
     """
 
     def __init__(self, most: int) -> None:
-        self._free: defaultdict[int, deque[mmap.mmap]] = defaultdict(lambda: deque(maxlen=most))
+        self._most = most
+        self._free: dict[int, deque[mmap.mmap]] = {}
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return a block whose contents are whatever they are."""
         size = math.prod(shape) * dtype.itemsize
         if size < _LARGE:
             return torch.empty(shape, dtype=dtype)
+        free = self._free.setdefault(size, deque(maxlen=max(2, self._most // size)))
         try:
-            memory = self._free[size].pop()
+            memory = free.pop()
         except IndexError:
             memory = mmap.mmap(-1, size)
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 memory.madvise(mmap.MADV_HUGEPAGE)
         array = np.frombuffer(memory, dtype=np.uint8)
         # Tensors that share the memory hold the array, and nothing else does.
-        weakref.finalize(array, self._free[size].append, memory).atexit = False
+        weakref.finalize(array, free.append, memory).atexit = False
         return torch.from_numpy(array).view(dtype).view(shape)
 
 

@@ -225,7 +225,7 @@ def check_intact(header: Header, pieces: Sequence[Frame]) -> None:
     Raises:
         Damaged: it is not.
     """
-    if header.check not in (UNCHECKED, checksum(header, pieces)):
+    if header.check != UNCHECKED and header.check != checksum(header, pieces):
         raise Damaged("a chunk that was damaged on its way")
 
 

@@ -39,7 +39,7 @@ from p2pfl.runtime.wire import Header, Kind
 # the peer behind it is taken for dead.
 GRACE = 1.0
 # What may wait for one neighbour to ask for it.
-KEPT = 4  # blocks of memory, each for a model, that are kept to be used again
+KEPT = 1 << 28  # bytes of memory for models that are kept to be used again
 MANY, PLENTY = 8, 1 << 26  # messages of any size; bytes
 POLL = 20  # milliseconds between two looks at what wakes no poller
 

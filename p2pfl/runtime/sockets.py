@@ -245,7 +245,7 @@ class Link:
             while any(True for _ in self.read()):
                 pass
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self.trouble = ""
+            self.trouble, self._next_try = "", math.inf
             self._hello_due |= self.broken_since is not None
         elif event in _TURNED_AWAY:
             self.trouble = _TURNED_AWAY[event]

@@ -15,7 +15,7 @@ from p2pfl.learning.scratch import Pool
 from p2pfl.peer.letters import unstacked
 
 WARM_UP, TIMES = 1, 5
-_POOL = Pool(most=1)
+_POOL = Pool(0)
 
 
 def measure(rival: str, models: int, params: int) -> Measured:

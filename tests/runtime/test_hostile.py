@@ -1,13 +1,19 @@
-"""Strangers and a mad neighbour throw mutated bytes at a peer, and honest models arrive."""
+"""Strangers and a mad neighbour do what they can to a peer, and honest models arrive."""
 
+import math
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import Random
 
+import hostile_cases
 import pytest
+import torch
+import zmq
+from hostile_cases import HONEST, MAD, TERMS, VALUE, Mad, Peers, Told, attacked, constant
 from links_cases import (
     Stage,
     address_of,
@@ -24,7 +30,7 @@ from p2pfl.errors import RemoteProtocolError
 from p2pfl.peer.events import Received
 from p2pfl.runtime import wire
 from p2pfl.runtime.links import Links
-from p2pfl.runtime.wire import Kind
+from p2pfl.runtime.wire import Header, Kind
 
 sys.path.append(str(Path(__file__).parent / "fuzz"))
 from fuzz_inputs import Do, Step, Story
@@ -116,3 +122,138 @@ def test_mutated_messages_of_a_neighbour_do_no_harm_to_the_others(stage):
         assert any(reason.startswith("peer 2") for reason in a.rejected)
         assert not any(reason.startswith("peer 1") for reason in a.rejected)
         assert not b.rejected
+
+
+# Between a pair that trains and a neighbour with a key
+
+
+def chunks_in_vain(mad: Mad) -> None:
+    for _ in range(200):
+        mad.serve(mad.small(Kind.CHUNK, phase=1), b"more")
+
+
+def credit_bombs(mad: Mad) -> None:
+    for number in (wire.MOST_CREDIT + 1, 2**52):
+        for _ in range(100):
+            mad.say(mad.small(Kind.CREDIT, number=number))
+
+
+def credit_for_any_phase(mad: Mad) -> None:
+    for phase in range(200):
+        mad.say(mad.small(Kind.CREDIT, number=1, phase=phase))
+
+
+def heartbeats(mad: Mad) -> None:
+    ping = mad.small(Kind.PING)
+    with suppress(zmq.Again):  # once it is cut off, nobody takes them any more
+        for _ in range(30_000):
+            mad.say(ping)
+
+
+def hellos(mad: Mad) -> None:
+    with suppress(zmq.Again):
+        for _ in range(30_000):
+            mad.say(*mad.hello())
+
+
+def lives(mad: Mad) -> None:
+    for life in range(200):
+        mad.say(*mad.hello(life=life))
+
+
+def id_of_another(mad: Mad) -> None:
+    for _ in range(60):
+        mad.say(*mad.hello(sender=HONEST, life=9))
+        mad.say(wire.pack(Header(Kind.BYE, TERMS.run, 2, HONEST)), b"so long")
+
+
+def models_of_another(mad: Mad) -> None:
+    mad.credit()
+    for _ in range(200):
+        mad.serve(*mad.chunks(0, sender=HONEST)[0])
+
+
+def models_that_are_none(mad: Mad) -> None:
+    mad.credit()
+    mad.serve(*mad.chunks(0, value=math.nan)[0])
+
+
+def models_of_another_size(mad: Mad) -> None:
+    mad.credit()
+    mad.serve(*mad.chunks(0, size=10)[0])
+
+
+def rounds_again(mad: Mad) -> None:
+    mad.credit(3)
+    for chunk in (*mad.chunks(0), mad.chunks(0)[0]):
+        mad.serve(*chunk)
+
+
+GIVEN_UP = [
+    (chunks_in_vain, "a chunk nobody has asked for"),
+    (credit_bombs, "more credit than is given"),
+    (credit_for_any_phase, "more credit than is given"),
+    (lives, "hello refused"),
+    (id_of_another, "the key of this connection is not the one that is listed for peer 1"),
+    (models_of_another, "a chunk from somebody else"),
+]
+FLOODS = [heartbeats, hellos]
+FORGIVEN = [
+    (models_that_are_none, "values which are not finite"),
+    (models_of_another_size, "bytes instead of"),
+    (rounds_again, "round 0 again, or out of order"),
+]
+
+
+def all_is_well(ends: list[Told]) -> None:
+    """Check that both have gone on to the end, and that nothing wrong was mixed."""
+    for end in ends:
+        assert (end.ending.reason, end.rounds) == ("all rounds done", hostile_cases.ROUNDS)
+        params = end.ending.params
+        torch.testing.assert_close(params, torch.full_like(params, VALUE), rtol=1e-12, atol=0.0)
+    assert ends[1].rejections == {}
+
+
+def name(value: object) -> str:
+    return getattr(value, "__name__", "")
+
+
+@pytest.mark.parametrize(("attack", "reason"), GIVEN_UP, ids=name)
+def test_who_goes_on_with_nonsense_is_given_up_and_the_others_train_on(attack, reason: str):
+    with attacked(Peers(constant()), attack) as ends:
+        all_is_well(ends)
+        found = [n for why, n in ends[0].rejections.items() if reason in why and "peer 2: " in why]
+        assert sum(found) > 50
+        assert MAD not in ends[0].neighbours
+
+
+@pytest.mark.parametrize("flood", FLOODS, ids=name)
+def test_a_flood_is_cut_off(flood: Callable[[Mad], None]):
+    peers = Peers(constant())
+    with attacked(peers, flood) as ends:
+        all_is_well(ends)
+        key = peers.keys[MAD].public
+        assert ends[0].rejections[f"127.0.0.1 ({key[:8]}...): too many messages"] > 0
+        assert ends[0].rejections["peer 2: too many messages"] > 0
+
+
+@pytest.mark.parametrize(("attack", "reason"), FORGIVEN, ids=name)
+def test_a_model_that_is_none_is_counted_and_not_mixed(attack, reason: str):
+    with attacked(Peers(constant()), attack) as ends:
+        all_is_well(ends)
+        ((why, count),) = ends[0].rejections.items()
+        assert count == 1
+        assert why.startswith("peer 2: ")
+        assert reason in why
+
+
+def test_a_slow_drip_of_chunks_holds_nobody_up():
+    def drip(mad: Mad) -> None:
+        mad.credit()
+        mad.serve(*mad.chunks(0, value=7.0)[0])  # and the other chunk never comes
+
+    started = time.monotonic()
+    with attacked(Peers(constant()), drip) as ends:
+        all_is_well(ends)
+    # A patience for each round would take longer.
+    assert time.monotonic() - started < hostile_cases.ROUNDS * hostile_cases.PATIENCE / 2
