@@ -248,7 +248,7 @@ class Link:
             self.trouble, self._next_try = "", math.inf
             self._hello_due |= self.broken_since is not None
         elif event in _TURNED_AWAY:
-            self.trouble = _TURNED_AWAY[event]
+            self.trouble = _TURNED_AWAY[event] if self._to.own else "it does not talk in clear"
             self._next_try = time.monotonic() + TRY_AGAIN
 
     def is_given_up(self) -> bool:

@@ -127,18 +127,18 @@ def test_a_neighbour_that_cannot_be_reached_is_named(scene: Scene, here: Here):
 
 def test_a_wrong_key_listed_for_a_neighbour_is_named_on_both_sides(scene: Scene, here: Here):
     scene.list((0, make_keys()), (1, scene.keys[1]), file="of-1.toml")
-    with scene.started(scene.line(1, "--join-timeout", 4, peers="of-1.toml")) as (other,):
+    with scene.started(scene.line(1, "--join-timeout", 3, peers="of-1.toml")) as (other,):
         events = scene.folder / "out-1" / "events.jsonl"
         wait_for(lambda: events.is_file() and "meeting" in events.read_text())
-        code, err = here(*scene.line(0, "--join-timeout", 2))
+        code, err = here(*scene.line(0, "--join-timeout", 1))
         code_too, err_too = ending(other)
     place = [f"peer {node} at {address}" for node, address in enumerate(scene.addresses)]
-    heard = f"peer 0: nothing heard within 2 s of {place[1]} (it does not admit our key)"
+    heard = f"peer 0: nothing heard within 1 s of {place[1]} (it does not admit our key)"
     assert (code, only_line(err)) == (1, heard)
     proof = "it does not prove the key that is listed for it"
     assert (code_too, only_line(err_too)) == (
         1,
-        f"peer 1: nothing heard within 4 s of {place[0]} ({proof})",
+        f"peer 1: nothing heard within 3 s of {place[0]} ({proof})",
     )
 
 

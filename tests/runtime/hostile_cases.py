@@ -153,11 +153,15 @@ class Mad:
         self.listener.linger = self.dialler.linger = 0
         self.listener.sndtimeo = self.dialler.sndtimeo = 1000
         if keys:
-            secure_listener(self.listener, keys[MAD])
             secure_dialler(self.dialler, keys[MAD], keys[VICTIM].public)
-        self.listener.bind(f"tcp://127.0.0.1:{near}")
+        self.listen(near, keys)
         self.dialler.connect(f"tcp://127.0.0.1:{port}")
         self.identity = b""
+
+    def listen(self, port: int, keys: list[KeyPair]) -> None:
+        if keys:
+            secure_listener(self.listener, keys[MAD])
+        self.listener.bind(f"tcp://127.0.0.1:{port}")
 
     def greet(self) -> None:
         """Let the victim in and be let in."""

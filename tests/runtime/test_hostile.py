@@ -227,6 +227,7 @@ def test_who_goes_on_with_nonsense_is_given_up_and_the_others_train_on(attack, r
         assert MAD not in ends[0].neighbours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flood", FLOODS, ids=name)
 def test_a_flood_is_cut_off(flood: Callable[[Mad], None]):
     peers = Peers(constant())
