@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 
 class P2pflError(Exception):
-    """The root of every error this package raises on purpose."""
+    """The root of every error this package raises on purpose.
+
+    Attributes:
+        links: what is to be said of the links of a peer that failed, for its summary.
+    """
+
+    links: Mapping[str, Any] = MappingProxyType({})
 
 
 class UserError(P2pflError):

@@ -45,7 +45,9 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
         Path | None,
         typer.Option(metavar="FILE", help="Our keys; default: those of `p2pfl keys`, if listed."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run folder; default: a new one.")
+    ] = None,
     set_: SetOption = None,
     seed: SeedOption = None,
     data: DataOption = None,
@@ -68,6 +70,7 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
     from p2pfl.experiment.experiment import Experiment
     from p2pfl.launch.local import peer_run
     from p2pfl.launch.membership import Membership
+    from p2pfl.results.record import new_folder
 
     checked = Experiment.load(experiment, changes(set_, seed))
     members = Membership.read(peers, keys, insecure)
@@ -75,10 +78,8 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
     post = replace(place, data_dir=data, device=device, join_timeout=join_timeout)
     if insecure and members.warning:
         typer.echo(members.warning, err=True)
-    folder = out or Path(checked.output.dir) / f"{checked.name}-peer-{post.node:03d}"
+    folder = out or new_folder(Path(checked.output.dir), f"{checked.name}-peer-{post.node:03d}")
     stop = _Stop()
-    signal.signal(signal.SIGTERM, stop.hear)
-    signal.signal(signal.SIGINT, stop.hear)
     say = _print_json if format is Format.json else _print_text
     summary = peer_run(checked, post, folder, say, go_on=stop.go_on, threads=threads)
     if format is Format.json:
@@ -87,20 +88,26 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
         about = f"{summary['status']} ({summary['reason']})"
         typer.echo(f"peer {post.node}: {about}, results in {folder}")
     if summary["status"] != "finished":
-        raise typer.Exit(1)
+        raise typer.Exit(128 + stop.signal)  # as a shell has it
 
 
 class _Stop:
-    """Remembers that a signal has asked us to end."""
+    """Hears Ctrl-C and SIGTERM, which ask us to end; another Ctrl-C ends us at once.
+
+    Another SIGTERM does not: two may ask us, as `p2pfl up` and `p2pfl down` do.
+    """
 
     def __init__(self) -> None:
-        self._asked = False
+        self.signal = 0  # none yet
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._hear)
 
-    def hear(self, number: int, frame: object) -> None:
-        self._asked = True
+    def _hear(self, number: int, frame: object) -> None:
+        self.signal = self.signal or number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def go_on(self) -> bool:
-        return not self._asked
+        return not self.signal
 
 
 def _print_text(news: dict[str, Any]) -> None:

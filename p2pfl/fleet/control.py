@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from p2pfl.errors import UserError
-from p2pfl.fleet.launch import Ended, conclude, everywhere
+from p2pfl.fleet.launch import Ended, conclude, ended_before, everywhere
 from p2pfl.fleet.record import Ending, Place, read_record
 from p2pfl.fleet.ssh import HostError, Shell
-from p2pfl.results.runs import read_summary
 
 
 class PeerStatus(NamedTuple):
@@ -38,7 +36,7 @@ async def status(folder: Path) -> list[PeerStatus]:
 
 async def _status(place: Place) -> list[PeerStatus]:
     try:
-        async with _shell(place) as shell:
+        async with Shell.to(place.host) as shell:
             answer = await shell.ask("status", folder=place.folder, nodes=place.nodes)
     except HostError as error:
         name = place.host.name
@@ -76,7 +74,7 @@ async def logs(
         at = {node: 0 for node in place.nodes if peer in (None, node)}
         if not at:
             return
-        async with _shell(place) as shell:
+        async with Shell.to(place.host) as shell:
             async for news in shell.news(place.folder, at, follow, log=True):
                 if "line" in news or "log" in news:
                     say(news)
@@ -87,16 +85,16 @@ async def logs(
 async def down(folder: Path) -> Ended:
     """Stop what still runs of a launch, and collect what all peers have left.
 
-    A run that was collected already is left as it is. Where a host is out of reach the others
-    are stopped and collected, and another call can fetch the rest.
+    A run that was collected already is left as it is, and `up` may still be following this one.
+    Where a host is out of reach the others are stopped and collected, and another call can
+    fetch the rest.
 
     Raises:
         UserError: the folder is not that of a launch.
     """
     record = read_record(folder)
     if record.collected:
-        summary = read_summary(folder)
-        return Ended(folder, summary["status"], summary.get("error"))
+        return ended_before(folder)
     shells: dict[str, Shell] = {}
     try:
         await asyncio.gather(*(_stop(place, shells) for place in record.places))
@@ -122,12 +120,3 @@ def _endings(peers: list[PeerStatus]) -> dict[int, Ending]:
         peer.node: {"status": peer.phase if peer.phase in known else "failed", "why": peer.why}
         for peer in peers
     }
-
-
-@asynccontextmanager
-async def _shell(place: Place) -> AsyncIterator[Shell]:
-    shell = await Shell.connect(place.host)
-    try:
-        yield shell
-    finally:
-        shell.close()

@@ -11,6 +11,7 @@ from typing import Any
 
 from p2pfl.errors import UserError
 from p2pfl.experiment.config import Kind, read
+from p2pfl.security.roster import check_entries
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ class Seat:
     threads: int
     keys: str | None
 
+    def entry(self, key: str | None = None) -> dict[str, Any]:
+        """Return what the peers file lists of it, with its public key if links have keys."""
+        entry = {"id": self.node, "name": self.name, "address": self.address}
+        return entry | ({"key": key} if key else {})
+
 
 @dataclass(frozen=True)
 class Fleet:
@@ -145,6 +151,7 @@ def _checked(tables: Mapping[str, Any]) -> Fleet:
         raise UserError("there are no [[hosts]]")
     _refuse_repeated("host name", [host.name for host in hosts])
     _refuse_repeated("address", [seat.address for seat in seats])
+    check_entries("as listed for the peers", [seat.entry() for seat in seats])
     without = [seat.host for seat in seats if seat.keys is None]
     if 0 < len(without) < len(seats):
         raise UserError(f"{without[0]} has no `keys`, but others have; all need them, or none")

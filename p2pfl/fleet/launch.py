@@ -16,10 +16,11 @@ from p2pfl.experiment.experiment import Experiment
 from p2pfl.fleet.collect import fetch, gather, open_folder
 from p2pfl.fleet.hosts import Fleet, Host
 from p2pfl.fleet.parcel import data_files, parcel
-from p2pfl.fleet.preflight import Checks, preflight
-from p2pfl.fleet.record import Ending, Place, Record
+from p2pfl.fleet.preflight import Checks, preflight, refuse_shared
+from p2pfl.fleet.record import Ending, Place, Record, locked, read_record
 from p2pfl.fleet.ssh import HostError, Shell
 from p2pfl.fleet.watch import OnFailure, View, Watching
+from p2pfl.results.runs import read_summary
 from p2pfl.runtime.setup import Status
 
 T = TypeVar("T")
@@ -86,17 +87,18 @@ async def up(launch: Launch, make: Callable[[], Path], view: View) -> Ended:
         view: shown how it goes on.
 
     Raises:
-        UserError: experiment and hosts do not go together.
+        UserError: experiment and hosts do not go together, or hosts share keys.
         RunError: hosts are not ready, a line for each fault; nothing has started.
     """
     launch.check()
     shells: dict[str, Shell] = {}
     try:
         keys = await _check_all(launch, shells)
+        files = parcel(launch.experiment, launch.fleet, keys)
         folder = make()
         open_folder(folder, launch.experiment)
         try:
-            record = await _send(launch, keys, shells)
+            record = await _send(launch, files, shells)
         except RunError as error:
             gather(folder, {}, "failed", str(error))
             raise
@@ -104,7 +106,6 @@ async def up(launch: Launch, make: Callable[[], Path], view: View) -> Ended:
         watching = Watching(record, shells, view, launch.on_failure)
         with _heeding_signals(watching):
             await _start(launch, watching)
-            record.save(folder)
             if launch.detach and not watching.endings:
                 return Ended(folder, "running")
             if not await watching.until_the_end():
@@ -141,18 +142,28 @@ async def conclude(
 ) -> Ended:
     """Collect what is there, and say how the run has ended.
 
-    A host that is out of reach keeps its part, and `p2pfl down` can fetch it later.
+    A host that is out of reach keeps its part, and `p2pfl down` can fetch it later. What
+    somebody else has collected meanwhile is left as it is.
     """
-    error = record.error(endings)
-    try:
-        await everywhere(_fetch(folder, place, shells) for place in record.places)
-        record.collected = True
-    except RunError as fault:
-        error = "; ".join(filter(None, (error, str(fault).replace("\n", ": "))))
-    status: Status = "interrupted" if interrupted else "failed" if error else "finished"
-    gather(folder, endings, status, error)
-    record.save(folder)
-    return Ended(folder, status, error)
+    async with locked(folder):
+        if read_record(folder).collected:
+            return ended_before(folder)
+        error = record.error(endings)
+        try:
+            await everywhere(_fetch(folder, place, shells) for place in record.places)
+            record.collected = True
+        except RunError as fault:
+            error = "; ".join(filter(None, (error, str(fault).replace("\n", ": "))))
+        status: Status = "interrupted" if interrupted else "failed" if error else "finished"
+        gather(folder, endings, status, error)
+        record.save(folder)
+        return Ended(folder, status, error)
+
+
+def ended_before(folder: Path) -> Ended:
+    """Say how a run has ended that was collected already."""
+    summary = read_summary(folder)
+    return Ended(folder, summary["status"], summary.get("error"))
 
 
 async def _fetch(folder: Path, place: Place, shells: Mapping[str, Shell]) -> None:
@@ -170,11 +181,12 @@ async def _check_all(launch: Launch, shells: dict[str, Shell]) -> dict[int, str]
         return await preflight(shells[host.name], checks)
 
     keys = await everywhere(map(ready, launch.fleet.hosts))
-    return {node: key for part in keys for node, key in part.items()}
+    known = {node: key for part in keys for node, key in part.items()}
+    refuse_shared(launch.fleet, known)
+    return known
 
 
-async def _send(launch: Launch, keys: dict[int, str], shells: Mapping[str, Shell]) -> Record:
-    files = parcel(launch.experiment, launch.fleet, keys)
+async def _send(launch: Launch, files: Mapping[str, bytes], shells: Mapping[str, Shell]) -> Record:
     now = datetime.now()
     name = f"{launch.experiment.name}-{now:%Y%m%d-%H%M%S}"
 
@@ -189,7 +201,7 @@ async def _send(launch: Launch, keys: dict[int, str], shells: Mapping[str, Shell
 
 
 async def _start(launch: Launch, watching: Watching) -> None:
-    """Start the peers; those of a host where that cannot be done have failed."""
+    """Start the peers; those of a host where that cannot be done have failed, and are stopped."""
 
     async def start(place: Place) -> None:
         peers = [
@@ -205,11 +217,21 @@ async def _start(launch: Launch, watching: Watching) -> None:
         ]
         try:
             shell = watching.shells[place.host.name]
-            place.pids = (await shell.ask("start", folder=place.folder, peers=peers))["pids"]
+            await shell.ask("start", folder=place.folder, peers=peers)
         except HostError as error:
-            watching.lost(place, str(error))
+            watching.lost(place, f"{error}{await _undone(place)}")
 
     await asyncio.gather(*map(start, watching.record.places))
+
+
+async def _undone(place: Place) -> str:
+    """Stop what may have started on a host, and return what to add if that cannot be done."""
+    try:
+        async with Shell.to(place.host) as shell:  # the connection may have been what failed
+            await shell.ask("stop", folder=place.folder, nodes=place.nodes)
+    except HostError:
+        return ", and it may still go on"
+    return ""
 
 
 @contextmanager

@@ -62,10 +62,7 @@ def data_files(experiment: Experiment, seat: Seat) -> list[str]:
 
 
 def _peers(fleet: Fleet, keys: dict[int, str]) -> str:
-    peers = []
-    for seat in fleet.seats:
-        peer = {"id": seat.node, "name": seat.name, "address": seat.address}
-        peers.append(peer | ({"key": keys[seat.node]} if keys else {}))
+    peers = [seat.entry(keys.get(seat.node)) for seat in fleet.seats]
     return tomlkit.dumps({"peers": peers})  # as [[peers]], for people to edit
 
 

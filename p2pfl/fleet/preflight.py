@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from p2pfl import __version__
+from p2pfl.errors import UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.fleet.hosts import Fleet, Seat
 from p2pfl.fleet.parcel import data_files
@@ -47,6 +49,22 @@ async def preflight(shell: Shell, checks: Checks) -> dict[int, str]:
     if checks.insecure:
         return {}
     return {seat.node: await _key(shell, seat) for seat in seats if seat.keys}
+
+
+def refuse_shared(fleet: Fleet, keys: Mapping[int, str]) -> None:
+    """Refuse peers that would be taken for one another: homes may be shared between hosts.
+
+    Raises:
+        UserError: two have the same keys.
+    """
+    owners: dict[str, Seat] = {}
+    for node, key in sorted(keys.items()):
+        seat = fleet.seats[node]
+        if (other := owners.setdefault(key, seat)) is not seat:
+            raise UserError(
+                f"{other.name} and {seat.name} have the same keys: do they share a home?"
+                " Give each host another `keys`"
+            )
 
 
 async def _check_python(shell: Shell) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import fcntl
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -11,18 +15,18 @@ from p2pfl.errors import UserError
 from p2pfl.fleet.hosts import Host
 
 NAME = "fleet.json"
+POLL = 0.1  # seconds between two looks whether a folder is free
 
 Ending = Mapping[str, str]
 """How a peer has ended: ``"status"``, as in its summary, and ``"why"``."""
 
 
 class Place(msgspec.Struct):
-    """A host, the run folder there, and the process of each of its peers, as far as known."""
+    """A host, the run folder there, and its peers."""
 
     host: Host
     folder: str
     nodes: list[int]
-    pids: dict[int, int] = {}
 
 
 class Record(msgspec.Struct):
@@ -59,6 +63,22 @@ class Record(msgspec.Struct):
             if ending["status"] == "failed"
         ]
         return "; ".join(failed) or None
+
+
+@asynccontextmanager
+async def locked(folder: Path) -> AsyncIterator[None]:
+    """Keep a run folder to ourselves, once nobody else does: `up` and `down` both complete it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(POLL)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_record(folder: Path) -> Record:

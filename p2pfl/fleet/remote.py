@@ -55,28 +55,18 @@ def make(workdir: str, name: str) -> dict[str, Any]:
 
 
 def start(folder: str, peers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Start peers in sessions of their own, so that they outlive whoever has started them."""
-    pids = {}
+    """Start peers in sessions of their own, so that they outlive whoever has started them.
+
+    Where one cannot be started, none is left running.
+    """
     fair = max(1, len(os.sched_getaffinity(0)) // len(peers))
-    for peer in peers:
-        node = peer["node"]
-        place = Path(folder, f"{node:03d}")
-        with (
-            place.with_suffix(".jsonl").open("wb") as out,
-            place.with_suffix(".log").open("wb") as err,
-        ):
-            process = subprocess.Popen(
-                _command(peer, fair),
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-            )
-        _, started = _process(process.pid)
-        place.with_suffix(".pid").write_text(f"{process.pid} {started}\n")
-        pids[node] = process.pid
-    return {"pids": pids}
+    try:
+        for peer in peers:
+            _start(Path(folder, f"{peer['node']:03d}"), _command(peer, fair))
+    except OSError:
+        stop(folder, [peer["node"] for peer in peers])
+        raise
+    return {}
 
 
 def follow(folder: str, at: dict[str, int], wait: bool, log: bool = False) -> None:
@@ -180,6 +170,27 @@ def ending(place: Path) -> dict[str, str]:
         return {"status": "failed", "why": last.removeprefix("p2pfl: ")}
     more = f"; its log ends with: {last}" if last else ""
     return {"status": "failed", "why": f"it was killed or broke down{more}"}
+
+
+def _start(place: Path, command: list[str]) -> None:
+    with (
+        place.with_suffix(".jsonl").open("wb") as out,
+        place.with_suffix(".log").open("wb") as err,
+    ):
+        process = subprocess.Popen(
+            command,
+            cwd=place.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+    try:
+        _, started = _process(process.pid)
+        place.with_suffix(".pid").write_text(f"{process.pid} {started}\n")
+    except OSError:  # without this file nobody would ever find it
+        process.kill()
+        raise
 
 
 def _command(peer: dict[str, Any], fair: int) -> list[str]:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import shlex
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -68,6 +68,20 @@ class Shell:
                 **options,
             )
         return cls(host, connection)
+
+    @classmethod
+    @asynccontextmanager
+    async def to(cls, host: Host) -> AsyncIterator[Self]:
+        """Log in for the length of a block.
+
+        Raises:
+            HostError: as `connect`.
+        """
+        shell = await cls.connect(host)
+        try:
+            yield shell
+        finally:
+            shell.close()
 
     def close(self) -> None:
         """Close the connection at once."""

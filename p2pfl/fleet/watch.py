@@ -45,7 +45,7 @@ class Watching:
     Attributes:
         detach: set it to leave the peers alone.
         endings: how the peers have ended that have.
-        interrupted: whether the user wanted it.
+        interrupted: whether the user wanted it, here or elsewhere.
     """
 
     def __init__(
@@ -153,16 +153,17 @@ class Watching:
             self._ended(news["node"], news["ended"])
 
     def _ended(self, node: int, ending: Ending) -> None:
-        if ending["status"] == "interrupted" and not self._stop.is_set():
-            ending = {"status": "failed", "why": "it was asked to end by somebody else"}
         self.endings[node] = ending
         self.view.phase(node, ending["status"])
-        if ending["status"] == "failed" and not self._stop.is_set():
-            what = "stopping the others" if self.on_failure == "stop" else "the others go on"
-            host = self.record.hosts[node]
-            self.view.note(f"peer {node} on {host} failed: {ending['why']}; {what}")
-            if self.on_failure == "stop":
-                self._end()
+        if self._stop.is_set() or ending["status"] == "finished":
+            return
+        how = f"failed: {ending['why']}"
+        if ending["status"] == "interrupted":  # as by `p2pfl down`
+            self.interrupted, how = True, "was asked to end by somebody else"
+        what = "stopping the others" if self.on_failure == "stop" else "the others go on"
+        self.view.note(f"peer {node} on {self.record.hosts[node]} {how}; {what}")
+        if self.on_failure == "stop":
+            self._end()
 
 
 def said_by_peer(line: str) -> dict[str, Any]:

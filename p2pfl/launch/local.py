@@ -189,7 +189,7 @@ def peer_run(
     try:
         served = serve(experiment, post, on_row, go_on, on_phase)
     except P2pflError as error:
-        recorder.finish("failed", {}, str(error))
+        recorder.finish("failed", error.links, str(error))
         raise
     if served.began:
         signature = Signature.of(served.federation, experiment.loss(served.federation))

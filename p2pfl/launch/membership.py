@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,8 +94,14 @@ class Membership:
             keyring=keyring,
             contact=friend,
             discover=discover,
-            relisted=_Relisted(self.file) if keyring and self.file else lambda: None,
+            insecure=self.insecure,
+            relisted=self._relisted(),
         )
+
+    def _relisted(self) -> Callable[[], Mapping[int, str] | None]:
+        if self.own is None or self.file is None:
+            return lambda: None
+        return _Relisted(self.file, self.own.public)
 
     def _node(self, id: int | None) -> int:
         if self.own is None:
@@ -114,32 +120,39 @@ class Membership:
 
 
 class _Relisted:
-    """Looks at a file of peers now and then, and returns its keys when it has changed."""
+    """Looks at a file of peers now and then, and returns its keys when it has changed.
 
-    def __init__(self, file: Path) -> None:
-        self._file, self._seen, self._next = file, _stamp(file), 0.0
+    Who is revoked stays so for this run, so a file that is only half there must not be taken for
+    a new one: it has to stay as it is for two looks, and to have our own key in it.
+    """
+
+    def __init__(self, file: Path, own: str) -> None:
+        self._file, self._own, self._next = file, own, 0.0
+        self._taken = self._seen = _stamp(file)
 
     def __call__(self) -> Mapping[int, str] | None:
         if (now := time.monotonic()) < self._next:
             return None
         self._next = now + LOOK_EVERY
-        stamp = _stamp(self._file)
-        if stamp in (self._seen, None):
+        before, self._seen = self._seen, _stamp(self._file)
+        if self._seen in (None, self._taken) or self._seen != before:
             return None
         try:
-            keys = read_roster(self._file).keys
-        except UserError:  # half written by hand, say: the old list holds until it can be read
+            roster = read_roster(self._file)
+        except UserError:  # the old list holds until there is one that can be read
             return None
-        self._seen = stamp
-        return keys
+        if all(one.key != self._own for one in roster.members):
+            return None
+        self._taken = self._seen
+        return roster.keys
 
 
-def _stamp(file: Path) -> tuple[int, int] | None:
+def _stamp(file: Path) -> tuple[int, int, int] | None:
     try:
         status = file.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_ino
+    return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 def _contact(text: str) -> tuple[int, str]:

@@ -56,6 +56,7 @@ class Post:
         keyring: what all links prove, and are encrypted by; None: in clear.
         contact: a peer, and where it listens, to be asked for addresses that are not given.
         discover: whether to look for them by mDNS.
+        insecure: whether links may be in clear beyond this machine.
         relisted: asked now and then for a new list of keys; None: it is as it was.
     """
 
@@ -70,6 +71,7 @@ class Post:
     keyring: Keyring | None = None
     contact: tuple[int, str] | None = None
     discover: bool = False
+    insecure: bool = False
     relisted: Callable[[], Mapping[int, str] | None] = lambda: None
 
 
@@ -141,7 +143,7 @@ def serve(
         about = links.report()
         linger = post.linger if reason != "interrupted" else FAILED_LINGER
     except P2pflError as error:
-        reason = str(error)
+        reason, error.links = str(error), links.report()
         raise
     finally:
         links.close(reason, linger)
@@ -193,7 +195,8 @@ def open_links(experiment: Experiment, post: Post, terms: Terms) -> Links:
     missing = sorted(neighbours - post.addresses.keys())
     if missing and not searching:
         raise UserError(f"peer {post.node}: no address is given for its neighbours {missing}")
-    endpoint = Endpoint(post.bind, len(neighbours) + 1, post.keyring, post.descriptor)
+    sockets = (post.keyring, post.descriptor, post.insecure)
+    endpoint = Endpoint(post.bind, len(neighbours) + 1, *sockets)
     finder: Finder | None = None
     try:
         if post.discover:

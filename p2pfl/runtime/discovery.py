@@ -14,12 +14,9 @@ import hashlib
 import importlib
 import ipaddress
 import secrets
-import socket
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
-
-import psutil
 
 from p2pfl.errors import UserError
 
@@ -47,8 +44,7 @@ class Discovery:
 
     Args:
         node: the id of the peer to announce.
-        address: where it listens, ``tcp://IPV4:PORT``. It is announced on that network alone;
-            with ``0.0.0.0`` or ``*``, on all of this machine, with every address it has there.
+        address: where others dial it, ``tcp://IPV4:PORT``; it is announced on that network alone.
         run: what all peers of one run have in common and others have not: a hex digest.
         key: the peer's public key, of which a fingerprint is announced for people to read.
         nodes: how many peers the run has; announcements of other ids are ignored.
@@ -63,9 +59,8 @@ class Discovery:
         self._node, self._run, self._nodes = node, run.encode(), nodes
         self._places: dict[int, list[_Place]] = {}
         self._lock = threading.Lock()
-        hosts = _addresses() if host == "0.0.0.0" else [host]
         try:
-            self._zeroconf: Zeroconf = library.Zeroconf(hosts, ip_version=library.IPVersion.V4Only)
+            self._zeroconf: Zeroconf = library.Zeroconf([host], ip_version=library.IPVersion.V4Only)
         except OSError as error:
             raise UserError(f"cannot find peers by mDNS on {host}: {error.strerror}") from error
         text = {"id": str(node), "run": run}
@@ -78,7 +73,7 @@ class Discovery:
             port,
             properties=text,
             server=f"{name}.local.",
-            parsed_addresses=hosts,
+            parsed_addresses=[host],
         )
         self._zeroconf.register_service(about, cooperating_responders=True)
         library.ServiceBrowser(self._zeroconf, SERVICE, handlers=[self._changed])
@@ -145,23 +140,8 @@ def _library() -> Any:  # noqa: ANN401 - a module
 def _host_and_port(address: str) -> tuple[str, int]:
     try:
         parts = urlsplit(address)
-        host = "0.0.0.0" if parts.hostname == "*" else parts.hostname or ""
         if parts.scheme == "tcp" and parts.port:
-            return str(ipaddress.IPv4Address(host)), parts.port
+            return str(ipaddress.IPv4Address(parts.hostname)), parts.port
     except ValueError:
         pass
     raise UserError(f"{address} cannot be announced by mDNS: expected tcp://IPV4:PORT")
-
-
-def _addresses() -> list[str]:
-    """Return the addresses of this machine by which others may reach it."""
-    every = [
-        one.address
-        for each in psutil.net_if_addrs().values()
-        for one in each
-        if one.family is socket.AF_INET
-    ]
-    outside = [one for one in every if not ipaddress.ip_address(one).is_loopback]
-    if not outside:
-        raise UserError("cannot find peers by mDNS: this machine is on no network")
-    return outside[:FEW]

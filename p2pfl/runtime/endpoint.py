@@ -9,10 +9,11 @@ import zmq
 
 from p2pfl.errors import RunError, UserError
 from p2pfl.peer.events import PeerId
-from p2pfl.runtime.sockets import Dialling, Frames, Link, Listener, new_context
+from p2pfl.runtime.sockets import Dialling, Frames, Link, Listener, is_loopback, new_context
 from p2pfl.security.gate import Gate
 from p2pfl.security.keys import KeyPair
 from p2pfl.security.selftest import check_listener
+from p2pfl.topology.files import ADDRESS
 
 
 class Keyring(NamedTuple):
@@ -30,6 +31,7 @@ class Endpoint:
         links: how many others it dials.
         keyring: what both ends of every link prove; None: links are in clear.
         descriptor: a socket that listens already, to be taken over.
+        insecure: whether links may be in clear beyond this machine.
 
     Attributes:
         listener: on which others dial us.
@@ -47,10 +49,12 @@ class Endpoint:
         links: int,
         keyring: Keyring | None = None,
         descriptor: int | None = None,
+        insecure: bool = False,
     ) -> None:
-        self.keyring, self.poller = keyring, zmq.Poller()
+        self.keyring, self.poller, self._insecure = keyring, zmq.Poller(), insecure
         self.context = new_context(links)
-        self.gate = Gate(self.context, keyring.of.values() if keyring else ())
+        most = {"most": 2 * links + 64, "strangers": max(64, links)}
+        self.gate = Gate(self.context, keyring.of.values() if keyring else (), **most)
         self._links: dict[int, Link] = {}
         self._dialled = 0
         own = keyring.own if keyring else None
@@ -74,10 +78,14 @@ class Endpoint:
         """Dial a peer; `hello` goes out first on every connection.
 
         Raises:
-            UserError: it is no address, or no key is listed for the peer.
+            UserError: it is no address, no key is listed for the peer, or the link would be in
+                clear beyond this machine.
             RunError: the process may open no more files.
         """
         to = Dialling(address)
+        inside = is_loopback(address) or not ADDRESS.fullmatch(address)  # or it is none at all
+        if not (self.keyring or self._insecure or inside):
+            raise UserError(f"peer {peer} is at {address}, beyond this machine: that needs keys")
         if self.keyring:
             if peer not in self.keyring.of:
                 raise UserError(f"no key is listed for peer {peer}")

@@ -16,10 +16,12 @@ from p2pfl.runtime import wire
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.sockets import Frames, Link
 from p2pfl.runtime.wire import Header, Kind
+from p2pfl.topology.files import ADDRESS
 
 ASK_EVERY = 0.3  # seconds
 MOST_ADDRESS = 200  # characters
-MOST_TOLD = 50_000  # characters of addresses in a book, which travels as one message
+ENTRY = 12  # bytes of an entry besides the address
+MOST_TOLD = 50_000  # bytes of a book, which travels as one message
 
 
 class Finder(Protocol):
@@ -61,16 +63,22 @@ class Book:
         for peer, address in addresses.items():
             if not 0 <= peer < self.nodes:
                 raise RemoteProtocolError(f"an address of peer {peer}, who takes no part")
-            if not address.startswith("tcp://") or len(address) > MOST_ADDRESS:
+            match = ADDRESS.fullmatch(address)
+            if not (match and match[2]) or len(address) > MOST_ADDRESS:
                 raise RemoteProtocolError("an address which is none")
             told = {**self._told, peer: address}
-            if sum(map(len, told.values())) > MOST_TOLD:
+            if sum(len(one) + ENTRY for one in told.values()) > MOST_TOLD:
                 raise RemoteProtocolError("more addresses than a book holds")
             self._told = told
 
     def pack(self) -> bytes:
-        """Return the body of a BOOK."""
-        return pack(self.addresses)
+        """Return the body of a BOOK, which holds as much as there is room for."""
+        room, some = MOST_TOLD, {}
+        for peer, address in self.addresses.items():
+            room -= len(address) + ENTRY
+            if room >= 0:
+                some[peer] = address
+        return pack(some)
 
 
 def pack(addresses: Mapping[PeerId, str]) -> bytes:
@@ -96,14 +104,18 @@ class Contact:
     """Asks one peer for the addresses of all.
 
     Args:
+        endpoint: where the link was dialled.
         link: to that peer, whose hello is the question.
         address: where it leads, for error messages.
         question: the frames of a WHERE.
         nodes: how many peers there are.
     """
 
-    def __init__(self, link: Link, address: str, question: Frames, nodes: int) -> None:
-        self._link, self._address, self._question = link, address, question
+    def __init__(
+        self, endpoint: Endpoint, link: Link, address: str, question: Frames, nodes: int
+    ) -> None:
+        self._endpoint, self._link = endpoint, link
+        self._address, self._question = address, question
         self._asked = 0.0
         self._book = Book(nodes, {})
 
@@ -122,8 +134,7 @@ class Contact:
             try:
                 header = wire.unpack(frames[0])
                 if header.kind is Kind.REFUSE:
-                    reason = b"".join(frames[1:2]).decode(errors="replace")
-                    raise UserError(f"{self._address} cannot help: {reason}")
+                    raise UserError(f"{self._address} cannot help: {wire.reason(frames[1:])}")
                 if header.kind is Kind.BOOK:
                     self._link.accepted()
                     self._book.learn(unpack(frames[1:]))
@@ -135,7 +146,8 @@ class Contact:
         """Do nothing: there is one address of each."""
 
     def close(self) -> None:
-        """Do nothing: the link is closed with its endpoint."""
+        """Hang up."""
+        self._endpoint.hang_up(self._link)
 
 
 def ask(endpoint: Endpoint, who: tuple[PeerId, str], me: PeerId, book: Book, run: bytes) -> Contact:
@@ -147,4 +159,5 @@ def ask(endpoint: Endpoint, who: tuple[PeerId, str], me: PeerId, book: Book, run
     peer, address = who
     mine = {me: book.addresses[me]}
     question = [wire.pack(Header(Kind.WHERE, run, 0, me)), pack(mine)]
-    return Contact(endpoint.dial(peer, address, question), address, question, book.nodes)
+    link = endpoint.dial(peer, address, question)
+    return Contact(endpoint, link, address, question, book.nodes)

@@ -49,6 +49,11 @@ class Outflow:
         return len(self._queue) - self._at
 
     @property
+    def kept(self) -> int:
+        """How many models are kept, to be sent or to be sent again."""
+        return len(self._queue)
+
+    @property
     def last(self) -> Mark | None:
         """The last model that waits, or has not been acknowledged yet."""
         return (self._queue[-1].phase, self._queue[-1].round) if self._queue else None

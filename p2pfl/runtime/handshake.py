@@ -15,9 +15,7 @@ from p2pfl.errors import RemoteProtocolError, RunError
 from p2pfl.peer.events import PeerId
 from p2pfl.runtime import wire
 from p2pfl.runtime.sockets import Frames, Link, Listener, Mail
-from p2pfl.runtime.wire import Header, Kind
-
-MOST_REASON = 1000  # bytes
+from p2pfl.runtime.wire import MOST_REASON, Header, Kind
 
 
 class NeighbourGone(RunError):
@@ -112,7 +110,8 @@ class Handshake:
         reason = self._imposture(peer, mail.key) or self._objection(
             listener, header, wire.unpack_terms(mail.frames[1]), here
         )
-        self.answered.add(peer)
+        if peer in self.neighbours:
+            self.answered.add(peer)
         if reason:
             self.refuse(listener, identity, reason)
             raise RemoteProtocolError(f"hello refused: {reason}")
@@ -145,17 +144,23 @@ class Handshake:
         self.answered.add(peer)  # there is nothing more it could hear from us
 
     def hear_answer(self, peer: PeerId, link: Link, header: Header, body: list[memoryview]) -> bool:
-        """Take in what the neighbour behind a link has answered; return whether it has left."""
+        """Take in what the neighbour behind a link has answered; return whether it has left.
+
+        Raises:
+            RemoteProtocolError: it is no answer.
+        """
         if header.sender != peer:
             self.refused[peer] = f"{self.name(peer)} says that it is peer {header.sender}"
             self.answered.add(peer)
+        elif header.kind is Kind.REFUSE:
+            self.refused[peer] = (
+                f"{self.name(peer)} refused peer {self.me} ('here' is peer {peer}):"
+                f" {wire.reason(body)}"
+            )
+        elif header.kind not in (Kind.WELCOME, Kind.BYE) or header.run != self.run:
+            raise RemoteProtocolError(f"an unexpected {header.kind.name}")
         elif header.kind is Kind.WELCOME:
             link.accepted()
-        elif header.kind is Kind.REFUSE:
-            reason = b"".join(body[:1])[:MOST_REASON].decode(errors="replace")
-            self.refused[peer] = (
-                f"{self.name(peer)} refused peer {self.me} ('here' is peer {peer}): {reason}"
-            )
         return header.sender == peer and header.kind is Kind.BYE
 
     def _imposture(self, peer: PeerId, key: str | None) -> str:

@@ -27,13 +27,13 @@ from p2pfl.runtime.chunks import Damaged, Outgoing, Schema
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.finding import Book, Finder
 from p2pfl.runtime.flows import Expected
-from p2pfl.runtime.handshake import MOST_REASON, NeighbourGone, Terms
+from p2pfl.runtime.handshake import NeighbourGone, Terms
 from p2pfl.runtime.meeting import Meeting
 from p2pfl.runtime.neighbour import Neighbour, Rejections
-from p2pfl.runtime.quota import Quota
-from p2pfl.runtime.sockets import Mail
+from p2pfl.runtime.quota import REFUSED, Quota
+from p2pfl.runtime.sockets import MOST_FRAMES, Mail
 from p2pfl.runtime.streams import Stream
-from p2pfl.runtime.wire import Header, Kind
+from p2pfl.runtime.wire import MOST_REASON, Header, Kind
 
 # A link that broke is dialled again by ZeroMQ; if that has not helped after so many seconds,
 # the peer behind it is taken for dead.
@@ -123,7 +123,8 @@ class Links:
             self._arrivals()
             if refused:
                 deadline = min(deadline, time.monotonic() + GRACE)
-        self._handshake.done = not absent
+        if not absent:
+            self._meeting.over()
         return not absent
 
     def expect(
@@ -220,11 +221,13 @@ class Links:
         for one in self._neighbours.values():
             one.say_goodbye(self._about(kind), reason.encode()[:MOST_REASON])
         deadline = time.monotonic() + linger
-        while self._has_listeners() and time.monotonic() < deadline:
-            with contextlib.suppress(NeighbourGone):
-                self.events()
-            self.poller.poll(POLL)
-        self._meeting.close()
+        try:
+            while self._has_listeners() and time.monotonic() < deadline:
+                with contextlib.suppress(NeighbourGone):
+                    self.events()
+                self.poller.poll(POLL)
+        finally:
+            self._meeting.close()
 
     def _has_listeners(self) -> bool:
         """Say whether there is anybody left for whom a goodbye means something."""
@@ -254,12 +257,13 @@ class Links:
                 self._handshake.refuse(self._listener, mail.connection)
                 self.reject(error, sender)
             except RemoteProtocolError as error:
+                self._quota.spend(mail.connection, REFUSED)
                 self.reject(error, sender)
 
     def _hear(self, mail: Mail, sender: PeerId | None) -> None:
         """Take in a small message."""
-        if not mail.frames:
-            raise RemoteProtocolError("an empty message")
+        if not 0 < len(mail.frames) <= MOST_FRAMES:
+            raise RemoteProtocolError("a message of no frames, or of too many")
         header = wire.unpack(mail.frames[0])
         if header.kind is Kind.HELLO:
             self._meeting.hear(mail, header)
@@ -272,7 +276,7 @@ class Links:
 
     def _hear_from(self, sender: PeerId, mail: Mail, header: Header) -> None:
         one = self._neighbours.get(sender)
-        if header.kind is Kind.ABORT and not (one and one.inflow.has_begun):
+        if header.kind is Kind.ABORT and not self._is_too_late(one):
             self._meeting.called_off(mail, header, wire.pack(self._about(Kind.BYE)))
         elif header.kind is Kind.BYE and not self._handshake.done:
             self._early.append(mail)
@@ -280,6 +284,10 @@ class Links:
             one.hear(mail.connection, header, self._about(Kind.PONG))
         elif header.kind is Kind.BYE:
             self._listener.answer(mail.connection, wire.pack(self._about(Kind.BYE)))
+
+    def _is_too_late(self, one: Neighbour | None) -> bool:
+        """Say whether somebody cannot call the run off any more."""
+        return self._handshake.done if one is None else one.inflow.has_begun
 
     def _arrivals(self) -> list[Received]:
         """Read what has come on the links we dialled."""

@@ -9,7 +9,7 @@ from p2pfl.peer.events import PeerId
 from p2pfl.runtime import finding, wire
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.finding import Book, Finder
-from p2pfl.runtime.handshake import MOST_REASON, Handshake, NeighbourGone, Terms
+from p2pfl.runtime.handshake import Handshake, NeighbourGone, Terms
 from p2pfl.runtime.neighbour import Neighbour
 from p2pfl.runtime.sockets import Mail
 from p2pfl.runtime.wire import Header, Kind
@@ -47,6 +47,7 @@ class Meeting:
         keys = endpoint.keyring.of if endpoint.keyring else None
         self.handshake = Handshake(me, expected, terms, keys)
         self.neighbours: dict[PeerId, Neighbour] = {}
+        self._elsewhere: set[PeerId] = set()  # peers of another run have asked for addresses
 
     def find(self) -> None:
         """Dial those whose address has become known, or is another than was thought.
@@ -57,7 +58,7 @@ class Meeting:
         addresses = self.handshake.addresses
         elsewhere = [p for p, one in self.neighbours.items() if not one.link.welcomed]
         for peer in elsewhere:
-            if self._finder and self.neighbours[peer].link.trouble:
+            if self._finder and self.neighbours[peer].seems_wrong:
                 self._finder.skip(peer, addresses[peer])
         unknown = self.handshake.neighbours - addresses.keys()
         known = self._book.addresses
@@ -82,8 +83,17 @@ class Meeting:
     def described(self, peer: PeerId) -> str:
         """Return what an error says of somebody who is absent."""
         one = self.neighbours.get(peer)
-        trouble = f" ({one.link.trouble})" if one and one.link.trouble else ""
-        return f"{self.handshake.name(peer)}{trouble}"
+        trouble = one.link.trouble if one else ""
+        if peer in self._elsewhere:
+            trouble = "it takes part in another run"
+        return f"{self.handshake.name(peer)}{f' ({trouble})' if trouble else ''}"
+
+    def over(self) -> None:
+        """Take note that all have met: nobody is looked for any more."""
+        self.handshake.done = True
+        if self._finder:
+            self._finder.close()
+            self._finder = None
 
     def hear(self, mail: Mail, header: Header) -> None:
         """Answer a hello.
@@ -105,6 +115,8 @@ class Meeting:
             raise RemoteProtocolError("a question for addresses with the key of somebody else")
         if header.run != self.handshake.run:
             self.handshake.refuse(self._listener, mail.connection, OTHER_RUN)
+            if header.sender in self.handshake.neighbours:
+                self._elsewhere.add(header.sender)
             raise RemoteProtocolError("a question for addresses from another run")
         told = finding.unpack(mail.frames[1:])
         self._book.learn({header.sender: told.get(header.sender, "")})
@@ -119,7 +131,7 @@ class Meeting:
         """
         self.drop(header.sender)
         self._listener.answer(mail.connection, answer)
-        reason = b"".join(mail.frames[1:2])[:MOST_REASON].decode(errors="replace")
+        reason = wire.reason(mail.frames[1:])
         raise NeighbourGone(
             f"peer {self.me}: peer {header.sender} gave up before all had met: {reason}"
         )

@@ -11,9 +11,10 @@ from p2pfl.peer.events import PeerId
 from p2pfl.runtime import wire
 from p2pfl.runtime.flows import Inflow, Mark, Outflow
 from p2pfl.runtime.sockets import Link
-from p2pfl.runtime.wire import Header, Kind
+from p2pfl.runtime.wire import MOST_CREDIT, Header, Kind
 
 HEARTBEAT = 2.0  # seconds between two
+LATE = 3.0  # seconds after which an address that leads nowhere may be the wrong one
 MOST_OFFENCES = 100  # messages that may have to be refused before a neighbour is given up
 MOST_REASONS = 100  # reasons of refusal told apart: strangers could make up any number
 
@@ -34,8 +35,15 @@ class Neighbour:
         self.is_unwanted, self.offences = False, 0
         self.round_trips: deque[float] = deque(maxlen=64)
         self._goodbye: tuple[bytes, Mark] | None = None
+        self._since = time.monotonic()
         self._pinged: float | None = None  # when, if the answer is still out
         self._next_ping = 0.0
+
+    @property
+    def seems_wrong(self) -> bool:
+        """Whether it may be somebody else, or nobody, who is at the address that was dialled."""
+        late = not self.link.welcomed and time.monotonic() > self._since + LATE
+        return late or bool(self.link.trouble)
 
     def tell(self, *frames: bytes) -> None:
         """Send a small message."""
@@ -68,8 +76,10 @@ class Neighbour:
                 pass  # of a connection that is gone, as is what it asked for
             case Kind.CREDIT:
                 self.outflow.asked(header)
-            case Kind.PING:
+            case Kind.PING if not self.link.unsent:  # else it does not read what we say
                 self.tell(wire.pack(pong))
+            case Kind.PING:
+                pass
             case Kind.PONG:
                 self._answered()
             case _:
@@ -104,8 +114,7 @@ class Neighbour:
         if self._goodbye is None:
             return None
         connection, last = self._goodbye
-        done = last[1] < 0 or self.inflow.has(last) or self.link.broken_since is not None
-        return connection if done else None
+        return connection if last[1] < 0 or self.inflow.has(last) else None
 
     def is_lost(self, grace: float, room: int) -> bool:
         """Say whether to give it up.
@@ -116,7 +125,7 @@ class Neighbour:
         """
         since = self.link.broken_since
         broken = since is not None and time.monotonic() - since > grace
-        hopeless = broken or self.outflow.waiting > room
+        hopeless = broken or self.outflow.waiting > room or self.outflow.kept > room + MOST_CREDIT
         return hopeless or self.is_unwanted or self.offences > MOST_OFFENCES
 
 

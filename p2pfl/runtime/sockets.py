@@ -35,6 +35,7 @@ QUEUE = 64  # messages that lie in a socket: those that dial send small ones, an
 # limits how many of the others are on their way
 UNDER_WAY = (MOST_CREDIT + 1) * CHUNK  # bytes on their way to us that we may have asked for
 SLACK = 256  # bytes that encryption adds to a frame, at most
+OUT_OF_REACH = 20_000  # milliseconds after which a machine that acknowledges nothing is lost
 TRY_AGAIN = 1.0  # seconds after which a neighbour that has turned us away is dialled again
 SOURCE = 2  # ZMQ_SRCFD: the descriptor a message came from
 _TURNED_AWAY: dict[int, str] = {
@@ -103,6 +104,7 @@ class Listener:
         self.socket.rcvhwm, self.socket.sndhwm = 8, QUEUE
         self.socket.setsockopt(zmq.MAXMSGSIZE, LARGEST)  # nobody who dials sends more
         self.socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE)
+        _common(self.socket, address)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         if keys:
             secure_listener(self.socket, keys)
@@ -199,6 +201,7 @@ class Link:
         self.socket.linger = 0
         self.socket.sndhwm, self.socket.rcvhwm = QUEUE, QUEUE
         self.socket.setsockopt(zmq.MAXMSGSIZE, CHUNK + SLACK)
+        _common(self.socket, to.address)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 400)
         try:
@@ -296,6 +299,13 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(parts.hostname or "").is_loopback
     except ValueError:
         return False
+
+
+def _common(socket: zmq.Socket[bytes], address: str) -> None:
+    """Set what both kinds of socket need."""
+    # Else the kernel goes on for a quarter of an hour with a machine that has lost its cable.
+    socket.setsockopt(zmq.TCP_MAXRT, OUT_OF_REACH)
+    socket.setsockopt(zmq.IPV6, int("[" in address))
 
 
 def _check(address: str) -> None:

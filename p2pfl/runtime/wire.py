@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ VERSION = 1
 RUN = 8  # bytes of the digest of the terms
 CHECK = 8  # bytes of the checksum of a chunk
 CHUNK = 1 << 20  # bytes of a model in one message: the size that reaches line rate
+MOST_REASON = 1000  # bytes that say why
 MOST_CREDIT = 16  # chunks that a neighbour may have on its way to us
 MAX_HEADER = 128
 MAX_HELLO = 60 * 1024  # with encryption less than the 64 KiB a listener takes in
@@ -191,12 +192,18 @@ def difference(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
     >>> difference({"seed": "1", "algorithm.name": "choco"}, {"seed": "2"})
     "algorithm.name: 'choco' here, absent there; seed: '1' here, '2' there"
     """
+    other = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
     parts = []
-    for key in sorted(ours.keys() | theirs.keys()):
-        if ours.get(key) != theirs.get(key):
-            here, there = _shown(ours.get(key), theirs.get(key))
-            parts.append(f"{key}: {here} here, {there} there")
-    return "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more" if len(parts) > 4 else "")
+    for key in other[:4]:
+        here, there = _shown(ours.get(key), theirs.get(key))
+        parts.append(f"{key}: {here} here, {there} there")
+    return "; ".join(parts) + (f"; and {len(other) - 4} more" if len(other) > 4 else "")
+
+
+def reason(body: Sequence[bytes | memoryview]) -> str:
+    """Return what somebody gives as a reason, fit to stand in a line that people read."""
+    text = b"".join(body[:1])[:MOST_REASON].decode(errors="replace")
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _shown(*values: str | None) -> list[str]:

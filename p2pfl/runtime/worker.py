@@ -71,8 +71,9 @@ class Worker:
 
     def wake(self) -> None:
         """Wake the poller: only ever called by the thread itself."""
-        if not self._waker.closed:
-            self._waker.send(b"")
+        with contextlib.suppress(zmq.Again):  # it has been woken often enough
+            if not self._waker.closed:
+                self._waker.send(b"", zmq.NOBLOCK)
 
     def close(self) -> None:
         """Break off what is under way, and end the thread."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +79,27 @@ def read_roster(path: Path) -> Roster:
     if document and "peers" not in document:
         return Roster(_short_form(path, document))
     return Roster(_members(path, document))
+
+
+def check_entries(place: object, entries: Iterable[dict[str, Any]]) -> list[Member]:
+    """Return the members that ``[[peers]]`` lists.
+
+    Args:
+        place: where they are listed, for messages.
+        entries: the tables.
+
+    Raises:
+        UserError: something in them cannot be, or is there twice.
+    """
+    members = [_member(place, entry) for entry in entries]
+    for key in ("id", "name", "address", "key"):
+        seen: set[object] = set()
+        for one in members:
+            value = getattr(one, key)
+            if value is not None and value in seen:
+                raise UserError(f"{place}: {key} = {value!r} is listed twice")
+            seen.add(value)
+    return members
 
 
 def allow(path: Path, member: Member) -> None:
@@ -172,18 +193,10 @@ def _short_form(path: Path, document: tomlkit.TOMLDocument) -> list[Member]:
 def _members(path: Path, document: tomlkit.TOMLDocument) -> list[Member]:
     if not isinstance(document.get("peers", tomlkit.aot()), AoT):
         raise UserError(f"{path}: peers must be tables that begin with [[peers]]")
-    members = [_member(path, entry) for entry in document.unwrap().get("peers", [])]
-    for key in ("id", "name", "address", "key"):
-        seen: dict[object, int] = {}
-        for one in members:
-            value = getattr(one, key)
-            if value is not None and value in seen:
-                raise UserError(f"{path}: {key} = {value!r} is listed twice")
-            seen[value] = one.id
-    return members
+    return check_entries(path, document.unwrap().get("peers", []))
 
 
-def _member(path: Path, entry: dict[str, Any]) -> Member:
+def _member(place: object, entry: dict[str, Any]) -> Member:
     checks: dict[str, tuple[Callable[[object], bool], str]] = {
         "id": (_is_id, "a number from 0 on"),
         "name": (_is_name, "a text of 1 to 100 characters, not a number and not a key"),
@@ -191,7 +204,7 @@ def _member(path: Path, entry: dict[str, Any]) -> Member:
         "key": (is_key, "a public key, of 40 characters"),
         "revoked": (lambda value: type(value) is bool, "true or false"),
     }
-    place = f"{path}: peer {entry.get('id', '?')}"
+    place = f"{place}: peer {entry.get('id', '?')}"
     for key, value in entry.items():
         if key not in checks:
             raise UserError(f"{place}: {key!r} is none of {', '.join(checks)}")

@@ -67,6 +67,8 @@ def test_no_two_peers_have_the_same_keys(tmp_path):
         ("threads = 2", "threads = -2", "threads = -2"),
         ('"10.0.0.2"', '"10.0.0.1"', "address tcp://10.0.0.1:7000 stands there twice"),
         ('name = "b"', 'name = "a"', "host name a stands there twice"),
+        ('name = "b"', 'name = "101"', "peer 2: name = '101' must be .* not a number"),
+        ('name = "b"', 'name = "a-7001"', "name = 'a-7001' is listed twice"),
         ('"10.0.0.2"', '"ward-b.lan"', r"hosts\[1\].address = 'ward-b.lan': expected an IPv4"),
         ("ports = [7000]", "ports = [70000]", "70000 is no port"),
         ("ports = [7000]", "ports = []", r"hosts\[1\].ports is missing"),

@@ -107,7 +107,7 @@ def test_a_run_without_any_model_is_a_valid_folder(tmp_path):
 
 
 def test_the_record_survives(tmp_path, fleet):
-    record = Record("now", 3, [Place(fleet.hosts[0], "/there", [0, 1, 2], {0: 17})])
+    record = Record("now", 3, [Place(fleet.hosts[0], "/there", [0, 1, 2])])
     record.save(tmp_path)
     assert read_record(tmp_path) == record
     (tmp_path / "fleet.json").write_text('{"started": 1}')

@@ -127,6 +127,21 @@ def test_keys_that_cannot_be_made(sshd):
     assert "ward-a: no keys in ~/k: no room" in told
 
 
+def test_peers_with_the_same_keys_are_refused_before_anything_starts(sshd):
+    own, shared = {"keys": "~/keys.toml"}, {"keys": str(sshd.folder / "keys.toml")}
+    launch = Launch(experiment(), fleet(sshd, a=own, b=shared, c=shared))
+    with pytest.raises(UserError, match=r"^ward-b and ward-c have the same keys: do they share"):
+        asyncio.run(up(launch, lambda: pytest.fail("a run folder was made"), None))
+
+
+def test_a_file_that_cannot_be_sent_is_told_before_a_run_folder_is_made(tmp_path, sshd):
+    (tmp_path / "line.edges").write_text("0 1\n1 2\n")
+    launch = Launch(experiment(topology=str(tmp_path / "line.edges")), fleet(sshd))
+    (tmp_path / "line.edges").unlink()
+    with pytest.raises(UserError, match=r"line\.edges cannot be read: No such file"):
+        asyncio.run(up(launch, lambda: pytest.fail("a run folder was made"), None))
+
+
 def test_keys_are_made_once_and_stay_where_they_are(sshd):
     keys = {"keys": "~/.config/keys.toml"}
     hosts = fleet(sshd, a=keys, b=keys, c=keys)

@@ -43,6 +43,41 @@ def test_a_stubborn_process_is_killed(tmp_path):
         assert process.wait(10) == -9
 
 
+def asked(*nodes):
+    about = {"device": "cpu", "threads": 1, "data": None, "keys": None, "insecure": False}
+    return [{"node": node, **about} for node in nodes]
+
+
+def sleeping(monkeypatch):
+    """Let peers be processes that sleep; return those that were started."""
+    started, popen = [], subprocess.Popen
+
+    def start(command, **more):
+        started.append(popen(SLEEPER, **more))
+        return started[-1]
+
+    monkeypatch.setattr(remote.subprocess, "Popen", start)
+    return started
+
+
+def test_when_one_cannot_be_started_none_is_left(tmp_path, monkeypatch):
+    started = sleeping(monkeypatch)
+    (tmp_path / "004.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError):
+        remote.start(str(tmp_path), asked(3, 4, 5))
+    (first,) = started
+    assert first.wait(10) == -15
+
+
+def test_one_that_nobody_would_find_is_killed(tmp_path, monkeypatch):
+    started = sleeping(monkeypatch)
+    (tmp_path / "003.pid").mkdir()
+    with pytest.raises(IsADirectoryError):
+        remote.start(str(tmp_path), asked(3))
+    (first,) = started
+    assert first.wait(10) == -9
+
+
 def test_a_number_that_was_used_again_is_left_alone(tmp_path, sleeper):
     assert remote.pid(register(tmp_path, sleeper, shift=-1)) is None
     remote.stop(str(tmp_path), [3], grace=0.2)

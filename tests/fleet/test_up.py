@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 import p2pfl
 from p2pfl.cli import app
 from p2pfl.errors import RunError
-from p2pfl.fleet.launch import Launch
+from p2pfl.fleet.collect import gather, open_folder
+from p2pfl.fleet.launch import Launch, conclude
 from p2pfl.fleet.launch import up as launch_up
+from p2pfl.fleet.record import Place, Record, locked
 from p2pfl.fleet.remote import pid
 from p2pfl.results.runs import read_run
 
@@ -183,6 +185,48 @@ def test_ctrl_c_stops_all_peers(sshd, run):
     assert "stopping all peers ..." in watcher.notes
     assert not any(map(pid, sshd.places()))
     assert json.loads((run / "fleet.json").read_text())["collected"]
+
+
+def test_down_while_up_follows(sshd, run):
+    down = []
+
+    def stop():
+        down.append(subprocess.Popen([sys.executable, "-m", "p2pfl", "down", str(run)]))
+
+    ended, watcher = follow(sshd, run, stop, pace=LONG)
+    assert down[0].wait(60) == 0
+    assert (ended.status, ended.error) == ("interrupted", None)
+    assert summary(run)["status"] == "interrupted"
+    assert any("was asked to end by somebody else" in note for note in watcher.notes)
+    assert len(read_run(run).metrics["round"]) > 3
+
+
+def test_what_is_collected_by_somebody_else_is_left_as_it_is(tmp_path, sshd):
+    places = [Place(host, "/nowhere", [node]) for node, host in enumerate(fleet(sshd).hosts)]
+    record, other = Record("now", 3, places), Record("now", 3, places, collected=True)
+    open_folder(tmp_path / "run", experiment())
+    record.save(tmp_path / "run")
+
+    async def both():
+        async with locked(tmp_path / "run"):
+            late = asyncio.create_task(conclude(tmp_path / "run", record, {}, {}, False))
+            done, _ = await asyncio.wait({late}, timeout=0.3)
+            assert not done
+            gather(tmp_path / "run", {}, "interrupted", None)
+            other.save(tmp_path / "run")
+        return await late
+
+    assert asyncio.run(both()).status == summary(tmp_path / "run")["status"] == "interrupted"
+
+
+def test_peers_of_a_host_where_not_all_start_are_stopped(sshd, run):
+    fails = f'"{sys.executable}" "$@"; code=$?; case "$*" in *start*) exit 1;; esac; exit $code'
+    path = str(sshd.fake("ward-c", "python", fails))
+    launch = Launch(experiment(pace=LONG), fleet(sshd, c={"python": path}))
+    ended = asyncio.run(launch_up(launch, lambda: run, Watcher(None)))
+    assert ended.error.startswith("peer 2 on ward-c failed: ward-c: start failed")
+    assert len(sshd.places()) == 3
+    assert not any(map(pid, sshd.places()))
 
 
 def test_peers_survive_the_terminal(sshd, run):

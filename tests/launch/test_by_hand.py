@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -87,6 +88,40 @@ def test_a_neighbour_that_does_not_come_is_named(place: Path):
     assert code == 1
     assert "nothing heard within 1 s of peer 1 at tcp://127.0.0.1:" in told
     assert "Traceback" not in told
+
+
+STUCK = """
+import signal, time
+from pathlib import Path
+
+def make(shape, outputs):
+    Path("loading").touch()
+    while signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
+        time.sleep(0.01)
+    Path("heard").touch()
+    time.sleep(600)
+"""
+
+
+def test_another_ctrl_c_ends_a_peer_at_once(place: Path):
+    (place / "stuck.py").write_text(STUCK)
+    model = {"name": "custom", "factory": "stuck.py:make"}
+    (place / "e.toml").write_text(tomli_w.dumps(small(nodes=2, model=model)))
+    with peers(peer(0), cwd=place) as (process,):
+        for file in ("loading", "heard"):
+            wait_for((place / file).is_file)
+            process.send_signal(signal.SIGINT)
+        assert process.wait(30) == -signal.SIGINT
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_peer_that_is_asked_to_end_says_so(place: Path, number: signal.Signals):
+    with peers(peer(0), cwd=place) as (process,):
+        events = place / "out-0" / "events.jsonl"
+        wait_for(lambda: events.is_file() and "meeting" in events.read_text())
+        process.send_signal(number)
+        assert ends([process]) == [(128 + number, "")]
+    assert summary(place / "out-0")["status"] == "interrupted"
 
 
 def slow(*more: str, told: str) -> Any:

@@ -13,6 +13,7 @@ from launch_cases import command, metrics, p2pfl, summary, wait_for
 from secure_cases import Ending, Scene, ending, only_line
 
 import p2pfl as package
+from p2pfl.launch import membership
 from p2pfl.security.keys import make_keys
 from p2pfl.security.roster import revoke
 
@@ -123,6 +124,58 @@ def test_a_neighbour_that_cannot_be_reached_is_named(scene: Scene, here: Here):
     assert only_line(err) == told
     assert code == 1
     assert summary(scene.folder / "out-0")["error"] == told
+
+
+def test_a_peer_that_fails_tells_of_its_links_and_can_be_started_again(scene: Scene, here: Here):
+    words = ("peer", "e.toml", "--keys", "0.key", "--peers", "peers.toml", "--join-timeout", 0.2)
+    for name in ("small-peer-000", "small-peer-000-2"):
+        code, err = here(*p2pfl(*words))
+        assert (code, only_line(err).partition(" within")[0]) == (1, "peer 0: nothing heard")
+        found = summary(scene.folder / "runs" / name)
+        assert (found["status"], found["encrypted"], found["rejections"]) == ("failed", True, {})
+
+
+def has_ipv6() -> bool:
+    """Say whether anything can listen on the loopback address of IPv6."""
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            return False
+    return True
+
+
+def test_peers_with_keys_train_over_ipv6(scene: Scene):
+    if not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    scene.addresses[:] = [a.replace("127.0.0.1", "[::1]") for a in scene.addresses]
+    scene.list(*enumerate(scene.keys))
+    assert scene.run(scene.line(0), scene.line(1)) == [(0, ""), (0, "")]
+    told = [summary(scene.folder / f"out-{node}") for node in range(2)]
+    assert [(one["encrypted"], one["rejections"]) for one in told] == [(True, {})] * 2
+
+
+def test_a_list_is_taken_once_it_stays_and_lists_our_own_key(scene: Scene, monkeypatch: Any):
+    monkeypatch.setattr(membership, "LOOK_EVERY", 0.0)
+    file = scene.folder / "peers.toml"
+    members = membership.Membership.read(file, scene.folder / "0.key", insecure=False)
+    relisted, whole = members.post(None, None, None, False).relisted, file.read_text()
+
+    def looks() -> list[Any]:
+        return [relisted() for _ in range(3)]
+
+    own, other = (keys.public for keys in scene.keys)
+    assert looks() == [None] * 3
+    file.write_text("")  # as editors do first
+    assert looks() == [None] * 3
+    file.write_text(whole[: whole.index(own)])
+    assert looks() == [None] * 3
+    file.write_text(whole[: whole.rindex("[[peers]]")])
+    assert relisted() is None
+    file.write_text(whole)
+    assert looks() == [None, {0: own, 1: other}, None]
+    revoke(file, "0")  # ourselves: there is nobody left who lets us in, but the list is whole
+    assert looks() == [None, {1: other}, None]
 
 
 def test_a_wrong_key_listed_for_a_neighbour_is_named_on_both_sides(scene: Scene, here: Here):

@@ -5,7 +5,7 @@ import pytest
 
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.runtime import finding, wire
-from p2pfl.runtime.finding import MOST_ADDRESS, MOST_TOLD, Book
+from p2pfl.runtime.finding import ENTRY, MOST_ADDRESS, MOST_TOLD, Book
 
 
 def address(number: int) -> str:
@@ -41,14 +41,21 @@ def test_what_cannot_be_is_refused(told: dict[int, str], why: str):
 
 
 def test_a_full_book_still_fits_one_message_and_can_be_corrected():
-    book, long = Book(4000, {}), "tcp://" + "x" * (MOST_ADDRESS - 6)
-    for peer in range(MOST_TOLD // MOST_ADDRESS):
+    book, long = Book(4000, {}), "tcp://" + "x" * (MOST_ADDRESS - 11) + ":7000"
+    for peer in range(MOST_TOLD // (MOST_ADDRESS + ENTRY)):
         book.learn({peer: long})
     with pytest.raises(RemoteProtocolError, match="more addresses than a book holds"):
         book.learn({3999: long})
     assert len(book.pack()) < wire.MAX_HELLO
     book.learn({0: address(1), 3999: address(2)})
     assert finding.unpack([memoryview(book.pack())]) == book.addresses
+
+
+def test_of_a_list_that_is_too_long_some_is_told():
+    book = Book(4000, {peer: address(peer + 1) for peer in range(4000)})
+    told = finding.unpack([memoryview(book.pack())])
+    assert 1000 < len(told) < 4000
+    assert told.items() <= book.addresses.items()
 
 
 def test_addresses_survive_the_journey():

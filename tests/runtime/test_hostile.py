@@ -5,7 +5,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -15,7 +15,6 @@ import torch
 import zmq
 from hostile_cases import HONEST, MAD, TERMS, VALUE, Mad, Peers, Told, attacked, constant
 from links_cases import (
-    Stage,
     address_of,
     events_until,
     frames,
@@ -40,12 +39,6 @@ from fuzz_mutations import mutated
 GREETING = bytes.fromhex("ff00000000000000017f0300") + b"NULL".ljust(20, b"\0") + bytes(32)
 LEAVING = (Kind.BYE, Kind.ABORT)
 ROUNDS = 60
-
-
-@pytest.fixture
-def stage() -> Iterator[Callable[[int], Stage]]:
-    with ExitStack() as stack:
-        yield lambda n: Stage(stack, n)
 
 
 def stories(sender: int) -> list[Story]:

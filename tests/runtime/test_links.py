@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,13 +45,6 @@ from p2pfl.runtime import neighbour, sockets, wire
 from p2pfl.runtime.handshake import NeighbourGone, Terms
 from p2pfl.runtime.wire import Kind
 from p2pfl.security import curve
-
-
-@pytest.fixture
-def stage() -> Iterator[Callable[[int], Stage]]:
-    with ExitStack() as stack:
-        yield lambda n: Stage(stack, n)
-
 
 # Meeting
 

@@ -1,8 +1,6 @@
 """Models on their way between peers: broken connections, slow neighbours, phases, heartbeats."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 
 import pytest
 import torch
@@ -10,7 +8,6 @@ from links_cases import (
     MIB,
     PATIENCE,
     Message,
-    Stage,
     address_of,
     events_until,
     expect,
@@ -31,12 +28,6 @@ from p2pfl.runtime.chunks import Outgoing
 from p2pfl.runtime.links import MANY, Links
 from p2pfl.runtime.sockets import Listener
 from p2pfl.runtime.wire import MOST_CREDIT, Kind
-
-
-@pytest.fixture
-def stage() -> Iterator[Callable[[int], Stage]]:
-    with ExitStack() as stack:
-        yield lambda n: Stage(stack, n)
 
 
 def noise(*to: int, round: int = 0, d: int = 8 * MIB) -> Send:
