@@ -106,6 +106,7 @@ def test_the_commands_of_the_unit(unit):
     assert peer["keys"] == keys["keys"]
     assert keys["if_missing"]
     assert service["RestartPreventExitStatus"] == "2"
+    assert service["SuccessExitStatus"] == "143"
 
 
 def test_systemd_accepts_the_unit_and_finds_it_confined(unit):

@@ -2,10 +2,13 @@
 
 import msgpack
 import pytest
+from links_cases import TERMS, meet
 
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.runtime import finding, wire
+from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.finding import ENTRY, MOST_ADDRESS, MOST_TOLD, Book
+from p2pfl.runtime.links import Links
 
 
 def address(number: int) -> str:
@@ -84,3 +87,21 @@ def test_addresses_survive_the_journey():
 def test_what_is_no_book_is_refused(frames: list[memoryview], why: str):
     with pytest.raises(RemoteProtocolError, match=why):
         finding.unpack(frames)
+
+
+def test_nobody_is_asked_any_more_once_all_have_met():
+    """What a contact says later would wake a loop that does not read it, for ever."""
+    ends = [Endpoint("tcp://127.0.0.1:*", 2) for _ in range(2)]
+    books = [Book(2, {me: end.listener.address}) for me, end in enumerate(ends)]
+    where = (0, ends[0].listener.address)
+    asking = finding.ask(ends[1], where, 1, books[1], TERMS.run)
+    peers = [
+        Links(me, end, [1 - me], TERMS, book, asking if me else None)
+        for me, (end, book) in enumerate(zip(ends, books, strict=True))
+    ]
+    try:
+        meet(*peers)
+        assert len(ends[1]._links) == 1
+    finally:
+        for links in peers:
+            links.close("the test is over", 0)
