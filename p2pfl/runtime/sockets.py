@@ -127,10 +127,9 @@ class Listener:
     def read(self) -> Iterator[Mail]:
         """Yield what has come."""
         for _ in range(MOST_AT_ONCE):
-            try:
-                frame = self.socket.recv(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
+            if not _is_readable(self.socket):
                 return
+            frame = self.socket.recv(copy=False)
             key, descriptor = sender_key(frame), _descriptor(frame)
             frames = _receive(self.socket) if frame.more else []
             self._gate.taken(descriptor, sum(map(len, frames)), key)
@@ -228,10 +227,9 @@ class Link:
     def read(self) -> Iterator[list[memoryview]]:
         """Yield the messages that have come back."""
         for _ in range(FEW_AT_ONCE):
-            try:
-                frame = self.socket.recv(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
+            if not _is_readable(self.socket):  # an exception takes longer
                 return
+            frame = self.socket.recv(copy=False)
             frames = [frame.buffer, *(_receive(self.socket) if frame.more else [])]
             # What has been taken in does not count as piled up.
             self._gate.taken(_descriptor(frame), sum(map(len, frames)))
@@ -320,6 +318,10 @@ def _descriptor(frame: zmq.Frame) -> int:
         return int(frame.get(SOURCE))
     except zmq.ZMQError:  # who speaks an old version of ZeroMQ's protocol has none: it piles up
         return -1
+
+
+def _is_readable(socket: zmq.Socket[bytes]) -> bool:
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
 def _receive(socket: zmq.Socket[bytes]) -> list[memoryview]:
