@@ -38,8 +38,8 @@ from p2pfl.runtime.wire import MOST_REASON, Header, Kind
 # A link that broke is dialled again by ZeroMQ; if that has not helped after so many seconds,
 # the peer behind it is taken for dead.
 GRACE = 1.0
-# What may wait for one neighbour to ask for it.
 KEPT = 1 << 28  # bytes of memory for models that are kept to be used again
+# What may wait for one neighbour to ask for it.
 MANY, PLENTY = 8, 1 << 26  # messages of any size; bytes
 POLL = 20  # milliseconds between two looks at what wakes no poller
 
@@ -80,7 +80,6 @@ class Links:
         self._handshake, self._neighbours = self._meeting.handshake, self._meeting.neighbours
         self._phase, self._replaceable, self._room = -1, True, MANY
         self.pool, self._quota = Pool(KEPT), Quota()
-        self._early: list[Mail] = []  # goodbyes of peers that met everybody before we did
         self._meeting.find()
 
     def inproc(self, name: str) -> zmq.Socket[bytes]:
@@ -245,8 +244,7 @@ class Links:
 
     def _read(self) -> None:
         """Read what has come in from those who dialled us."""
-        mails, self._early = [*self._early, *self._listener.read()], []
-        for mail in mails:
+        for mail in self._listener.read():
             sender = self._handshake.sender(mail.connection)
             try:
                 if not self._quota.spend(mail.connection):
@@ -278,8 +276,6 @@ class Links:
         one = self._neighbours.get(sender)
         if header.kind is Kind.ABORT and not self._is_too_late(one):
             self._meeting.called_off(mail, header, wire.pack(self._about(Kind.BYE)))
-        elif header.kind is Kind.BYE and not self._handshake.done:
-            self._early.append(mail)
         elif one:
             one.hear(mail.connection, header, self._about(Kind.PONG))
         elif header.kind is Kind.BYE:
