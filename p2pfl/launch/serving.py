@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from p2pfl.algorithms import average
 from p2pfl.data.shards import Federation
 from p2pfl.data.statistics import Affine, in_two_passes
-from p2pfl.errors import LocalProtocolError, P2pflError, RunError, UserError
+from p2pfl.errors import P2pflError, RunError, UserError
 from p2pfl.experiment.experiment import Experiment
-from p2pfl.learning.evaluation import Scores
-from p2pfl.learning.task import ModelTask, Task, per_node
-from p2pfl.peer.rounds import Pace
+from p2pfl.launch.averaging import Averaging, Interrupted
+from p2pfl.learning.task import ModelTask, per_node
 from p2pfl.runtime import finding
 from p2pfl.runtime.discovery import Discovery
 from p2pfl.runtime.endpoint import Endpoint, Keyring
@@ -26,16 +23,8 @@ from p2pfl.runtime.finding import Book, Finder
 from p2pfl.runtime.handshake import Terms
 from p2pfl.runtime.links import Links
 from p2pfl.runtime.serve import OnRow, Server
-from p2pfl.runtime.setup import Ending, Setup
-from p2pfl.topology.mixing import metropolis, push
-from p2pfl.topology.spectral import rounds_to
+from p2pfl.runtime.setup import Ending
 
-AGREED = 1e-13  # how far statistics may still differ between peers, as a part of their spread
-# That is rounding where nodes differ by the mean itself; a third more rounds bring its last digits,
-# so that all take the second moments around the same point.
-MORE = 4 / 3
-MOST_ROUNDS = 10_000
-LEAST_PATIENCE = 1.0  # seconds to wait for statistics, however short the wait for the others
 FAILED_LINGER = 1.0  # seconds for a goodbye in a hurry
 
 
@@ -92,10 +81,6 @@ class Served:
     links: Mapping[str, Any] = field(default_factory=dict)
 
 
-class _Interrupted(Exception):
-    """The peer was asked to end before training."""
-
-
 def serve(
     experiment: Experiment,
     post: Post,
@@ -130,7 +115,7 @@ def serve(
     try:
         try:
             affine = _prepare(experiment, federation, links, post, go_on, on_phase)
-        except (RunError, _Interrupted):
+        except (RunError, Interrupted):
             if go_on():
                 raise
             reason = "interrupted"  # who ends at the same time, for the same reason, is no failure
@@ -161,13 +146,13 @@ def _prepare(
     """Meet the neighbours; return the constants of this node's features, ``[1, f]``, or None."""
     on_phase("meeting")
     if not links.meet(post.join_timeout, go_on):
-        raise _Interrupted
+        raise Interrupted
     if experiment.standardise == "none" or federation.numeric is None:
         return None
     average = _alone
     if experiment.standardise == "pooled":
         on_phase("averaging statistics")
-        average = _Averaging(experiment, links, post, go_on)
+        average = Averaging(experiment, links, post.node, post.join_timeout, go_on)
     return in_two_passes(federation.train, federation.numeric, average, experiment.exact)
 
 
@@ -241,79 +226,3 @@ def _minding(links: Links, post: Post, go_on: Callable[[], bool]) -> Callable[[]
 
 def _alone(moments: Tensor) -> Tensor:
     return moments
-
-
-class _Averaging:
-    """Averages over the network, ``[1, k, f] -> [1, k, f]``, up to a common factor.
-
-    Each call is a phase of its own. A neighbour lost or too late is an error: peers would
-    standardise by different constants, and nobody would notice.
-    """
-
-    def __init__(
-        self, experiment: Experiment, links: Links, post: Post, go_on: Callable[[], bool]
-    ) -> None:
-        self._links, self._node, self._go_on = links, post.node, go_on
-        self._topology = experiment.topology
-        self._mixing = metropolis() if self._topology.is_symmetric else push()
-        try:
-            rounds = math.ceil(MORE * rounds_to(self._topology, self._mixing, AGREED))
-        except ValueError as error:
-            raise UserError(f"preprocess.standardise = 'pooled': {error}") from error
-        if rounds > MOST_ROUNDS:
-            raise UserError(
-                f"preprocess.standardise = 'pooled' takes {rounds} rounds on this topology:"
-                " take a denser one, or standardise = 'own'"
-            )
-        patience = max(post.join_timeout, LEAST_PATIENCE)
-        self._pace = Pace(rounds, steps=0, patience=patience, evaluate_every=max(rounds, 1))
-        self._phase = 0
-
-    def __call__(self, moments: Tensor) -> Tensor:
-        task = _Vectors(moments.flatten(1))
-        none = torch.zeros(1, dtype=torch.int64)
-        setup = Setup(
-            average(),
-            task,
-            self._topology,
-            self._mixing,
-            self._pace,
-            lambda nodes: none,
-            _no_matrix,
-        )
-        server = Server(setup, self._node, self._links, self._phase, strict=True)
-        self._phase += 1
-        try:
-            ending = server.run(lambda row, mark: None, self._go_on)
-        except RunError as error:
-            raise type(error)(f"{error} while statistics were averaged") from error
-        if ending.reason == "interrupted":
-            raise _Interrupted
-        return ending.params.reshape(moments.shape)
-
-
-def _no_matrix(round: int) -> Tensor:
-    raise LocalProtocolError("a peer works out its own line of the matrix")
-
-
-class _Vectors(Task):
-    """A task without learning: every node starts from a vector of its own."""
-
-    def __init__(self, vector: Tensor) -> None:
-        self._vector = vector
-
-    @property
-    def d(self) -> int:
-        return self._vector.shape[1]
-
-    def init(self, nodes: Tensor) -> Tensor:
-        return self._vector.clone()
-
-    def examples(self, nodes: Tensor) -> Tensor:
-        return torch.ones_like(nodes)
-
-    def grad(self, params: Tensor, nodes: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        return params.new_zeros(len(params)), torch.zeros_like(params)
-
-    def evaluate(self, params: Tensor, nodes: Tensor) -> Scores:
-        return Scores(*params.new_full((2, len(params)), math.nan))
