@@ -6,7 +6,6 @@ checked without the data, so a mistake is found before anything has started.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -27,7 +26,7 @@ from p2pfl.data.statistics import Affine, in_two_passes
 from p2pfl.errors import UserError
 from p2pfl.experiment.building import build_model, check_complete
 from p2pfl.experiment.config import Section, Value, parse_spec, read
-from p2pfl.experiment.files import change, find, located, shipped
+from p2pfl.experiment.files import change, find, load_toml, located, shipped
 from p2pfl.experiment.nodes import as_topology, count_nodes
 from p2pfl.experiment.pairing import Pairing, check_pairing, default_mixing, remarks
 from p2pfl.experiment.sections import (
@@ -88,12 +87,7 @@ class Experiment:
             UserError: the file is missing, is not TOML, or describes what cannot be.
         """
         found = find(path)
-        try:
-            tables = tomllib.loads(found.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{found} is not valid TOML: {error}") from error
-        except OSError as error:
-            raise UserError(f"{found} cannot be read: {error.strerror}") from error
+        tables = load_toml(found)
         tables.setdefault("name", found.stem)
         # What ships with the package finds the user's data where the user is.
         base = Path.cwd() if found in shipped().values() else found.parent

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from p2pfl.errors import UserError
 from p2pfl.experiment.config import Value, parse_spec, parse_value
@@ -23,6 +25,20 @@ def find(path: str | Path) -> Path:
             + ", ".join(names)
         )
     return names[str(path)]
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Return the tables of a file.
+
+    Raises:
+        UserError: it is missing, or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def shipped() -> dict[str, Path]:

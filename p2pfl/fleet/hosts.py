@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,6 +10,7 @@ from typing import Any
 
 from p2pfl.errors import UserError
 from p2pfl.experiment.config import Kind, read
+from p2pfl.experiment.files import load_toml
 from p2pfl.security.roster import check_entries
 
 
@@ -116,12 +116,7 @@ def read_hosts(path: Path) -> Fleet:
     Raises:
         UserError: the file is missing or no TOML, or something in it cannot be.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    tables = load_toml(path)
     try:
         return _checked(tables)
     except UserError as error:

@@ -156,8 +156,6 @@ class Inflow:
 
     def owed(self) -> int:
         """Return how much credit to give now: none until it is worth a message."""
-        if 2 * self._given > self._expected.window:
-            return 0
         last = self._arriving
         self._streams = [s for s in self._streams if s.held or s.error or s is last]
         room = self._expected.window - sum(one.held for one in self._streams)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 from p2pfl.errors import UserError
 from p2pfl.experiment.config import Kind, Value, read
-from p2pfl.experiment.files import find, shipped
+from p2pfl.experiment.files import find, load_toml, shipped
 from p2pfl.launch.books import On
 from p2pfl.sweep.values import flatten, inline
 
@@ -85,12 +84,7 @@ def read_plan(source: str | Path | Mapping[str, Value]) -> Plan:
     if isinstance(source, Mapping):
         return _checked(source, Path.cwd(), "sweep")
     path = Path(source)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    tables = load_toml(path)
     return _checked(tables, path.resolve().parent, path.stem)
 
 

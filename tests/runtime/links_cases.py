@@ -31,6 +31,24 @@ ANYWHERE = "tcp://127.0.0.1:*"
 MIB = 1 << 18  # numbers of single precision in one chunk
 
 
+@contextmanager
+def chunks_of(size: int) -> Iterator[None]:
+    """Let chunks be of so many bytes."""
+    usual = wire.CHUNK
+    wire.CHUNK = size
+    _forget()
+    try:
+        yield
+    finally:
+        wire.CHUNK = usual
+        _forget()
+
+
+def _forget() -> None:
+    for cached in (chunks.layout, wire.model_size):
+        cached.cache_clear()
+
+
 class Message(NamedTuple):
     values: torch.Tensor
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from links_cases import chunks_of
 
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.peer.events import Received, Send
@@ -40,17 +41,10 @@ def message(k: int = 3, dtype: torch.dtype = torch.float32) -> Message:
 
 
 @pytest.fixture
-def tiny_chunks(monkeypatch) -> Iterator[None]:
+def tiny_chunks() -> Iterator[None]:
     """Chunks of 30 bytes, which cut numbers in two."""
-    monkeypatch.setattr(wire, "CHUNK", 30)
-    forget()
-    yield
-    forget()
-
-
-def forget() -> None:
-    for cached in (chunks.layout, wire.model_size):
-        cached.cache_clear()
+    with chunks_of(30):
+        yield
 
 
 def travel(outgoing: Outgoing, schema: chunks.Schema) -> Received:
@@ -184,11 +178,8 @@ def test_the_size_reckoned_is_that_of_the_frames(sender: int, round: int, degree
 @given(st.integers(0, 12_000))
 def test_the_size_reckoned_is_that_of_the_frames_of_many_chunks(payload: int):
     """With more chunks than 7 and 8 bits can number."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wire, "CHUNK", 30)
-        forget()
+    with chunks_of(30):
         assert_size(One(torch.zeros(1, payload, dtype=torch.uint8)), 3, 7, 2)
-    forget()
 
 
 def assert_size(sent: tuple[torch.Tensor, ...], sender: int, round: int, degree: int) -> None:

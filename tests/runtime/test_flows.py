@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import hypothesis.strategies as st
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from links_cases import chunks_of
 
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.runtime import chunks, flows, wire
@@ -26,16 +28,9 @@ class Message(NamedTuple):
 
 
 @pytest.fixture(autouse=True)
-def tiny_chunks(monkeypatch) -> Iterator[None]:
-    monkeypatch.setattr(wire, "CHUNK", CHUNK)
-    forget()
-    yield
-    forget()
-
-
-def forget() -> None:
-    for cached in (chunks.layout, wire.model_size):
-        cached.cache_clear()
+def tiny_chunks() -> Iterator[None]:
+    with chunks_of(CHUNK):
+        yield
 
 
 def message(round: int, d: int) -> Message:
@@ -281,9 +276,8 @@ class Connection(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(wire, "CHUNK", CHUNK)
-        forget()
+        self.stack = ExitStack()
+        self.stack.enter_context(chunks_of(CHUNK))
         self.outflow, self.inflow = Outflow(), inflow()
         self.asking: deque[Header] = deque()
         self.wires = Wires()
@@ -390,8 +384,7 @@ class Connection(RuleBasedStateMachine):
             assert self.due.keys() <= set(self.received)
             assert self.outflow.waiting == 0
         finally:
-            self.patch.undo()
-            forget()
+            self.stack.close()
 
 
 class Replacing(Connection):

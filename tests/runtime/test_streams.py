@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from links_cases import Stage, meet
+from links_cases import Stage, chunks_of, meet
 from runtime_cases import STEPS, make, simulated
 from test_serve import SOON, everybody
 from torch import Tensor
@@ -44,13 +44,9 @@ LINGER = 3.0  # seconds
 @pytest.fixture
 def small_chunks(monkeypatch) -> Iterator[None]:
     """Chunks of a few hundred numbers, and room for a few of them only."""
-    monkeypatch.setattr(wire, "CHUNK", 4096)
     monkeypatch.setattr(flows, "BUDGET", 3 * 4096)
-    for cached in (chunks.layout, wire.model_size):
-        cached.cache_clear()
-    yield
-    for cached in (chunks.layout, wire.model_size):
-        cached.cache_clear()
+    with chunks_of(4096):
+        yield
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -349,7 +345,7 @@ HUB = """
 import resource, sys
 import torch
 torch.set_num_threads(1)
-from links_cases import make_links
+from links_cases import chunks_of,  make_links
 from p2pfl.algorithms import dpsgd
 from p2pfl.learning.evaluation import Scores
 from p2pfl.learning.optim import sgd
