@@ -72,7 +72,7 @@ class Stream(Incoming):
         self.held, self.error = 0, ""
         self._chunks: deque[memoryview] = deque()
         self._small: dict[int, Tensor] = {}
-        self._taken, self._ended = 0, False
+        self._ended = False
         self.device = torch.device("cpu")
 
     def numel(self) -> int:
