@@ -93,7 +93,8 @@ def follow(folder: str, at: dict[str, int], wait: bool, log: bool = False) -> No
         if time.monotonic() > heard + BEAT:
             heard = time.monotonic()
             _say({})
-        time.sleep(POLL if tails else 0)
+        if tails:
+            time.sleep(POLL)  # nothing tells that a file has grown
 
 
 class Tail:
@@ -138,7 +139,7 @@ def stop(folder: str, nodes: list[int], grace: float = GRACE) -> dict[str, Any]:
         _signal(place, signal.SIGCONT)  # a stopped process cannot hear
     deadline = time.monotonic() + grace
     while any(map(pid, places)) and time.monotonic() < deadline:
-        time.sleep(POLL)
+        time.sleep(POLL)  # they are nobody's children here, so there is nothing to wait on
     killed = [node for node, place in zip(nodes, places, strict=True) if pid(place)]
     for place in places:
         _signal(place, signal.SIGKILL)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from p2pfl.errors import UserError
 from p2pfl.launch.serving import Post
+from p2pfl.runtime.addresses import is_loopback
 from p2pfl.runtime.endpoint import Keyring
-from p2pfl.runtime.sockets import is_loopback
 from p2pfl.security.keys import KeyPair, default_path, read_keys
 from p2pfl.security.roster import Roster, read_roster
 

@@ -17,6 +17,7 @@ from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch.averaging import Averaging, Interrupted
 from p2pfl.learning.task import ModelTask, per_node
 from p2pfl.runtime import finding
+from p2pfl.runtime.addresses import is_wildcard
 from p2pfl.runtime.discovery import Discovery
 from p2pfl.runtime.endpoint import Endpoint, Keyring
 from p2pfl.runtime.finding import Book, Finder
@@ -169,13 +170,13 @@ def open_links(experiment: Experiment, post: Post, terms: Terms) -> Links:
         UserError: an address or a key is missing, or cannot be used.
         RunError: an address is taken, or strangers could come in.
     """
-    neighbours = _neighbours(experiment, post.node)
+    neighbours = set[int]().union(*experiment.topology.contacts(post.node))
     if post.keyring and (keyless := sorted({post.node, *neighbours} - post.keyring.of.keys())):
         raise UserError(f"peer {post.node}: peers {keyless} have no key listed, or are revoked")
     mine = post.addresses.get(post.node, post.bind)
     book = Book(experiment.nodes, {**post.addresses, post.node: mine})
     searching = post.contact is not None or post.discover
-    if searching and _is_wildcard(mine):
+    if searching and is_wildcard(mine):
         raise UserError(f"others cannot dial {mine}: give an address of this machine")
     missing = sorted(neighbours - post.addresses.keys())
     if missing and not searching:
@@ -195,22 +196,6 @@ def open_links(experiment: Experiment, post: Post, terms: Terms) -> Links:
             finder.close()
         endpoint.close()
         raise
-
-
-def _neighbours(experiment: Experiment, node: int) -> set[int]:
-    """Return everybody a peer ever talks to."""
-    topology = experiment.topology
-    if topology.period is None:  # it never repeats: anybody may come
-        return set(range(experiment.nodes)) - {node}
-    ids: set[int] = set()
-    for round in range(topology.period):
-        ids.update(*topology.view(node, round))
-    return ids
-
-
-def _is_wildcard(address: str) -> bool:
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
-    return host in ("*", "0.0.0.0", "[::]") or port == "*"
 
 
 def _minding(links: Links, post: Post, go_on: Callable[[], bool]) -> Callable[[], bool]:

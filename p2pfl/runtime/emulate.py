@@ -199,15 +199,9 @@ class Emulator:
                 self._stopped[peer] = reason
                 self._batch.forget(peer)  # what was for a round that there will not be
                 self._rounds.leave(peer)
-                self._notify_loss(peer, self._linked(peer), self.network.latency)
-
-    def _linked(self, peer: PeerId) -> list[PeerId]:
-        """Return to whom a peer sends in any round."""
-        topology = self.setup.topology
-        if topology.period is None:
-            return [other for other in self.peers if other != peer]
-        rounds = range(topology.period)
-        return sorted({to for round in rounds for to in topology.view(peer, round)[0]})
+                self._notify_loss(
+                    peer, sorted(self.setup.topology.contacts(peer)[0]), self.network.latency
+                )
 
     def _report(self, peer: PeerId, report: Report, last: bool) -> None:
         self.missed += len(report.missed)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import zmq
 
-from p2pfl.errors import RunError, UserError
+from p2pfl.errors import UserError
 from p2pfl.peer.events import PeerId
-from p2pfl.runtime.sockets import Dialling, Frames, Link, Listener, is_loopback, new_context
+from p2pfl.runtime.addresses import is_loopback
+from p2pfl.runtime.sockets import Dialling, Frames, Link, Listener, new_context
 from p2pfl.security.gate import Gate
 from p2pfl.security.keys import KeyPair
 from p2pfl.security.selftest import check_listener
@@ -52,25 +54,21 @@ class Endpoint:
         insecure: bool = False,
     ) -> None:
         self.keyring, self.poller, self._insecure = keyring, zmq.Poller(), insecure
-        self.context = new_context(links)
-        most = {"most": 2 * links + 64, "strangers": max(64, links)}
-        self.gate = Gate(self.context, keyring.of.values() if keyring else (), **most)
         self._links: dict[int, Link] = {}
         self._dialled = 0
-        own = keyring.own if keyring else None
-        try:
+        own, allowed = (keyring.own, keyring.of.values()) if keyring else (None, ())
+        with ExitStack() as undo:
+            self.context = new_context(links)
+            undo.callback(self.context.destroy)
+            most = {"most": 2 * links + 64, "strangers": max(64, links)}
+            self.gate = Gate(self.context, allowed, **most)
+            undo.callback(self.gate.close)
             self.listener = Listener(self.context, self.gate, bind, own, descriptor)
-        except (UserError, RunError):
-            self.gate.close()
-            self.context.destroy()
-            raise
-        if own:
-            try:
+            undo.callback(self.listener.socket.close)
+            if own:
                 check_listener(self.listener.address, own.public)
                 self.gate.forgive()
-            except RunError:
-                self.close()
-                raise
+            undo.pop_all()
         self.poller.register(self.listener.socket, zmq.POLLIN)
         self.poller.register(self.gate.fileno(), zmq.POLLIN)
 

@@ -80,6 +80,7 @@ class Links:
         self._handshake, self._neighbours = self._meeting.handshake, self._meeting.neighbours
         self._phase, self._replaceable, self._room = -1, True, MANY
         self.pool, self._quota = Pool(KEPT), Quota()
+        self._leaving = False
         self._meeting.find()
 
     def inproc(self, name: str) -> zmq.Socket[bytes]:
@@ -219,7 +220,7 @@ class Links:
         kind = Kind.BYE if self._handshake.done else Kind.ABORT
         for one in self._neighbours.values():
             one.say_goodbye(self._about(kind), reason.encode()[:MOST_REASON])
-        deadline = time.monotonic() + linger
+        self._leaving, deadline = True, time.monotonic() + linger
         try:
             while self._has_listeners() and time.monotonic() < deadline:
                 with contextlib.suppress(NeighbourGone):
@@ -331,7 +332,7 @@ class Links:
         """Take leave of those who have said goodbye and have nothing more on its way."""
         left = []
         for peer, one in list(self._neighbours.items()):
-            if connection := one.has_left():
+            if connection := one.has_left(self._leaving):
                 self._meeting.drop(peer)
                 self._listener.answer(connection, wire.pack(self._about(Kind.BYE)))
                 left.append(PeerDown(peer))

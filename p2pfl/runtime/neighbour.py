@@ -109,12 +109,15 @@ class Neighbour:
         phase, round = self.outflow.last or (0, -1)
         self.link.unsent.append([wire.pack(about._replace(phase=phase, round=round + 1)), reason])
 
-    def has_left(self) -> bytes | None:
-        """Return the connection on which to answer a goodbye, once nothing is under way."""
+    def has_left(self, leaving: bool) -> bytes | None:
+        """Return the connection on which to answer a goodbye, once nothing is under way.
+
+        Who is leaving as well has no use for what is.
+        """
         if self._goodbye is None:
             return None
         connection, last = self._goodbye
-        return connection if last[1] < 0 or self.inflow.has(last) else None
+        return connection if leaving or last[1] < 0 or self.inflow.has(last) else None
 
     def is_lost(self, grace: float, room: int) -> bool:
         """Say whether to give it up.

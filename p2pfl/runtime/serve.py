@@ -162,7 +162,8 @@ class Server:
     def _receive(self, state: Later, inbox: Inbox[Any]) -> Later:
         """Put off an exchange until the worker gets to it."""
         self.links.begin(row for field in inbox.heard for row in field if isinstance(row, Stream))
-        if isinstance(inbox, Letters) and self._device == CPU:
+        # Streams take memory for what comes of them by themselves.
+        if self._news is None and isinstance(inbox, Letters) and self._device == CPU:
             params = self.setup.task.init(self._nodes[:0])
             inbox.into.append(self.links.pool.empty((1, params.shape[1]), wide(params)))
         return Later(self._algorithm, state.now(), inbox)

@@ -6,8 +6,6 @@ reading must not fill our memory, and neither must a stranger.
 
 from __future__ import annotations
 
-import errno
-import ipaddress
 import math
 import resource
 import time
@@ -15,11 +13,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import zmq
 
 from p2pfl.errors import RunError, UserError
+from p2pfl.runtime.addresses import check_port, is_loopback
 from p2pfl.runtime.wire import CHUNK, MOST_CREDIT
 from p2pfl.security.curve import HANDSHAKE, LARGEST, secure_dialler, secure_listener, sender_key
 from p2pfl.security.gate import Gate
@@ -111,7 +109,7 @@ class Listener:
         if descriptor is not None:
             self.socket.setsockopt(zmq.USE_FD, descriptor)
         try:
-            _check(address)
+            check_port(address)
             self.socket.bind(address)
         except zmq.ZMQError as error:
             self.socket.close(0)
@@ -206,7 +204,7 @@ class Link:
         try:
             if to.own:
                 secure_dialler(self.socket, to.own, to.theirs)
-            _check(to.address)
+            check_port(to.address)
             self.socket.connect(to.address)
         except zmq.ZMQError as error:
             self.close()
@@ -288,29 +286,11 @@ def _opening() -> Iterator[None]:
         raise RunError(f"too many links: {error.strerror} (see `ulimit -n`)") from error
 
 
-def is_loopback(address: str) -> bool:
-    """Say whether an address cannot be reached from beyond this machine."""
-    parts = urlsplit(address)
-    if parts.scheme in ("ipc", "inproc") or parts.hostname == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return False
-
-
 def _common(socket: zmq.Socket[bytes], address: str) -> None:
     """Set what both kinds of socket need."""
     # Else the kernel goes on for a quarter of an hour with a machine that has lost its cable.
     socket.setsockopt(zmq.TCP_MAXRT, OUT_OF_REACH)
     socket.setsockopt(zmq.IPV6, int("[" in address))
-
-
-def _check(address: str) -> None:
-    """Refuse a port that ZeroMQ would take for another: 70000 is 4464 to it."""
-    port = address.rpartition(":")[2]
-    if address.startswith("tcp://") and port.isdecimal() and not 0 < int(port) < 2**16:
-        raise zmq.ZMQError(errno.EINVAL, f"there is no port {port}")
 
 
 def _descriptor(frame: zmq.Frame) -> int:

@@ -7,6 +7,7 @@ works however busy the rest of the process is.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import select
@@ -37,6 +38,9 @@ _FAILED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _FAILED |= zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _WATCHED = _OPENED | _FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED
 _WATCHED |= zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED
+
+
+_NUMBERS = itertools.count()
 
 
 class News(NamedTuple):
@@ -112,7 +116,8 @@ class Gate:
                 honest messages that lie unread can come to, RCVHWM times their size. Without any
                 message a connection lasts until its heartbeats add up to so much.
         """
-        monitor = socket.get_monitor_socket(_WATCHED)
+        # By default it is called after the socket's descriptor, which one just closed may have had.
+        monitor = socket.get_monitor_socket(_WATCHED, f"inproc://p2pfl-monitor-{next(_NUMBERS)}")
         self._order(_Watched(monitor, _descriptor(monitor), link, allowance))
 
     def allow(self, keys: Iterable[str]) -> None:

@@ -71,6 +71,14 @@ class Topology:
     period: int | None
     name: str = ""
 
+    def contacts(self, node: int) -> tuple[set[int], set[int]]:
+        """Return to whom a node ever sends, and whom it ever hears."""
+        if self.period is None:  # it never repeats: anybody may come
+            others = set(range(self.n)) - {node}
+            return others, others
+        views = [self.view(node, round) for round in range(self.period)]
+        return {to for view in views for to in view[0]}, {of for view in views for of in view[1]}
+
     def view(self, node: int, round: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return to whom a node sends in a round and whom it hears, both in ascending order."""
         neighbours = self._neighbours(round % self.period if self.period else round)

@@ -147,3 +147,13 @@ def test_ten_thousand_nodes():
     topology = static(torus_graph(10_000))
     assert topology.view(9_999, 12) == ((99, 9_899, 9_900, 9_998),) * 2
     assert 100 <= topology.reach() <= 200
+
+
+def test_contacts_are_those_of_all_rounds():
+    ring = static(nx.DiGraph([(0, 1), (1, 2), (2, 0)]))
+    assert ring.contacts(0) == ({1}, {2})
+    one = torch.ones(1, dtype=torch.int64)
+    turns = Topology(3, lambda k: links_between(3, k % 3 * one, (k + 1) % 3 * one), 3, "turns")
+    assert turns.contacts(1) == ({2}, {0})
+    drawn = Topology(4, turns.links, None, "drawn")
+    assert drawn.contacts(3) == ({0, 1, 2}, {0, 1, 2})
