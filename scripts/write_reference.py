@@ -53,6 +53,11 @@ INTRODUCTIONS = {
     "model": "What is trained.",
     "training": "How a peer trains.",
     "optimiser": "How gradients become steps.",
+    "membership": "How peers find out who is there; see membership.md.",
+    "churn": "What happens to peers and links while the run goes on; see churn.md. Times are seconds,"
+    ' or texts such as `"2m"`.',
+    "checkpoint": "When a run writes down what it needs to go on after it was killed; see"
+    " checkpoints.md.",
     "algorithm": "What is exchanged, and what is made of it.",
     "topology": 'Who talks to whom. A path stands for `{ name = "file", path = ... }`.',
     "mixing": "How much a receiver takes of a sender; the default follows from the algorithm.",

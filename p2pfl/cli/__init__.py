@@ -10,7 +10,7 @@ import sys
 import typer
 from rich.console import Console
 
-from p2pfl.cli import keys
+from p2pfl.cli import churn, keys
 from p2pfl.cli.fleet import down, logs, status, up
 from p2pfl.cli.peer import peer
 from p2pfl.cli.predict import predict
@@ -43,6 +43,10 @@ app.add_typer(topology, name="topology")
 partition = typer.Typer(help="Look at partitions.", no_args_is_help=True, rich_markup_mode=None)
 partition.command("show")(partition_show)
 app.add_typer(partition, name="partition")
+
+churning = typer.Typer(help="Look at churn scripts.", no_args_is_help=True, rich_markup_mode=None)
+churning.command("show")(churn.show)
+app.add_typer(churning, name="churn")
 
 keyring = typer.Typer(
     help="Keys, and whose are allowed.", no_args_is_help=True, rich_markup_mode=None

@@ -15,15 +15,17 @@ from p2pfl.cli.live import LiveView
 from p2pfl.cli.options import (
     DataOption,
     DeviceOption,
-    ExperimentArgument,
     Format,
     SeedOption,
     SetOption,
     changes,
 )
-from p2pfl.errors import RunError
+from p2pfl.errors import RunError, UserError
 
 if TYPE_CHECKING:
+    from p2pfl.experiment.experiment import Experiment
+    from p2pfl.launch.books import On as RunsOn
+    from p2pfl.launch.session import Place
     from p2pfl.results.runs import Result
 
 
@@ -36,16 +38,27 @@ class On(StrEnum):
 
 
 def run(  # noqa: PLR0913 - every parameter is an option of the command
-    experiment: ExperimentArgument,
+    experiment: Annotated[
+        str | None,
+        typer.Argument(metavar="EXPERIMENT", help="A .toml file, or the name of a shipped one."),
+    ] = None,
     on: Annotated[
-        On,
+        On | None,
         typer.Option(
-            help="simulate: all nodes in one block; emulate: under a virtual clock and a"
-            " modelled network; local: a real process for each peer, on this machine."
+            help="simulate (the default): all nodes in one block; emulate: under a virtual clock"
+            " and a modelled network; local: a real process for each peer, on this machine."
         ),
-    ] = On.simulate,
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run folder; default: a new one.")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Instead of EXPERIMENT: go on with the run in this folder, from its newest"
+            " checkpoint. Only pace.rounds, pace.seconds, output and checkpoint may be changed.",
+        ),
     ] = None,
     set_: SetOption = None,
     seed: SeedOption = None,
@@ -64,30 +77,58 @@ def run(  # noqa: PLR0913 - every parameter is an option of the command
 
     Example:  p2pfl run digits --on local --set pace.rounds=10 --seed 1
     """
-    from p2pfl.experiment.experiment import Experiment
     from p2pfl.launch.books import Watch, Where
     from p2pfl.launch.joining import joined
-    from p2pfl.launch.session import Place, run_checked
+    from p2pfl.launch.session import run_checked
 
     # Whoever ends us politely gets what Ctrl-C gets: peers that are ended, and a valid folder.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        with joined(on.value, device) as ranks:
-            checked, first = Experiment.load(experiment, changes(set_, seed)), ranks.rank == 0
+        with joined((on or On.simulate).value, device) as ranks:
+            asked, first = (experiment, resume, on, out), ranks.rank == 0
+            checked, runs_on, place = _what(*asked, changes(set_, seed))
             for note in checked.notes if first and not quiet else []:
                 console.print(f"note: {note}", markup=False)
-            place = Place(out) if out else Place(Path(checked.output.dir), make=True)
-            title = f"{checked.name} on {on.value}"
+            title = f"{checked.name} on {runs_on}"
             with LiveView(checked.nodes, checked.rounds, title, quiet or not first) as view:
-                watch = Watch(view.rows, view.phase, view.note if verbose else lambda text: None)
+                tell = view.note if verbose else lambda text: None
+                watch = Watch(view.rows, view.phase, tell, lambda text: view.note(f"note: {text}"))
                 where = Where(data, device, join_timeout)
-                result = run_checked(checked, on.value, place, where, watch, ranks)
+                result = run_checked(checked, runs_on, place, where, watch, ranks)
     except KeyboardInterrupt:
         console.print("p2pfl: interrupted", markup=False)
         raise typer.Exit(130) from None
     if first:
         _tell(result, format, console)
+
+
+def _what(
+    experiment: str | None,
+    resume: Path | None,
+    on: On | None,
+    out: Path | None,
+    changes: list[str],
+) -> tuple[Experiment, RunsOn, Place]:
+    """Return what is to be run, on what, and where it is written."""
+    from p2pfl.experiment.experiment import Experiment
+    from p2pfl.launch.resuming import unfinished
+    from p2pfl.launch.session import Place
+
+    if resume is not None:
+        if experiment is not None or out is not None:
+            extra = "--out" if experiment is None else experiment
+            raise UserError(
+                f"--resume {resume} takes the experiment from that folder, and writes there:"
+                f" leave out {extra}"
+            )
+        checked, runs_on = unfinished(resume, on.value if on else None, changes)
+        return checked, runs_on, Place(resume, resume=True)
+    if experiment is None:
+        raise UserError("give an EXPERIMENT, as in p2pfl run digits, or --resume DIR")
+    checked = Experiment.load(experiment, changes)
+    place = Place(out) if out else Place(Path(checked.output.dir), make=True)
+    return checked, (on or On.simulate).value, place
 
 
 def _tell(result: Result, format: Format, console: Console) -> None:

@@ -6,9 +6,9 @@ checked without the data, so a mistake is found before anything has started.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,23 @@ import tomli_w
 import torch
 from torch import Tensor
 
-from p2pfl import rng
 from p2pfl.algorithm import Algorithm
 from p2pfl.algorithms import proximal
+from p2pfl.churn.script import Script
 from p2pfl.data.dataset import Source
 from p2pfl.data.shards import Federation, federate
 from p2pfl.data.statistics import Affine, in_two_passes
 from p2pfl.errors import UserError
+from p2pfl.experiment.assembly import build_setup, measured
 from p2pfl.experiment.building import build_model, check_complete
 from p2pfl.experiment.config import Section, Value, parse_spec, read
 from p2pfl.experiment.files import change, find, load_toml, located, shipped
-from p2pfl.experiment.nodes import as_topology, count_nodes
+from p2pfl.experiment.nodes import MENDED, as_topology, count_nodes
 from p2pfl.experiment.pairing import Pairing, check_pairing, default_mixing, remarks
 from p2pfl.experiment.sections import (
     DEFAULTS,
     SECTIONS,
+    Checkpointing,
     Evaluation,
     Output,
     Rounds,
@@ -44,15 +46,14 @@ from p2pfl.learning.losses import LOSSES, Loss, default_loss
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.task import ModelTask, per_node
 from p2pfl.learning.training import local_steps
-from p2pfl.peer.gossiper import Tempo
-from p2pfl.peer.rounds import Pace
+from p2pfl.membership.timers import Timers
 from p2pfl.runtime.network import NetworkModel
 from p2pfl.runtime.setup import Setup
 from p2pfl.topology.files import Network
-from p2pfl.topology.mixing import Mixing, weights
+from p2pfl.topology.live import Overlay
+from p2pfl.topology.mixing import Mixing
 from p2pfl.topology.schedule import Topology, nobody
 
-_MEASURED = 16  # tells the lots of who is measured from other lots below the same keys
 TOP = ("name", "seed", "nodes", "base")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16")}
 
@@ -151,6 +152,33 @@ class Experiment:
     def output(self) -> Output:
         """The section ``output``."""
         return self._build("output")  # type: ignore[no-any-return]
+
+    @cached_property
+    def churn(self) -> Script | None:
+        """What happens to peers and links while it runs, if anything does."""
+        script: Script = self._build("churn", self.nodes, self.seed)
+        eventful = script.happenings or len(script.founders) < self.nodes
+        return script if eventful else None
+
+    @cached_property
+    def membership(self) -> Timers | None:
+        """The section ``membership``: how peers find out who is there; None: not by themselves."""
+        return self._build("membership")  # type: ignore[no-any-return]
+
+    @cached_property
+    def among(self) -> Callable[[tuple[int, ...]], Topology]:
+        """The topology of those who are there: the same rule among fewer, or what is left."""
+        section = self.sections["topology"]
+        if self.algorithm.needs.weights == "none" or section.name in MENDED:
+            return Overlay(self.topology, None).among
+        return Overlay(
+            self.topology, lambda k: as_topology(section.build("topology", k), section.name)
+        ).among
+
+    @property
+    def checkpoint(self) -> Checkpointing:
+        """The section ``checkpoint``."""
+        return self._build("checkpoint")  # type: ignore[no-any-return]
 
     @property
     def standardise(self) -> str:
@@ -291,48 +319,7 @@ class Experiment:
             task: of all nodes, or of one.
             pooled: what the mean model is measured on while the run goes on, if at all.
         """
-        topology, mixing, evaluation = self.topology, self.mixing, self.evaluation
-
-        @lru_cache(maxsize=topology.period or 1)
-        def matrix(round: int) -> Tensor:
-            return weights(topology.links(round), mixing).to(task.device)
-
-        pace: Pace | Tempo
-        if isinstance(self.pace, Timer):
-            period, ticks, _ = self.pace
-            pace = Tempo(period, ticks, evaluate_every=evaluation.every, seed=self.seed)
-        else:
-            width = topology.reach() if self.pace.stop else 1
-            pace = Pace(
-                self.pace.rounds,
-                patience=self.pace.patience,
-                seconds=self.pace.seconds,
-                evaluate_every=evaluation.every,
-                stop=self.pace.stop,
-                width=max(width, 1),
-                overlap=self.pace.overlap,
-            )
-        return Setup(
-            self.algorithm,
-            task,
-            topology,
-            mixing,
-            pace,
-            lambda nodes: self.local_steps(task.examples(nodes)),
-            lambda round: matrix(round % topology.period if topology.period else round),
-            self._sample,
-            pooled,
-        )
-
-    @cached_property
-    def _sample(self) -> Tensor | None:
-        """The nodes which are measured, ascending; None: all."""
-        wanted = self.evaluation.nodes
-        if isinstance(wanted, str) or wanted >= self.nodes:
-            return None
-        nodes = torch.arange(self.nodes)
-        lots = rng.uniform(rng.fold(rng.keys(self.seed, nodes), _MEASURED), 1).squeeze(1)
-        return lots.argsort()[:wanted].sort().values
+        return build_setup(self, task, pooled)
 
     def local_steps(self, examples: Tensor) -> Tensor:
         """Return the local steps in a round of nodes with so many examples, int64 ``[rows]``."""
@@ -367,7 +354,7 @@ class Experiment:
     def _check(self) -> None:
         for key in ("data", "partition", "holdout", "model", "output", "preprocess"):
             self._build(key)
-        _ = (self.network, self.evaluation)
+        _ = (self.network, self.evaluation, self.membership, self.checkpoint, self.churn)
         holdout = self.sections["holdout"].name
         if self.evaluation.on == "own" and holdout != "per_node":
             raise UserError(
@@ -375,7 +362,7 @@ class Experiment:
             )
         check_pairing(self._pairing)
         rule = None if isinstance(self.pace, Timer) else self.pace.stop
-        if rule and rule.metric.startswith("eval") and self._sample is not None:
+        if rule and rule.metric.startswith("eval") and measured(self) is not None:
             raise UserError(
                 f"pace.stop.metric = {rule.metric!r} asks what every node has reached, but"
                 f" evaluation.nodes = {self.evaluation.nodes} of {self.nodes} are measured:"

@@ -81,9 +81,12 @@ def located(key: str, value: Value, base: Path) -> Value:
     """Let relative paths of files which belong to the experiment start at its folder."""
     if key == "topology" and isinstance(value, str) and Path(value).suffix and ":" not in value:
         value = {"name": "file", "path": value}
+    if key == "churn" and isinstance(value, str):
+        is_file = value.endswith(".toml") and ":" not in value
+        value = {"name": "script", "path": value} if is_file else parse_spec(value)
     if not isinstance(value, dict):
         return value
-    if key == "topology" and isinstance(value.get("path"), str):
+    if key in ("topology", "churn") and isinstance(value.get("path"), str):
         return {**value, "path": str(base / value["path"])}
     if key == "model" and isinstance(value.get("factory"), str):
         place, colon, function = value["factory"].rpartition(":")

@@ -15,6 +15,10 @@ from p2pfl.experiment.sections import SECTIONS
 from p2pfl.topology.files import Network
 from p2pfl.topology.schedule import Topology, static
 
+# Graphs which are mended rather than made anew when somebody goes: of those that are drawn at
+# random most links would be others, and a grid of a prime number of nodes is a chain.
+MENDED = ("file", "grid", "random_regular", "erdos_renyi", "watts_strogatz", "barabasi_albert")
+
 
 def as_topology(drawn: nx.Graph | Network | Topology, name: str) -> Topology:
     """Return who talks to whom in every round; of a graph or a file, always the same."""

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import networkx as nx
 
 from p2pfl.algorithms import ALGORITHMS
+from p2pfl.churn import CHURN
 from p2pfl.data.batches import BatchSize
 from p2pfl.data.datasets import DATASETS
 from p2pfl.data.holdout import HOLDOUTS
@@ -19,6 +20,7 @@ from p2pfl.data.partition import PARTITIONERS
 from p2pfl.experiment.config import Kind
 from p2pfl.learning.models import MODELS
 from p2pfl.learning.optim import OPTIMISERS
+from p2pfl.membership.timers import Timers
 from p2pfl.peer.stopping import StopRule
 from p2pfl.runtime.network import NetworkModel
 from p2pfl.topology.files import Network, read_network
@@ -211,6 +213,83 @@ def output(dir: str = "runs", models: Literal["all", "mean", "none"] = "all") ->
     return Output(dir, models)
 
 
+def swim(  # noqa: PLR0913 - a section: every parameter is a key of the file
+    probe: float = 0.5,
+    timeout: float = 0.3,
+    indirect: int = 3,
+    suspicion_mult: int = 6,
+    suspicion_max: int = 4,
+    gossip: float = 0.1,
+    fanout: int = 3,
+    exchange: float = 10.0,
+    recontact: float = 5.0,
+    to_dead: float = 10.0,
+    tolerance: float = 0.25,
+) -> Timers:
+    """Find out who is there by asking around (SWIM with the rules of Lifeguard).
+
+    Times are seconds. The topology is then that of those who are there.
+
+    Args:
+        probe: between two probes; whoever has not answered by then is suspected.
+        timeout: until others are asked to probe it as well.
+        indirect: how many are asked.
+        suspicion_mult: a suspect has at least this many probe intervals to object, times the
+            decimal logarithm of the number of peers.
+        suspicion_max: how many times as long if nobody else suspects it.
+        gossip: between two rounds of gossip, while there is something to tell.
+        fanout: how many hear each.
+        exchange: between two exchanges of all that is known, with one peer.
+        recontact: between two attempts at somebody who is dead.
+        to_dead: for so long the dead hear gossip, which lets them object.
+        tolerance: a timer that fires later than this means that we were frozen ourselves.
+    """
+    timers = Timers(
+        probe=probe,
+        timeout=timeout,
+        indirect=indirect,
+        suspicion_mult=suspicion_mult,
+        suspicion_max=suspicion_max,
+        gossip=gossip,
+        fanout=fanout,
+        exchange=exchange,
+        recontact=recontact,
+        to_dead=to_dead,
+        tolerance=tolerance,
+    )
+    timers.check()
+    return timers
+
+
+def no_membership() -> None:
+    """Know nothing but one's own neighbours: who has fallen silent leaves a gap."""
+
+
+class Checkpointing(NamedTuple):
+    """When checkpoints are written; see `checkpoint`."""
+
+    every: int
+    seconds: float
+    keep: int
+
+
+def checkpoint(every: int = 1, seconds: float = 30.0, keep: int = 2) -> Checkpointing:
+    """Say when a run writes down all it needs to go on after it was killed.
+
+    Args:
+        every: rounds at least between two checkpoints; 0: none are written.
+        seconds: at least so long between two, and twenty times as long as the last one took.
+            0: whenever `every` says so, however long it takes.
+        keep: how many are kept, the newest.
+    """
+    for name, value, least in (("every", every, 0), ("keep", keep, 1)):
+        if value < least:
+            raise ValueError(f"{name} = {value} is below {least}")
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"seconds = {seconds} is not a finite number >= 0")
+    return Checkpointing(every, seconds, keep)
+
+
 def network(  # noqa: PLR0913 - a section: every parameter is a key of the file
     links: dict[tuple[int, int], dict[str, float]],
     speeds: dict[int, float],
@@ -276,7 +355,10 @@ SECTIONS: MappingProxyType[str, Kind] = MappingProxyType(
         "pace": Kind({"rounds": rounds, "timer": timer}, "rounds"),
         "evaluation": Kind({"": evaluation}),
         "network": Kind({"": network}, given=2),
+        "membership": Kind({"swim": swim, "none": no_membership}, "swim"),
+        "churn": Kind(CHURN, "none", given=2),
         "output": Kind({"": output}),
+        "checkpoint": Kind({"": checkpoint}),
     }
 )
 

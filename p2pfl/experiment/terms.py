@@ -11,7 +11,7 @@ from p2pfl.learning.task import ModelTask
 from p2pfl.topology.schedule import Topology
 
 # These concern one peer, or the emulator.
-PRIVATE = ("name", "base", "evaluation", "network", "output")
+PRIVATE = ("name", "base", "evaluation", "network", "output", "checkpoint")
 
 
 def terms(tables: Mapping[str, Value], topology: Topology, task: ModelTask) -> dict[str, str]:

@@ -13,7 +13,7 @@ from p2pfl.errors import LocalProtocolError, RunError, UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.learning.evaluation import Scores
 from p2pfl.learning.task import Task
-from p2pfl.peer.rounds import Pace
+from p2pfl.peer.plan import Pace
 from p2pfl.runtime.links import Links
 from p2pfl.runtime.serve import Server
 from p2pfl.runtime.setup import Setup

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,8 +18,8 @@ from p2pfl.errors import UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.experiment.sections import Timer
 from p2pfl.launch.outcome import Outcome
-from p2pfl.results.record import Recorder
-from p2pfl.results.runs import Facts, Metrics, Result, columns, summarise
+from p2pfl.results.record import CHECKPOINTS, Mark, Recorder
+from p2pfl.results.runs import Facts, Metrics, Result, columns, read_run, summarise
 from p2pfl.runtime.setup import Ending, Row, Seconds, Status
 
 On = Literal["simulate", "emulate", "local"]
@@ -32,11 +33,13 @@ class Watch:
         rows: told of nodes that have ended a round.
         phase: told what a peer process is doing, by node.
         note: told what memory a run needs and how it is computed.
+        warn: told what the user should know although the run goes on.
     """
 
     rows: Callable[[Sequence[Row]], None] = lambda rows: None
     phase: Callable[[int, str], None] = lambda node, phase: None
     note: Callable[[str], None] = lambda text: None
+    warn: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,29 @@ class Where:
 
 
 class Books:
-    """The rows of a run, in memory and, if there is a folder, on disk."""
+    """The rows of a run, in memory and, if there is a folder, on disk.
 
-    def __init__(self, experiment: Experiment, on: On, folder: Path | None) -> None:
+    Args:
+        experiment: what is run.
+        on: where.
+        folder: the run folder; None: nothing is written.
+        resume: go on with the books of a run that was broken off, from where they were then.
+    """
+
+    def __init__(
+        self, experiment: Experiment, on: On, folder: Path | None, resume: Mark | None = None
+    ) -> None:
         self.experiment, self.on, self.folder = experiment, on, folder
         self._kept: list[Metrics] = [columns([])]
-        self._clock = time.perf_counter()
+        self._clock = time.perf_counter() - (resume.wall_s if resume else 0.0)
         self._timed: dict[str, Any] = {}
         self.recorder: Recorder | None = None
         if folder is not None:
             text = experiment.to_toml()
             about = self._facts(None)._asdict() | {"base": str(experiment.base)}
-            self.recorder = Recorder(folder, text, **about)
+            self.recorder = Recorder(folder, text, resume, **about)
+            if resume is not None and resume.metrics:
+                self._kept.append(read_run(folder).metrics)
 
     def add(self, rows: Sequence[Row]) -> None:
         """Take note of rows."""
@@ -127,6 +141,8 @@ class Books:
             summary["error"] = error
         if self.recorder:
             self.recorder.finish(status, summary, error)
+            if status == "finished":  # there is nothing to go on with any more
+                shutil.rmtree(self.recorder.folder / CHECKPOINTS, ignore_errors=True)
         return Result(self.folder, summary, metrics, outcome.model if outcome else _no_model)
 
     def _facts(self, ending: Ending | None) -> Facts:

@@ -15,7 +15,7 @@ from p2pfl.experiment.experiment import Experiment
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.task import ModelTask
 from p2pfl.learning.tree import wide
-from p2pfl.peer.rounds import Pace
+from p2pfl.peer.plan import Pace
 from p2pfl.results.predictor import Predictor, Signature
 from p2pfl.results.record import Recorder
 from p2pfl.results.saved import save_tensors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from p2pfl.data.statistics import Affine, in_two_passes
 from p2pfl.errors import P2pflError, RunError, UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch.averaging import Averaging, Interrupted
+from p2pfl.launch.catching_up import Patience, catch_up, constants, fresh_state
+from p2pfl.launch.comeback import Comeback, next_life
+from p2pfl.launch.resuming import digest
 from p2pfl.learning.task import ModelTask, per_node
 from p2pfl.runtime import finding
 from p2pfl.runtime.addresses import is_wildcard
@@ -22,8 +25,8 @@ from p2pfl.runtime.discovery import Discovery
 from p2pfl.runtime.endpoint import Endpoint, Keyring
 from p2pfl.runtime.finding import Book, Finder
 from p2pfl.runtime.handshake import Terms
-from p2pfl.runtime.links import Links
-from p2pfl.runtime.serve import OnRow, Server
+from p2pfl.runtime.links import Links, Roll
+from p2pfl.runtime.serve import OnEvent, OnRow, Server
 from p2pfl.runtime.setup import Ending
 
 FAILED_LINGER = 1.0  # seconds for a goodbye in a hurry
@@ -48,6 +51,8 @@ class Post:
         discover: whether to look for them by mDNS.
         insecure: whether links may be in clear beyond this machine.
         relisted: asked now and then for a new list of keys; None: it is as it was.
+        home: the folder in which it keeps checkpoints, and counts its lives; None: nowhere.
+        resume: whether it goes on from a checkpoint, if there is one.
     """
 
     node: int
@@ -63,6 +68,8 @@ class Post:
     discover: bool = False
     insecure: bool = False
     relisted: Callable[[], Mapping[int, str] | None] = lambda: None
+    home: Path | None = None
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ def serve(
     on_row: OnRow,
     go_on: Callable[[], bool] = lambda: True,
     on_phase: Callable[[str], None] = lambda phase: None,
+    on_event: OnEvent = lambda kind, **about: None,
 ) -> Served:
     """Take part in an experiment as one of its peers.
 
@@ -96,7 +104,9 @@ def serve(
         post: which peer this is.
         on_row: told of every round that has ended.
         go_on: asked a few times a second; when it says no, the peer says goodbye.
-        on_phase: told ``"loading"``, ``"meeting"``, ``"averaging statistics"``, ``"training"``.
+        on_phase: told ``"loading"``, ``"meeting"``, ``"averaging statistics"``,
+            ``"catching up"``, ``"training"``.
+        on_event: told of checkpoints, and of what it notices of the others.
 
     Raises:
         UserError: the experiment cannot work, or a neighbour takes part in another one.
@@ -110,12 +120,24 @@ def serve(
     federation = experiment.federation(post.data_dir, only=node)
     task = experiment.task(federation, None, post.device)
     setup = experiment.setup(task)
+    kept = None
+    if post.home and experiment.checkpoint.every:
+        run = digest(experiment, task.spec)
+        kept = Comeback(post.home, run, experiment.checkpoint, on_event)
     links = open_links(experiment, post, Terms(experiment.terms(task)))
     go_on = _minding(links, post, go_on)
     reason, linger = "failed", FAILED_LINGER
     try:
+        begin = None
         try:
             affine = _prepare(experiment, federation, links, post, go_on, on_phase)
+            if links.friends:
+                on_phase("catching up")
+                own = kept.last(fresh_state(setup, node)) if kept and post.resume else None
+                patience = Patience(post.join_timeout, go_on)
+                features = _agreed_features(experiment, federation)
+                begin, agreed = catch_up(setup, links, node, features, own, patience)
+                affine = agreed or affine
         except (RunError, Interrupted):
             if go_on():
                 raise
@@ -124,7 +146,9 @@ def serve(
         if affine is not None:
             task.affine = per_node(affine, federation.train.nodes)
         on_phase("training")
-        ending = Server(setup, node, links).run(on_row, go_on)
+        server = Server(setup, node, links, begin=begin, keep=kept.keep if kept else None)
+        server.constants = constants(experiment, affine)
+        ending = server.run(on_row, go_on, on_event)
         reason = ending.reason
         about = links.report()
         linger = post.linger if reason != "interrupted" else FAILED_LINGER
@@ -151,10 +175,18 @@ def _prepare(
     if experiment.standardise == "none" or federation.numeric is None:
         return None
     average = _alone
+    if experiment.standardise == "pooled" and links.friends:  # they have agreed without us
+        return None
     if experiment.standardise == "pooled":
         on_phase("averaging statistics")
         average = Averaging(experiment, links, post.node, post.join_timeout, go_on)
     return in_two_passes(federation.train, federation.numeric, average, experiment.exact)
+
+
+def _agreed_features(experiment: Experiment, federation: Federation) -> int:
+    """Return how many features are standardised by constants that all have agreed on."""
+    pooled = experiment.standardise == "pooled" and federation.numeric is not None
+    return federation.train.x.shape[1] if pooled else 0
 
 
 def _in_vain(task: ModelTask, federation: Federation, node: int) -> Served:
@@ -170,9 +202,11 @@ def open_links(experiment: Experiment, post: Post, terms: Terms) -> Links:
         UserError: an address or a key is missing, or cannot be used.
         RunError: an address is taken, or strangers could come in.
     """
+    roll = _roll(experiment, post)
     neighbours = set[int]().union(*experiment.topology.contacts(post.node))
-    if post.keyring and (keyless := sorted({post.node, *neighbours} - post.keyring.of.keys())):
-        raise UserError(f"peer {post.node}: peers {keyless} have no key listed, or are revoked")
+    if roll:  # whoever is there may become a neighbour, and all look after all
+        neighbours = set(range(experiment.nodes)) - {post.node}
+    _check_keys(post, neighbours)
     mine = post.addresses.get(post.node, post.bind)
     book = Book(experiment.nodes, {**post.addresses, post.node: mine})
     searching = post.contact is not None or post.discover
@@ -190,12 +224,29 @@ def open_links(experiment: Experiment, post: Post, terms: Terms) -> Links:
             finder = Discovery(post.node, mine, terms.run.hex(), key, experiment.nodes)
         elif post.contact and post.contact[0] != post.node:
             finder = finding.ask(endpoint, post.contact, post.node, book, terms.run)
-        return Links(post.node, endpoint, neighbours, terms, book, finder)
+        return Links(post.node, endpoint, neighbours, terms, book, finder, roll)
     except BaseException:
         if finder:
             finder.close()
         endpoint.close()
         raise
+
+
+def _check_keys(post: Post, neighbours: Iterable[int]) -> None:
+    """Refuse to begin if the key of a neighbour is not known."""
+    if post.keyring is None:
+        return
+    if keyless := sorted({post.node, *neighbours} - post.keyring.of.keys()):
+        raise UserError(f"peer {post.node}: peers {keyless} have no key listed, or are revoked")
+
+
+def _roll(experiment: Experiment, post: Post) -> Roll | None:
+    """Say how this peer finds out who is there; None: it does not."""
+    timers = experiment.membership
+    if timers is None or experiment.algorithm.needs.weights == "none":
+        return None
+    founders = experiment.churn.founders if experiment.churn else range(experiment.nodes)
+    return Roll(next_life(post.home), timers, frozenset(founders))
 
 
 def _minding(links: Links, post: Post, go_on: Callable[[], bool]) -> Callable[[], bool]:

@@ -14,7 +14,9 @@ from p2pfl.data.statistics import Affine
 from p2pfl.errors import P2pflError, RunError, UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch.books import Books, On, Watch, Where
+from p2pfl.launch.keeping import Keeper
 from p2pfl.launch.outcome import ALONE, Outcome, baselines, gathered, middle, pooled_task
+from p2pfl.launch.resuming import Resumed, digest, restore, unfinished
 from p2pfl.learning.task import ModelTask
 from p2pfl.results.record import new_folder
 from p2pfl.results.runs import Result
@@ -26,10 +28,11 @@ from p2pfl.runtime.simulate import Simulator
 
 
 def run(  # noqa: PLR0913 - the front door of the package
-    experiment: Experiment | str | Path | Mapping[str, Any],
-    on: On = "simulate",
+    experiment: Experiment | str | Path | Mapping[str, Any] | None = None,
+    on: On | None = None,
     *,
     out: str | Path | None = None,
+    resume: str | Path | None = None,
     changes: Iterable[str] = (),
     data: str | Path | None = None,
     device: str = "cpu",
@@ -40,10 +43,13 @@ def run(  # noqa: PLR0913 - the front door of the package
     Args:
         experiment: an `Experiment`, a file, the name of one that ships with the package, or
             nested dictionaries laid out as in a file.
-        on: ``"simulate"``, ``"emulate"`` or ``"local"`` (a process for each peer).
+        on: ``"simulate"`` (the default), ``"emulate"`` or ``"local"`` (a process for each peer).
         out: the folder to write; None keeps results in memory (``"local"`` makes a new
             folder where the experiment says).
-        changes: ``"pace.rounds=2"`` and the like.
+        resume: instead of an experiment, the folder of a run that was broken off: go on from its
+            newest checkpoint, to the same result as if nothing had happened.
+        changes: ``"pace.rounds=2"`` and the like; in a run that goes on ``pace.rounds``,
+            ``pace.seconds``, and the sections ``output`` and ``checkpoint`` only.
         data: the folder that relative data paths start from.
         device: where to compute.
         watch: told how it goes on.
@@ -53,9 +59,19 @@ def run(  # noqa: PLR0913 - the front door of the package
         summary says ``"failed"``; if Ctrl-C ended the run, it says ``"interrupted"``.
 
     Raises:
-        UserError: the experiment cannot work, or the folder holds something already.
+        UserError: the experiment cannot work, or the folder holds something already, or there is
+            nothing in it to go on from.
         RunError: the run failed. Its folder, if any, is valid and says so.
     """
+    where, watch = Where(Path(data) if data else None, device), watch or Watch()
+    if resume is not None:
+        if experiment is not None or out is not None:
+            raise UserError("resume takes experiment and folder from a run: give no others")
+        checked, on = unfinished(Path(resume), on, changes)
+        return run_checked(checked, on, Place(Path(resume), resume=True), where, watch)
+    if experiment is None:
+        raise UserError("nothing to run: give an experiment, or a run folder to resume")
+    on = on or "simulate"
     if isinstance(experiment, Experiment):
         checked = experiment
         if changes:
@@ -64,10 +80,9 @@ def run(  # noqa: PLR0913 - the front door of the package
         checked = Experiment.from_dict(experiment, changes=changes)
     else:
         checked = Experiment.load(experiment, changes)
-    where = Where(Path(data) if data else None, device)
     make = on == "local" and out is None
     folder = Path(checked.output.dir) if make else Path(out) if out else None
-    return run_checked(checked, on, Place(folder, make), where, watch or Watch())
+    return run_checked(checked, on, Place(folder, make), where, watch)
 
 
 @dataclass(frozen=True)
@@ -77,10 +92,12 @@ class Place:
     Attributes:
         folder: the run folder; None keeps the run in memory.
         make: take a new folder below `folder` instead, named after the experiment.
+        resume: go on with the run that is there.
     """
 
     folder: Path | None
     make: bool = False
+    resume: bool = False
 
 
 def run_checked(
@@ -98,11 +115,14 @@ def run_checked(
     check_device(where.device)
     # Whatever the user got wrong shows before there is a folder.
     ready = None if on == "local" else prepare(experiment, on, where, ranks)
+    resumed = _resumed(place, ready)
     folder = place.folder if ranks.rank == 0 else None
     if place.make and folder is not None:
         folder = new_folder(folder, experiment.name)
-    books = Books(experiment, on, folder)
+    books = Books(experiment, on, folder, resumed.mark if resumed else None)
     try:
+        if resumed:
+            resumed.tell(books, watch)
         if ready is None:
             from p2pfl.launch.local import run_local  # sockets and processes: only here
 
@@ -124,6 +144,19 @@ def run_checked(
     except BaseException as error:
         books.close("failed", error=repr(error))
         raise
+
+
+def _resumed(place: Place, ready: Ready | None) -> Resumed | None:
+    """Let a run go on from where it was, if that is wanted."""
+    if not place.resume:
+        return None
+    assert place.folder is not None
+    if ready is None:
+        raise UserError("--on local cannot be resumed: its peers keep no checkpoints")
+    if ready.ranks.size > 1:
+        raise UserError("--resume is for one process: ranks of torchrun keep no checkpoints")
+    assert isinstance(ready.driver, Simulator)
+    return restore(ready.driver, place.folder, ready.digest)
 
 
 def _compared(outcome: Outcome, steps: Tensor) -> dict[str, Any]:
@@ -152,7 +185,7 @@ class Ready:
     def drive(self, books: Books, watch: Watch) -> tuple[Outcome, Status]:
         """Run to the end, or until Ctrl-C."""
         status: Status = "finished"
-        told = False
+        told, keeper = False, self._keeper(books, watch)
         try:
             for rows in self.driver.rounds():
                 books.add(rows)
@@ -163,6 +196,7 @@ class Ready:
                     if isinstance(self.driver, Simulator):
                         watch.note(f"exchange: {self.driver.exchange_path}")
                 self._note_mean(books, rows[0].round)
+                self._keep(keeper, rows[0].round + 1)
         except KeyboardInterrupt:
             if self.ranks.size > 1:  # nothing can be gathered from ranks which leave as well
                 raise
@@ -175,6 +209,22 @@ class Ready:
         ending = gathered(ending, self.experiment.nodes, self.ranks)
         held = (self.experiment, self.federation, self.task, self.affine)
         return Outcome(*held, ending, self.pooled, between, self.ranks), status
+
+    def _keeper(self, books: Books, watch: Watch) -> Keeper | None:
+        """Return who writes the checkpoints of this run; nobody if it could not go on from them."""
+        driver, settings = self.driver, self.experiment.checkpoint
+        if not isinstance(driver, Simulator) or books.recorder is None or self.ranks.size > 1:
+            return None
+        return Keeper(books.recorder, self.digest, settings, driver.done, watch.warn)
+
+    def _keep(self, keeper: Keeper | None, done: int) -> None:
+        if keeper and isinstance(self.driver, Simulator) and not self.driver.over:
+            keeper.offer(done, self.driver.snapshot)
+
+    @property
+    def digest(self) -> str:
+        """What tells this run from those of other experiments."""
+        return digest(self.experiment, self.task.spec)
 
     def _path(self) -> str:
         """Say how training is done, which is known once it has begun."""

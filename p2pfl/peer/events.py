@@ -7,11 +7,25 @@ between them they are all that a runtime and a peer say to each other.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
 PeerId: TypeAlias = int
+
+
+class Position(NamedTuple):
+    """Where a peer stands between two rounds.
+
+    Attributes:
+        round: the next.
+        step: the local steps in its model.
+        state: of its algorithm.
+    """
+
+    round: int
+    step: int
+    state: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +71,45 @@ class TimerFired:
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """A neighbour does without us in a round: it counts nothing of ours, so we nothing of its."""
+
+    sender: PeerId
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
 class PeerUp:
-    """A neighbour has joined."""
+    """A peer has joined, or is there after all."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSuspected:
+    """A peer may be dead: it is waited for no longer, and nothing else changes yet."""
 
     peer: PeerId
 
 
 @dataclass(frozen=True, slots=True)
 class PeerDown:
-    """A neighbour has left or is presumed dead; what it sent before still counts."""
+    """A peer has left or is presumed dead; what it sent before still counts."""
 
     peer: PeerId
 
 
-Event: TypeAlias = Started | Trained | Evaluated | Received | TimerFired | PeerUp | PeerDown
+Event: TypeAlias = (
+    Started
+    | Trained
+    | Evaluated
+    | Received
+    | Skipped
+    | TimerFired
+    | PeerUp
+    | PeerSuspected
+    | PeerDown
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +136,21 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class Skip:
+    """Tell peers that nothing of theirs counts here up to a round; they are told `Skipped`."""
+
+    to: tuple[PeerId, ...]
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """A message that was received is of no use: what it takes up can be given free."""
+
+    message: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SetTimer:
     """Answer with `TimerFired` after this many seconds."""
 
@@ -113,6 +167,7 @@ class Report:
     params: Tensor  # [1, d]: the model it ended with
     received: int  # bytes
     missed: tuple[PeerId, ...] = ()  # neighbours that were waited for in vain
+    one_sided: int = 0  # models mixed since the last report whose receivers did not mix ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +185,23 @@ class Stop:
     reason: str
 
 
-Effect: TypeAlias = Train | Send | SetTimer | Report | Evaluate | Stop
+Effect: TypeAlias = Train | Send | Skip | Discard | SetTimer | Report | Evaluate | Stop
 
 
 class Machine(Protocol):
     """What a runtime asks of a peer."""
 
     me: PeerId
+    round: int  # which it is in, from 0
     step: int  # how many local steps are in its model
 
     @property
     def params(self) -> Tensor:
         """The current model, ``[1, d]``."""
+
+    @property
+    def position(self) -> Position:
+        """Where it stands, when a `Report` has just been asked for: enough to go on from there."""
 
     def handle(self, event: Event) -> list[Effect]:
         """Take in one event and return the effects it calls for.

@@ -15,17 +15,22 @@ from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, M, Rows, S
 from p2pfl.errors import LocalProtocolError, RemoteProtocolError, diverged
+from p2pfl.peer.company import Company
 from p2pfl.peer.events import (
     Effect,
     Evaluate,
+    Evaluated,
     Event,
     PeerDown,
     PeerId,
+    PeerSuspected,
     PeerUp,
+    Position,
     Received,
     Report,
     Send,
     SetTimer,
+    Skipped,
     Started,
     Stop,
     TimerFired,
@@ -33,7 +38,7 @@ from p2pfl.peer.events import (
     Trained,
 )
 from p2pfl.peer.letters import unstacked
-from p2pfl.peer.rounds import View
+from p2pfl.peer.plan import Views
 
 
 class Tempo(NamedTuple):
@@ -61,16 +66,17 @@ class Gossiper(Generic[S, M]):
     def __init__(
         self,
         algorithm: Algorithm[S, M, M],
-        view: View,
+        views: Views,
         tempo: Tempo,
         params: Tensor,
         rows: Rows,
+        begin: Position | None = None,
     ) -> None:
         self.me: PeerId = int(rows.nodes[0])
         self.algorithm, self.tempo = algorithm, tempo
-        self.state = algorithm.init(params, rows)
-        self.view, self.neighbours = view, set(view.sends_to)
-        self.step = 0
+        begin = begin or Position(0, 0, algorithm.init(params, rows))
+        self.round, self.step, self.state = begin
+        self._views, self._company = views, Company()
         self._training, self._idle = False, True  # idle: no mail to train on since a push
         self._done = False
         self._mail: dict[PeerId, Received] = {}  # the newest of each sender, unmerged
@@ -82,27 +88,33 @@ class Gossiper(Generic[S, M]):
         """The current model, ``[1, d]``."""
         return self.algorithm.model(self.state)
 
+    @property
+    def position(self) -> Position:
+        """Where it stands."""
+        return Position(self.round, self.step, self.state)
+
     def handle(self, event: Event) -> list[Effect]:
         """Take in one event and return the effects it calls for; see `Machine`."""
         if self._done:
             return []
         match event:
             case Started():
-                return [SetTimer(self.tempo.period, 0), *self._train()]
+                return [SetTimer(self.tempo.period, self.round), *self._train()]
             case Trained():
                 return self._trained(event)
             case Received():
                 return self._receive(event)
             case TimerFired(round=tick):
                 return self._push(tick)
-            case PeerUp(peer=peer):
-                self.neighbours |= {peer} & set(self.view.sends_to)
-            case PeerDown(peer=peer):
-                self.neighbours.discard(peer)
+            case PeerUp() | PeerSuspected() | PeerDown():
+                self._company.note(event)
+            case Evaluated() | Skipped():
+                pass  # there are no rounds in which anybody could be left out
         return []
 
     def _receive(self, event: Received) -> list[Effect]:
-        if event.sender not in self.view.hears_from:
+        hears_from = self._views.of(0, self._company.gone).hears_from
+        if event.sender not in hears_from and not self._views.follow:
             raise RemoteProtocolError(f"{event.sender} is not a neighbour")
         self._received_bytes += event.size
         self._mail[event.sender] = event
@@ -131,11 +143,14 @@ class Gossiper(Generic[S, M]):
 
     def _push(self, tick: int) -> list[Effect]:
         effects: list[Effect] = []
-        if self.neighbours:
-            to = self._random.choice(sorted(self.neighbours))
+        company = self._company
+        sends_to = self._views.of(0, company.gone).sends_to
+        neighbours = [p for p in sends_to if company.is_waited_for(p, tick)]
+        if neighbours:
+            to = self._random.choice(neighbours)
             effects.append(Send((to,), tick, 1, -math.inf, self.algorithm.send(self.state)))
         effects.append(Report(tick, self._loss, self.params, self._received_bytes))
-        self._received_bytes = 0
+        self._received_bytes, self.round = 0, tick + 1
         last = tick + 1 >= self.tempo.ticks
         every = self.tempo.evaluate_every
         if every and (last or (tick + 1) % every == 0):

@@ -15,6 +15,8 @@ from p2pfl.peer.events import PeerId, Received
 from p2pfl.peer.letters import unstacked
 from p2pfl.topology.mixing import Mixing
 
+FEW = 3  # peers, half of whom decide: one that is far off must not
+
 
 class Opened(NamedTuple, Generic[R]):
     """What was opened at the end of a round.
@@ -23,11 +25,18 @@ class Opened(NamedTuple, Generic[R]):
         inbox: what there is to mix.
         received: bytes of the mail.
         scores: what each peer that was to be heard said in this very round; empty if nothing.
+        stale: how many models were not of this round.
     """
 
     inbox: Inbox[R]
     received: int
     scores: dict[PeerId, list[float]]
+    stale: int
+
+
+def is_replaceable(algorithm: Algorithm[S, M, R], mixing: Mixing) -> bool:
+    """Say whether the newest message of a sender says all that older ones do."""
+    return algorithm.absorb is newest and mixing.conserves == "mean"
 
 
 class Mail(Generic[S, M, R]):
@@ -40,9 +49,11 @@ class Mail(Generic[S, M, R]):
         width: the number of parameters.
         backlog: how many unopened messages of one sender are kept, the newest, where only the
             newest counts; None: all.
+        exact: whether a message counts in its own round or never.
 
     Attributes:
         unopened: the messages of each sender, in order.
+        mixed: of which round the last model was that was mixed, by sender.
     """
 
     def __init__(
@@ -52,12 +63,14 @@ class Mail(Generic[S, M, R]):
         mixing: Mixing,
         width: int,
         backlog: int | None,
+        exact: bool = False,
     ) -> None:
         self._me, self._algorithm, self._mixing, self._width = me, algorithm, mixing, width
-        replaceable = algorithm.absorb is newest and mixing.conserves == "mean"
-        self._backlog = backlog if replaceable else None
+        self._backlog = backlog if is_replaceable(algorithm, mixing) else None
+        self._exact = exact
         self.unopened: dict[PeerId, deque[Received]] = {}
-        self._newest: dict[PeerId, int] = {}  # the last round heard of each sender
+        self.mixed: dict[PeerId, int] = {}
+        self._newest: dict[PeerId, int] = {}
         self._heard: dict[PeerId, tuple[int, R]] = {}  # (degree, memory) of each sender
         self._outran: set[PeerId] = set()  # so far ahead that their mail overflowed
 
@@ -72,12 +85,15 @@ class Mail(Generic[S, M, R]):
             raise RemoteProtocolError(f"{sender} sent round {letter.round} again, or out of order")
         if self._algorithm.absorb is not newest:
             self._try_absorb(letter)
+        self._newest.pop(sender, None)  # who was heard last is to stand last
         self._newest[sender] = letter.round
         letters = self.unopened.setdefault(sender, deque())
         letters.append(letter)
         if self._backlog is not None and len(letters) > self._backlog:
             letters.popleft()
             self._outran.add(sender)
+        elif self._backlog is not None and letter.round > round + self._backlog:
+            self._outran.add(sender)  # what came between has been lost
         if letter.round <= round:
             self._outran.discard(sender)
 
@@ -87,6 +103,30 @@ class Mail(Generic[S, M, R]):
             self._algorithm.absorb(None, cast(M, letter.message), self._width)
         except ValueError as error:
             raise RemoteProtocolError(f"message of {letter.sender}: {error}") from error
+
+    def newest(self, peer: PeerId) -> int:
+        """Return the last round that a peer was heard in; -1: none."""
+        return self._newest.get(peer, -1)
+
+    def usual_round(self, neighbours: int) -> int:
+        """Return the round that half of those who were heard last have come to.
+
+        These are as many as one has neighbours, though at least three, where these change.
+        """
+        rounds = sorted([*self._newest.values()][-max(FEW, neighbours) :])
+        return rounds[(len(rounds) - 1) // 2] if rounds else -1
+
+    def forget(self, peer: PeerId) -> None:
+        """Expect nothing in particular of a peer any more: it begins anew."""
+        self._newest.pop(peer, None)
+        self._heard.pop(peer, None)
+        self._outran.discard(peer)
+
+    def drop(self, sender: PeerId, rounds: range) -> list[Received]:
+        """Take out and return what a sender has said in some rounds."""
+        letters = self.unopened.get(sender, deque())
+        self.unopened[sender] = deque(one for one in letters if one.round not in rounds)
+        return [one for one in letters if one.round in rounds]
 
     def has_come(self, peer: PeerId, round: int) -> bool:
         """Tell whether a sender need not be waited for: its message is here, or a newer one."""
@@ -114,7 +154,7 @@ class Mail(Generic[S, M, R]):
         others = tuple(p for p, letters in self.unopened.items() if letters and p not in hears_from)
         mail = {peer: self._due(peer, round, everything) for peer in (*hears_from, *others)}
         mail = {p: letters for p, letters in mail.items() if letters or p not in others}
-        received, taking = 0, len(mail)
+        received, stale, taking = 0, 0, len(mail)
         shares = self._mixing.conserves == "mass"  # every message is one, to be taken once
         for peer, letters in mail.items():
             received += sum(letter.size for letter in letters)
@@ -122,6 +162,9 @@ class Mail(Generic[S, M, R]):
                 degree, memory = self.remember(peer, letter.degree, letter.message)
                 if shares:
                     entries.append((peer, self._mixing.weight(taking, degree), memory))
+            if letters:
+                self.mixed[peer] = letters[-1].round
+                stale += letters[-1].round != round
             if not shares and peer in self._heard:
                 degree, memory = self._heard[peer]
                 entries.append((peer, self._mixing.weight(taking, degree), memory))
@@ -129,11 +172,11 @@ class Mail(Generic[S, M, R]):
         if self._algorithm.absorb is newest:
             self._heard.clear()  # what was said before says nothing of later rounds
         said = {p: [one.score for one in mail[p] if one.round == round] for p in hears_from}
-        return Opened(inbox, received, said)
+        return Opened(inbox, received, said, stale)
 
     def _due(self, peer: PeerId, round: int, everything: bool) -> list[Received]:
         unopened, due = self.unopened.get(peer, deque()), []
-        everything = everything or peer in self._outran
+        everything = everything or (peer in self._outran and not self._exact)
         while unopened and (everything or unopened[0].round <= round):
             due.append(unopened.popleft())
         return due

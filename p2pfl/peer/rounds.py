@@ -11,6 +11,13 @@ misses a deadline is not waited for again until it has caught up, so whoever die
 freezes costs the others one deadline in all. A neighbour that has run far ahead is not
 waited for either: its newest model is taken for what it is.
 
+Where the topology follows who is alive, two neighbours may not agree on who that is, nor on
+who was in time. An exchange of which only one end makes use would move the mean of all. So
+there a model counts in its own round or never; a peer that does without a neighbour in a
+round says so (`Skip`), and neither counts the other. What is left are models that were mixed
+before such a word came: they are counted. A peer that finds, when it is about to speak, that
+most others have gone on without it, speaks in the round they come to next.
+
 With `overlap` the local steps of the next round are taken while it waits, from the model
 that was sent, and what they have changed is carried over to what came of the exchange. A
 round still ends when all are heard; TRAINING is then what is left of those steps.
@@ -19,41 +26,43 @@ round still ends when all are heard; TRAINING is then what is left of those step
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache
-from typing import Generic, NamedTuple
+from typing import Generic
 
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, M, R, Rows, S
 from p2pfl.errors import LocalProtocolError, RemoteProtocolError, diverged
+from p2pfl.peer.company import Company
 from p2pfl.peer.events import (
+    Discard,
     Effect,
     Evaluate,
     Evaluated,
     Event,
     PeerDown,
     PeerId,
+    PeerSuspected,
     PeerUp,
+    Position,
     Received,
     Report,
     Send,
     SetTimer,
+    Skip,
+    Skipped,
     Started,
     Stop,
     TimerFired,
     Train,
     Trained,
 )
-from p2pfl.peer.mail import Mail
-from p2pfl.peer.stopping import Agreement, StopRule
+from p2pfl.peer.mail import Mail, Opened, is_replaceable
+from p2pfl.peer.plan import Pace, View, Views
+from p2pfl.peer.stopping import Agreement
 from p2pfl.topology.mixing import Mixing
 
-# How many messages of one sender may lie unopened. Where links go both ways, a sender in
-# step is at most one round ahead; only a peer which has fallen far behind ever reaches this,
-# and it must not be drowned in models that it will never mix.
-BACKLOG = 8
 TIME_IS_UP = -1  # the number of the timer that runs once, in place of a round's
 
 
@@ -66,64 +75,42 @@ class Phase(Enum):
     DONE = "done"
 
 
-class View(NamedTuple):
-    """Whom a peer talks to in a round."""
+class Peer(Generic[S, M, R]):
+    """One node of the system: a block with a single row and its mail.
 
-    sends_to: tuple[PeerId, ...]
-    hears_from: tuple[PeerId, ...]
-
-
-class Pace(NamedTuple):
-    """How long a peer goes on, and how long it waits for the others.
-
-    Attributes:
-        rounds: the most rounds it takes.
-        steps: local steps in a round.
-        patience: seconds to wait for neighbours after sending; 0 or ``inf`` allowed.
-        evaluate_every: measure the model after every so many rounds, and after the last;
-            0: never.
-        stop: when to stop before that, or None.
-        width: rounds after which what anybody said has reached everybody.
-        backlog: unopened messages of one sender that are kept, where only the newest counts
-            and patience is finite.
-        seconds: begin no further round after so many.
-        overlap: take the local steps of the next round while waiting; the algorithm must
-            have a `carry`.
+    Args:
+        algorithm: what it does.
+        mixing: what it takes of the others.
+        views: whom it talks to.
+        pace: how long it goes on.
+        params: the initial model, ``[1, d]``.
+        rows: who it is.
+        begin: where it goes on, if it does not begin.
     """
 
-    rounds: int
-    steps: int = 1
-    patience: float = math.inf
-    evaluate_every: int = 1
-    stop: StopRule | None = None
-    width: int = 1
-    backlog: int = BACKLOG
-    seconds: float = math.inf
-    overlap: bool = False
-
-
-class Peer(Generic[S, M, R]):
-    """One node of the system: a block with a single row and its mail."""
-
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that makes a peer
         self,
         algorithm: Algorithm[S, M, R],
         mixing: Mixing,
-        views: Callable[[int], View],
+        views: Views,
         pace: Pace,
         params: Tensor,
         rows: Rows,
+        begin: Position | None = None,
     ) -> None:
         self.me: PeerId = int(rows.nodes[0])
         self.algorithm, self.pace = algorithm, pace
-        self.state = algorithm.init(params, rows)
-        self.phase, self.round, self.step = Phase.IDLE, 0, 0
+        begin = begin or Position(0, 0, algorithm.init(params, rows))
+        self.phase = Phase.IDLE
+        self.round, self.step, self.state = begin
         backlog = pace.backlog if pace.patience < math.inf else None
-        self.mail = Mail(self.me, algorithm, mixing, params.shape[1], backlog)
-        self._views = lru_cache(maxsize=2)(views)
-        self._gone: set[PeerId] = set()  # left, or presumed dead
-        self._late: set[PeerId] = set()  # missed a deadline and have not caught up
+        # Whether both ends of a link are to count each other, or neither.
+        self._mutual = views.mutual and is_replaceable(algorithm, mixing) and pace.patience > 0
+        self.mail = Mail(self.me, algorithm, mixing, params.shape[1], backlog, self._mutual)
+        self._view_of = lru_cache(maxsize=4)(views.of)
+        self._follows, self._company = views.follow, Company(leaps=self._mutual)
         self._view = View((), ())
+        self._one_sided = 0
         self._patient, self._out_of_time = True, False
         self._training = False  # whether a `Train` is unanswered
         self._trained: Trained | None = None  # an answer that is not made use of yet
@@ -136,6 +123,11 @@ class Peer(Generic[S, M, R]):
     def params(self) -> Tensor:
         """The current model, ``[1, d]``."""
         return self.algorithm.model(self.state)
+
+    @property
+    def position(self) -> Position:
+        """Where it stands, when a `Report` has just been asked for."""
+        return Position(self.round, self.step, self.state)
 
     def handle(self, event: Event) -> list[Effect]:
         """Take in one event and return the effects it calls for; see `Machine`."""
@@ -153,16 +145,29 @@ class Peer(Generic[S, M, R]):
                 return self._try_speak()
             case Received():
                 return self._receive(event)
+            case Skipped(sender=sender, round=number):
+                return self._skipped(sender, number)
             case TimerFired(round=number):
                 self._out_of_time |= number == TIME_IS_UP
                 self._patient &= number != self.round
                 return self._try_close()
-            case PeerUp(peer=peer):
-                self._gone.discard(peer)
-                return []
-            case PeerDown(peer=peer):
-                self._gone.add(peer)
-                return self._try_close()
+            case PeerUp() | PeerSuspected() | PeerDown():
+                return self._note(event)
+
+    def _note(self, event: PeerUp | PeerSuspected | PeerDown) -> list[Effect]:
+        """Take note of who is there."""
+        company, peer = self._company, event.peer
+        before = company.gone
+        if isinstance(event, PeerUp) and peer in before:  # it may have been started again
+            self.mail.forget(peer)
+        company.note(event)
+        effects: list[Effect] = []
+        if company.gone != before and self.phase is Phase.WAITING:
+            # We have spoken in this round. Who is to hear us only now waits in vain.
+            now = self._view_of(self.round, company.gone).sends_to
+            new = tuple(p for p in now if p not in self._view.sends_to)
+            effects += [Skip(new, self.round)] if new and self._follows else []
+        return [*effects, *self._try_close()]
 
     def _train(self) -> list[Effect]:
         self._training = True
@@ -184,6 +189,7 @@ class Peer(Generic[S, M, R]):
         self.state, self._loss = self._carried(done.state), done.loss
         self.step += self.pace.steps
         self._trained = self._sent = None
+        self._catch_up()
         self.phase, self._patient = Phase.WAITING, self.pace.patience > 0
         effects = self._speak()
         if self.pace.overlap and not self._is_last:
@@ -201,53 +207,104 @@ class Peer(Generic[S, M, R]):
     def _speak(self) -> list[Effect]:
         # The view is fixed here for the whole round: both ends of a link reckon with the
         # degrees that were announced, whatever happens to a third peer meanwhile.
-        sends_to, hears_from = self._views(self.round)
+        gone = self._company.gone
+        sends_to, hears_from = self._view_of(self.round, gone)
         self._view = View(
-            tuple(p for p in sends_to if p not in self._gone),
-            tuple(p for p in hears_from if p not in self._gone or self.mail.unopened.get(p)),
+            tuple(p for p in sends_to if p not in gone),
+            tuple(p for p in hears_from if p not in gone or self.mail.unopened.get(p)),
         )
         self._agreement.measured("train_loss", self._loss)
         degree, message = len(self._view.sends_to), self.algorithm.send(self.state)
         self.mail.remember(self.me, degree, message)
         score = self._agreement.begin(self.round)
         effects: list[Effect] = [Send(self._view.sends_to, self.round, degree, score, message)]
+        effects += self._turned_away()
         if 0 < self.pace.patience < math.inf:
             effects.append(SetTimer(self.pace.patience, self.round))
         return effects
 
+    def _catch_up(self) -> None:
+        """Go to the round that most others come to next, if they have gone on without us."""
+        if not self._mutual:
+            return
+        usual = self.mail.usual_round(len(self._view_of(self.round, self._company.gone).hears_from))
+        if usual > self.round:
+            self.round = min(usual + 1, self.pace.rounds - 1)
+            self._agreement.missed()  # what was said in between
+
+    def _turned_away(self) -> list[Effect]:
+        """Drop what has come of rounds we have left out, and of those who are no neighbours."""
+        effects: list[Effect] = []
+        for peer in sorted(self.mail.unopened) if self._mutual else ():
+            strange = peer not in self._view.hears_from
+            for letter in self.mail.drop(peer, range(self.round + strange)):
+                effects += [Skip((peer,), letter.round), Discard(letter.message)]
+        return effects
+
     def _receive(self, event: Received) -> list[Effect]:
-        sender = event.sender
-        if sender not in self._views(event.round).hears_from:
+        sender, spoken = event.sender, self.phase is Phase.WAITING
+        known = self._is_neighbour(event)
+        if not known and not self._follows:
             raise RemoteProtocolError(f"{sender} is not a neighbour in round {event.round}")
+        before = self.mail.newest(sender)
         self.mail.put(event, self.round)
         # A model of the last round, come while we train for the next, is as good as in time:
         # whose wait for a third peer made us wait in vain is in step again.
-        if event.round + (self.phase is Phase.TRAINING) >= self.round:
-            self._late.discard(sender)
-        return self._try_close()
+        if event.round + (not spoken) >= self.round:
+            self._company.in_time(sender, event.round, before)
+        effects: list[Effect] = []
+        if self._mutual and self._company.is_left_out(sender, event.round):
+            effects = self._drop(sender, event.round)
+        elif self._mutual and event.round < self.round + (spoken and not known):
+            # It comes too late, or from a stranger; who is one in a later round may not be then.
+            effects = [Skip((sender,), event.round), *self._drop(sender, event.round)]
+        return [*effects, *self._try_close()]
+
+    def _drop(self, sender: PeerId, round: int) -> list[Effect]:
+        letters = self.mail.drop(sender, range(round, round + 1))
+        return [Discard(letter.message) for letter in letters]
+
+    def _is_neighbour(self, event: Received) -> bool:
+        """Say whether we hear the sender of a message in its round."""
+        if self.phase is Phase.WAITING and event.round == self.round:
+            return event.sender in self._view.hears_from
+        return event.sender in self._view_of(event.round, self._company.gone).hears_from
+
+    def _skipped(self, sender: PeerId, round: int) -> list[Effect]:
+        if round < self.round:  # too late: we have counted it, if it had come
+            if self.mail.mixed.get(sender, -1) == round:
+                del self.mail.mixed[sender]
+                self._one_sided += 1
+            return []
+        self._company.leave_out(sender, round)
+        return [*self._drop(sender, round), *self._try_close()]
 
     def _try_close(self) -> list[Effect]:
         if self.phase is not Phase.WAITING:
             return []
+        # Who is no neighbour of ours any more will not speak to us in this round.
+        still = self._view_of(self.round, self._company.gone).hears_from
         missing = []
         for peer in self._view.hears_from:
             if self.mail.has_come(peer, self.round):
                 continue
-            if self._patient and peer not in self._gone and peer not in self._late:
+            if self._patient and peer in still and self._company.is_waited_for(peer, self.round):
                 return []
             missing.append(peer)
         return self._close(tuple(missing) if self.pace.patience else ())
 
     def _close(self, missing: tuple[PeerId, ...]) -> list[Effect]:
-        self._late.update(missing)
+        self._company.missed(missing, self.round)
         opened = self.mail.open(self._view.hears_from, self.round, not self.pace.patience)
+        effects = self._leave_out(opened)
         self.state = self.algorithm.receive(self.state, opened.inbox)
         self._take_scores(opened.scores)
         together = self._agreement.reached(self.round)
         last = together or self._is_last
-        missed = tuple(p for p in missing if p not in self._gone)
-        report = Report(self.round, self._loss, self.params, opened.received, missed)
-        effects: list[Effect] = [report]
+        missed = tuple(p for p in missing if p not in self._company.gone)
+        one_sided, self._one_sided = self._one_sided + opened.stale, 0
+        report = (self.round, self._loss, self.params, opened.received, missed, one_sided)
+        effects.append(Report(*report))
         every, stop = self.pace.evaluate_every, self.pace.stop
         if every and (last or (self.round + 1) % every == 0):
             effects.append(Evaluate(self.round, self.params))
@@ -258,6 +315,15 @@ class Peer(Generic[S, M, R]):
             return [*effects, Stop(self._reason(together))]
         self.phase = Phase.TRAINING
         return [*effects, *(self._try_speak() if self.pace.overlap else self._train())]
+
+    def _leave_out(self, opened: Opened[R]) -> list[Effect]:
+        """Tell those of whom nothing came that we do without them, unless they said so first."""
+        silent = tuple(
+            peer
+            for peer, said in opened.scores.items()
+            if self._mutual and not said and not self._company.is_left_out(peer, self.round)
+        )
+        return [Skip(silent, self.round)] if silent else []
 
     @property
     def _is_last(self) -> bool:
@@ -273,5 +339,5 @@ class Peer(Generic[S, M, R]):
         for peer, said in scores.items():
             for score in said:
                 self._agreement.heard(score)
-            if not said and peer not in self._gone:
+            if not said and peer not in self._company.gone:
                 self._agreement.missed()

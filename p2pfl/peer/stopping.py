@@ -101,19 +101,19 @@ class Agreement:
 
     def __init__(self, rule: StopRule | None, width: int, nodes: int = 1) -> None:
         self._rule, self._width = rule, width
-        self._progress = rule.start(nodes) if rule else None
+        self.progress = rule.start(nodes) if rule else None
         self.lowest = -math.inf
 
     def measured(self, metric: Metric, values: Tensor | float) -> None:
         """Take note of these nodes' own metric, ``[nodes]``."""
-        if self._rule and self._progress and metric == self._rule.metric:
+        if self._rule and self.progress and metric == self._rule.metric:
             measured = torch.as_tensor(values, dtype=torch.float64, device="cpu").reshape(-1)
-            self._progress = self._rule.update(self._progress, measured)
+            self.progress = self._rule.update(self.progress, measured)
 
     def begin(self, round: int) -> float:
         """Return what to tell the neighbours in this round."""
-        if self._progress and round % self._width == 0:
-            self.lowest = float(self._progress.score.min())
+        if self.progress and round % self._width == 0:
+            self.lowest = float(self.progress.score.min())
         return self.lowest
 
     def heard(self, score: float) -> None:

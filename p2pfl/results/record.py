@@ -9,10 +9,12 @@
     DIR/summary.json               its "status" is "running" until the run has ended
     DIR/sketches.f32               a peer's own folder: a sketch of its model for each line
     DIR/peers/003/                 the folders of peers that ran as processes
+    DIR/checkpoints/               what an unfinished run goes on from
 """
 
 from __future__ import annotations
 
+import fcntl
 import io
 import itertools
 import json
@@ -23,7 +25,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,13 +33,23 @@ from torch import Tensor
 
 from p2pfl import __version__
 from p2pfl.errors import RunError, UserError
+from p2pfl.results.durable import Disk
 from p2pfl.runtime.setup import Row, Status
 from p2pfl.runtime.sketch import WIDTH
 
 EXPERIMENT, METRICS, EVENTS = "experiment.toml", "metrics.csv", "events.jsonl"
 MODELS, SUMMARY, SKETCHES, PEERS = "models", "summary.json", "sketches.f32", "peers"
+CHECKPOINTS = "checkpoints"
 
 ROW_TYPES: Mapping[str, type] = typing.get_type_hints(Row)
+
+
+class Mark(NamedTuple):
+    """How far a run folder had come: bytes of its files, and seconds; at first nothing."""
+
+    metrics: int = 0
+    sketches: int = 0
+    wall_s: float = 0.0
 
 
 class Recorder:
@@ -46,23 +58,40 @@ class Recorder:
     Args:
         folder: where; made if it is missing, and it must be empty.
         experiment_toml: the experiment as the text of a file.
+        resume: go on in the folder of a run that was broken off instead. Metrics and sketches are
+            cut back to this mark; events are kept.
         meta: what the summary holds from the start, as ``on="simulate", base="/home/me"``.
 
     Raises:
-        UserError: the folder holds something already, or cannot be made.
+        UserError: the folder holds something already, or cannot be made; or there is no such run
+            to go on with, or it is still going on.
     """
 
-    def __init__(self, folder: Path, experiment_toml: str, **meta: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        folder: Path,
+        experiment_toml: str,
+        resume: Mark | None = None,
+        /,
+        **meta: Any,  # noqa: ANN401
+    ) -> None:
         self.folder, self._meta = folder, meta
-        self._clock = time.perf_counter()
-        _occupy(folder, experiment_toml)
-        self._metrics = (folder / METRICS).open("w", encoding="utf-8", newline="\n")
-        self._events = (folder / EVENTS).open("w", encoding="utf-8", newline="\n")
+        self._clock = time.perf_counter() - (resume.wall_s if resume else 0.0)
+        if resume is None:
+            _occupy(folder, experiment_toml)
+        self._metrics = _append(folder / METRICS)
+        _lock(self._metrics, folder)
+        if resume is not None:
+            _cut_back(folder, resume)
+            _replace(folder / EXPERIMENT, experiment_toml.encode())
+        self._events = _append(folder / EVENTS)
         self._sketches: io.BufferedWriter | None = None
-        self._metrics.write(",".join(Row._fields) + "\n")
+        if resume is None or resume.metrics == 0:
+            self._metrics.write(",".join(Row._fields) + "\n")
         self.rows([])
         self._summarise("running", {}, None)
-        self.event("started")
+        if resume is None:
+            self.event("started")
 
     def rows(self, rows: Sequence[Row]) -> None:
         """Add lines to the metrics, in the order given."""
@@ -79,10 +108,19 @@ class Recorder:
             sketch = torch.full((WIDTH,), math.nan)
         with _writing(self.folder / SKETCHES):
             if self._sketches is None:
-                self._sketches = (self.folder / SKETCHES).open("wb")
+                self._sketches = (self.folder / SKETCHES).open("ab")
             self._sketches.write(sketch.detach().cpu().float().reshape(WIDTH).numpy().tobytes())
             self._sketches.flush()
         self.rows([row])
+
+    def mark(self) -> Mark:
+        """Return how far the folder has come, when all of that is on the disk."""
+        wall = time.perf_counter() - self._clock
+        with _writing(self.folder):
+            metrics, sketches = (_flushed(self.folder / name) for name in (METRICS, SKETCHES))
+            for folder in (self.folder, self.folder.absolute().parent):
+                Disk().flush_folder(folder)
+        return Mark(metrics, sketches, wall)
 
     def event(self, kind: str, **fields: Any) -> None:  # noqa: ANN401
         """Note that something happened, with the seconds since the recorder was made."""
@@ -185,11 +223,51 @@ def _occupy(folder: Path, experiment_toml: str) -> None:
             raise FileExistsError
         with (folder / EXPERIMENT).open("x", encoding="utf-8", newline="\n") as file:
             file.write(experiment_toml)
+            file.flush()
+            os.fsync(file.fileno())
     except FileExistsError as error:
         what = "holds files already" if folder.is_dir() else "is not a folder"
         raise UserError(f"{folder} {what}; choose another --out") from error
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def _append(path: Path) -> io.TextIOWrapper:
+    with _writing(path):
+        return path.open("a", encoding="utf-8", newline="\n")
+
+
+def _flushed(path: Path) -> int:
+    """Return how long a file is, when all of it is on the disk; 0 if there is none."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return file.seek(0, io.SEEK_END)
+
+
+def _lock(file: io.TextIOWrapper, folder: Path) -> None:
+    """Keep others from going on with this run; when the process ends, however, they may."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"{folder} is being written by another process") from error
+    except OSError:  # some network file systems have no locks
+        pass
+
+
+def _cut_back(folder: Path, mark: Mark) -> None:
+    """Cut the files of a run back to where they were."""
+    events = (folder / EVENTS).read_bytes() if (folder / EVENTS).is_file() else b""
+    whole = events.rfind(b"\n") + 1  # a last line may be unfinished
+    for name, size in ((METRICS, mark.metrics), (SKETCHES, mark.sketches), (EVENTS, whole)):
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else 0
+        if found < size:
+            raise UserError(f"{path} has {found} bytes, but had {size} at the last checkpoint")
+        if found > size:
+            with _writing(path):
+                os.truncate(path, size)
 
 
 @contextmanager

@@ -1,4 +1,8 @@
-"""Runtime two: every peer's state machine under a virtual clock and a modelled network."""
+"""Runtime two: every peer's state machine under a virtual clock and a modelled network.
+
+What happens to peers and links besides is a churn script, carried out by `churning`; who
+finds out about it, and when, is up to the membership machines of the peers, in `rosters`.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +11,29 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias, cast
 
 import torch
 
 from p2pfl.errors import RemoteProtocolError, RunError
 from p2pfl.learning.scratch import keep_freed_memory
 from p2pfl.peer.events import (
+    Discard,
     Effect,
     Evaluate,
     Evaluated,
     Event,
     Machine,
-    PeerDown,
     PeerId,
+    Position,
     Received,
     Report,
     Send,
     SetTimer,
+    Skip,
+    Skipped,
     Started,
     Stop,
     TimerFired,
@@ -33,14 +41,19 @@ from p2pfl.peer.events import (
     Trained,
 )
 from p2pfl.runtime.batch import Batch
+from p2pfl.runtime.churning import Churning
 from p2pfl.runtime.gathering import Gathering
 from p2pfl.runtime.later import Later, postponed
 from p2pfl.runtime.network import NetworkModel
 from p2pfl.runtime.post import Post
+from p2pfl.runtime.rosters import Tick, Told
 from p2pfl.runtime.setup import Ending, Row, Seconds, Setup
 from p2pfl.runtime.sketch import sketch
 
 TOGETHER = 16  # models which wait to be evaluated, at most
+SMALL = 64  # bytes of a message that is no model, about
+
+Happens: TypeAlias = Event | Train | Told | Tick | Callable[[], None]
 
 
 class Emulator:
@@ -53,36 +66,34 @@ class Emulator:
     Args:
         setup: the run.
         network: how long everything takes.
-        crashes: when peers fall silent for good, in virtual seconds.
 
     Attributes:
+        peers: the machines of those that run, or have run to their end.
+        gone: the last ones of those that were killed or have left.
+        stopped: who is done, and why.
+        positions: where each peer stood when it ended its last round.
         seconds: where the real time has gone so far; mixing is part of training.
         time: the virtual time, in seconds.
         missed: messages waited for in vain.
         rejected: messages refused.
     """
 
-    def __init__(
-        self,
-        setup: Setup,
-        network: NetworkModel,
-        crashes: Mapping[PeerId, float] | None = None,
-    ) -> None:
+    def __init__(self, setup: Setup, network: NetworkModel) -> None:
         keep_freed_memory()
         self.setup, self.network = setup, network
-        self._crashes = dict(crashes or {})
-        self.crashed: set[PeerId] = set()
-        lazy = dataclasses.replace(setup, algorithm=postponed(setup.algorithm))
-        self.peers = {node: lazy.peer(node) for node in range(setup.topology.n)}
-        self.time, self.rejected, self.missed = 0.0, 0, 0
+        self._lazy = dataclasses.replace(setup, algorithm=postponed(setup.algorithm))
+        self.peers: dict[PeerId, Machine] = {}
+        self.positions: dict[PeerId, Position] = {}
+        self.time, self.rejected, self.missed, self.one_sided = 0.0, 0, 0, 0
         self.seconds = Seconds()
         self._examples = setup.task.examples(torch.arange(setup.topology.n)).tolist()
-        self._heap: list[tuple[float, int, PeerId, Event | Train | _Crash]] = []
+        self._heap: list[tuple[float, int, PeerId, int, Happens]] = []
         self._order = itertools.count()
+        self._lives: Counter[PeerId] = Counter()  # what was meant for an earlier one is void
+        self._held: dict[PeerId, tuple[float, list[tuple[float, Happens]]]] = {}
         self._unmeasured: list[tuple[PeerId, Evaluate]] = []
-        self._post = Post(network)
-        self._stopped: dict[PeerId, str] = {}
-        self._rounds = Gathering(set(self.peers))
+        self.stopped: dict[PeerId, str] = {}
+        self.gone: dict[PeerId, Machine] = {}
         self._clock = time.perf_counter()
         stop = getattr(setup.pace, "stop", None)
         # In step, models trained together are given up together; where some peers are slow,
@@ -90,11 +101,17 @@ class Emulator:
         in_step = getattr(setup.pace, "patience", 0.0) == math.inf
         self._batch = Batch(setup, keep_blocks=in_step)
         self._together = 1 if stop and stop.metric != "train_loss" else TOGETHER
+        self._rounds = Gathering(set())
+        self.churning = Churning(self)
+        self.post = Post(network, self.churning.turmoil)
+        for node in range(setup.topology.n):
+            if node not in self.churning.turmoil.down:
+                self.enter(node)
 
     @property
     def updates(self) -> int:
-        """The local steps in all models, those of peers that crashed included."""
-        return sum(peer.step for peer in self.peers.values())
+        """The local steps that were taken, those of peers that are gone included."""
+        return sum(peer.step for peer in {**self.gone, **self.peers}.values())
 
     @property
     def batches(self) -> int:
@@ -103,17 +120,65 @@ class Emulator:
 
     @property
     def ending(self) -> Ending:
-        """How the run has come out so far; peers that crashed are left out."""
-        nodes = torch.tensor([p for p in self.peers if p not in self.crashed], dtype=torch.int64)
+        """How the run has come out so far, for those who are there."""
+        nodes = torch.tensor(sorted(self.peers), dtype=torch.int64)
         none = self.setup.task.init(nodes[:0])
         models = (self.setup.algorithm.model(self.state(p)) for p in nodes.tolist())
         params = torch.cat([none, *models])
-        reason = ", ".join(sorted(set(self._stopped.values())))
-        return Ending(params, nodes, reason, self.updates, self.time, self.missed, self.rejected)
+        reason = ", ".join(sorted(set(self.stopped.values())))
+        return Ending(
+            params,
+            nodes,
+            reason,
+            self.updates,
+            self.time,
+            self.missed,
+            self.rejected,
+            self.one_sided,
+        )
 
     def state(self, peer: PeerId) -> Any:  # noqa: ANN401 - whatever the algorithm keeps
-        """Return the state of a peer's algorithm."""
-        return _later(self.peers[peer]).now()
+        """Return the state of a peer's algorithm, the last one if it is gone."""
+        return _later(self.peers.get(peer) or self.gone[peer]).now()
+
+    def at(self, due: float, peer: PeerId, happens: Happens) -> None:
+        """Let something happen to a peer, unless its life ends before."""
+        life = self._lives[peer]
+        heapq.heappush(self._heap, (due, next(self._order), peer, life, happens))
+
+    def enter(self, peer: PeerId, begin: Position | None = None) -> None:
+        """Make the machine of a peer, which begins now, or goes on from somewhere."""
+        machine = self._lazy.peer(peer, begin)
+        self.peers[peer] = machine
+        self._rounds.join(peer, machine.round)
+        self.at(self.time, peer, Started())
+
+    def vanish(self, peer: PeerId) -> None:
+        """End the life of a peer, and everything that was meant for it."""
+        self._lives[peer] += 1
+        self._batch.forget(peer)
+        self._rounds.leave(peer)
+        self._held.pop(peer, None)
+        self.stopped.pop(peer, None)
+        if machine := self.peers.pop(peer, None):
+            self.gone[peer] = machine
+            self._unmeasured = [one for one in self._unmeasured if one[0] != peer]
+
+    def freeze(self, peer: PeerId) -> None:
+        """Let nothing happen to a peer until it is thawed."""
+        self._held.setdefault(peer, (self.time, []))
+
+    def is_frozen(self, peer: PeerId) -> bool:
+        """Say whether a peer is stopped just now."""
+        return peer in self._held
+
+    def thaw(self, peer: PeerId) -> None:
+        """Let everything happen that was held up: input before timers, and work goes on."""
+        since, held = self._held.pop(peer)
+        arrived = [one for one in held if isinstance(one[1], Received | Skipped | Told)]
+        for due, happens in arrived + [one for one in held if one not in arrived]:
+            works = isinstance(happens, Train)
+            self.at(due + self.time - since if works else self.time, peer, happens)
 
     def rounds(self) -> Iterator[list[Row]]:
         """Run until nothing is left to happen; yield a round once every live peer ended it.
@@ -132,44 +197,48 @@ class Emulator:
             yield rows
 
     def _history(self) -> Iterator[list[Row]]:
-        for peer, due in self._crashes.items():
-            self._at(due, peer, _Crash())
-        for peer in self.peers:
-            self._at(0.0, peer, Started())
-        while self._heap:
-            due, _, peer, event = heapq.heappop(self._heap)
-            if peer in self._stopped or peer in self.crashed:
+        self.churning.begin()
+        while self._heap and not self.churning.is_over:
+            due, _, peer, life, happens = heapq.heappop(self._heap)
+            if life != self._lives[peer]:
+                continue
+            if peer in self._held and not callable(happens):
+                self._held[peer][1].append((due, happens))
                 continue
             self.time = due
-            if isinstance(event, _Crash):
-                self._crash(peer)
-            else:
-                self._deliver(peer, event)
+            self._happen(peer, happens)
             for round in self._rounds.complete():
                 yield self._compared(round)
         for round in self._rounds.rest():
             yield self._compared(round)
         self._check_all_stopped()
 
+    def _happen(self, peer: PeerId, happens: Happens) -> None:
+        if isinstance(happens, Told | Tick):
+            self.churning.hear(peer, happens)
+            return
+        self.churning.note_life()
+        if callable(happens):
+            happens()
+        else:
+            self.tell(peer, happens)
+
     def _compared(self, round: int) -> list[Row]:
         self._measure()
         return self._rounds.compared(round)
 
     def _check_all_stopped(self) -> None:
-        waiting = sorted(self.peers.keys() - self._stopped.keys() - self.crashed)
+        waiting = sorted(self.peers.keys() - self.stopped.keys())
         if waiting:
             raise RunError(
                 f"{len(waiting)} nodes, {waiting[0]} among them, wait for ever for messages that"
                 " were lost: pace.patience must be finite where messages can be lost"
             )
 
-    def _crash(self, peer: PeerId) -> None:
-        self.crashed.add(peer)
-        self._batch.forget(peer)
-        self._rounds.leave(peer)
-        self._notify_loss(peer, [p for p in self.peers if p != peer], 0.0)
-
-    def _deliver(self, peer: PeerId, event: Event | Train) -> None:
+    def tell(self, peer: PeerId, event: Event | Train) -> None:
+        """Tell a peer what has happened, and do what it asks for."""
+        if peer in self.stopped or peer not in self.peers:
+            return
         happened = self._trained(peer) if isinstance(event, Train) else event
         try:
             effects = self.peers[peer].handle(happened)
@@ -180,31 +249,42 @@ class Emulator:
         for effect in effects:
             self._carry_out(peer, effect, last)
 
-    def _carry_out(self, peer: PeerId, effect: Effect, last: bool) -> None:
+    def _carry_out(self, peer: PeerId, effect: Effect, last: bool) -> None:  # noqa: C901
         match effect:
             case Train(step=step, count=count):
                 self._batch.ask(peer, effect)
-                self._at(self.time + self.network.training(peer, step, count), peer, effect)
+                spent = self.network.training(peer, step, count)
+                self.at(self.time + spent * self.churning.turmoil.slowness(peer), peer, effect)
             case Send():
                 self._send(peer, effect)
+            case Skip(to=to, round=round):
+                for dst in to:
+                    self._dispatch(peer, dst, SMALL, Skipped(peer, round))
             case SetTimer(after=after, round=number):
-                self._at(self.time + after, peer, TimerFired(number))
+                self.at(self.time + after, peer, TimerFired(number))
             case Report():
                 self._report(peer, effect, last)
             case Evaluate():
-                self._unmeasured.append((peer, effect))
-                if len(self._unmeasured) >= self._together:
-                    self._measure()
+                self._evaluate(peer, effect)
+            case Discard():
+                pass  # nothing else holds it
             case Stop(reason=reason):
-                self._stopped[peer] = reason
-                self._batch.forget(peer)  # what was for a round that there will not be
-                self._rounds.leave(peer)
-                self._notify_loss(
-                    peer, sorted(self.setup.topology.contacts(peer)[0]), self.network.latency
-                )
+                self._stop(peer, reason)
+
+    def _stop(self, peer: PeerId, reason: str) -> None:
+        self.stopped[peer] = reason
+        self._batch.forget(peer)  # what was for a round that there will not be
+        self._rounds.leave(peer)
+        self.churning.done(peer)
+
+    def _evaluate(self, peer: PeerId, effect: Evaluate) -> None:
+        self._unmeasured.append((peer, effect))
+        if len(self._unmeasured) >= self._together:
+            self._measure()
 
     def _report(self, peer: PeerId, report: Report, last: bool) -> None:
         self.missed += len(report.missed)
+        self.one_sided += report.one_sided
         row = Row(
             round=report.round,
             node=peer,
@@ -213,7 +293,7 @@ class Emulator:
             eval_acc=math.nan,
             num_examples=self._examples[peer],
             consensus_distance=math.nan,
-            bytes_sent=self._post.sent(peer, report.round),
+            bytes_sent=self.post.sent(peer, report.round),
             bytes_received=report.received,
             wall_s=time.perf_counter() - self._clock,
             virtual_s=self.time,
@@ -225,18 +305,22 @@ class Emulator:
             mark = sketch(params)
             self.seconds.evaluation += time.perf_counter() - began
         self._rounds.add(row, mark)
+        if self.setup.churn:
+            self.positions[peer] = self.peers[peer].position
+        self.churning.ended_round(peer, report.round)
 
     def _send(self, src: PeerId, send: Send) -> None:
-        size = self._post.size(src, send)
+        size = self.post.size(src, send)
         message = Received(src, send.round, send.degree, send.score, send.message, size)
         for dst in send.to:
-            due = self._post.due(src, dst, size, self.time)
-            if due < math.inf:
-                self._at(due, dst, message)
+            self._dispatch(src, dst, size, message)
 
-    def _notify_loss(self, src: PeerId, others: Iterable[PeerId], after: float) -> None:
-        for dst in others:  # what was sent before arrives before
-            self._at(self._post.not_before(src, dst, self.time + after), dst, PeerDown(src))
+    def _dispatch(self, src: PeerId, dst: PeerId, size: int, message: Received | Skipped) -> None:
+        due = self.post.due(src, dst, size, self.time)
+        if due < math.inf and not self.post.is_damaged(src, dst):
+            self.at(due, dst, message)
+        elif due < math.inf:
+            self.rejected += 1
 
     def _measure(self) -> None:
         """Evaluate the models that wait for it."""
@@ -251,19 +335,12 @@ class Emulator:
         self.seconds.evaluation += time.perf_counter() - began
         for (peer, asked), loss, acc in each:
             self._rounds.evaluated(peer, asked.round, loss, acc)
-            self._deliver(peer, Evaluated(asked.round, loss, acc))
+            self.tell(peer, Evaluated(asked.round, loss, acc))
 
     def _trained(self, peer: PeerId) -> Trained:
         trained = self._batch.fetch(peer)
         self.seconds.training = self._batch.seconds
         return trained
-
-    def _at(self, due: float, peer: PeerId, event: Event | Train | _Crash) -> None:
-        heapq.heappush(self._heap, (due, next(self._order), peer, event))
-
-
-class _Crash:
-    """A peer falls silent for good."""
 
 
 def _later(has: Machine | Report | Evaluate) -> Later:

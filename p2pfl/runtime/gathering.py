@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import Tensor
 
@@ -13,26 +15,36 @@ from p2pfl.runtime.sketch import distances
 class Gathering:
     """The rounds that not all peers have ended yet.
 
+    Peers end rounds in ascending order, but may leave some out.
+
     Args:
         live: the peers which are waited for.
     """
 
     def __init__(self, live: set[PeerId]) -> None:
-        self._live = live
+        self._last = dict.fromkeys(sorted(live), -1)  # round of each live peer
+        self._count = Counter(self._last.values())
+        self._floor = -1  # the last round that everybody has ended
         self._rows: dict[int, dict[PeerId, tuple[Row, Tensor | None]]] = {}
-        self._touched: set[int] = set()  # rounds which may have become complete
 
     def add(self, row: Row, mark: Tensor | None) -> None:
         """Take in a row with the sketch of its model, if there is one."""
-        rows = self._rows.setdefault(row.round, {})
-        rows[row.node] = (row, mark)
-        if len(rows) >= len(self._live):
-            self._touched.add(row.round)
+        self._rows.setdefault(row.round, {})[row.node] = (row, mark)
+        if row.node in self._last:
+            self._count[self._last[row.node]] -= 1
+            self._last[row.node] = row.round
+            self._count[row.round] += 1
+
+    def join(self, peer: PeerId, round: int) -> None:
+        """Wait for one more peer, whose first round is to be this one."""
+        self.leave(peer)
+        self._last[peer] = round - 1
+        self._count[round - 1] += 1
 
     def leave(self, peer: PeerId) -> None:
         """Wait for this peer no longer; what it has reported stays."""
-        self._live.discard(peer)
-        self._touched.update(self._rows)
+        if peer in self._last:
+            self._count[self._last.pop(peer)] -= 1
 
     def evaluated(self, peer: PeerId, round: int, loss: float, acc: float) -> None:
         """Write down how good a model was."""
@@ -41,10 +53,11 @@ class Gathering:
 
     def complete(self) -> list[int]:
         """Return the rounds which all peers have ended since this was last asked, in order."""
-        if not self._touched:
+        if self._count[self._floor] or not self._rows:
             return []
-        touched, self._touched = sorted(self._touched), set()
-        return [round for round in touched if self._live <= self._rows[round].keys()]
+        ended = min(self._last.values(), default=max(self._rows))
+        self._floor = max(self._floor, ended)
+        return sorted(round for round in self._rows if round <= ended)
 
     def rest(self) -> list[int]:
         """Return the rounds which some peers never ended, in order."""

@@ -8,7 +8,7 @@ it says it is; in clear, a hello is a claim and nothing more.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from p2pfl.errors import RemoteProtocolError, RunError
@@ -42,6 +42,8 @@ class Handshake:
         neighbours: whom to let in.
         terms: what both ends must agree on.
         keys: what each peer must prove; None: nothing.
+        life: tells us from ourselves started again: a later life has a larger number.
+        returns: whether peers may come back, or come late.
 
     Attributes:
         neighbours: whom we let in.
@@ -50,6 +52,8 @@ class Handshake:
         refused: who does not want us, and why.
         answered: whose hello we have answered, either way.
         done: whether all have met.
+        is_late: whether the others had met before we came.
+        believed: says of a peer whether it is there beyond doubt.
     """
 
     def __init__(
@@ -58,15 +62,19 @@ class Handshake:
         neighbours: Iterable[PeerId],
         terms: Terms,
         keys: Mapping[PeerId, str] | None = None,
+        life: int = 0,
+        returns: bool = False,
     ) -> None:
         self.me, self.run = me, terms.run
+        self.is_late, self._returns = False, returns
+        self.believed: Callable[[PeerId], bool] = lambda peer: True
         self.addresses: dict[PeerId, str] = {}
         self.neighbours, self._keys = frozenset(neighbours), keys
         self.refused: dict[PeerId, str] = {}
         self.answered: set[PeerId] = set()
         self.done = False
         self._terms = wire.shorten(terms.items)
-        self._life = secrets.randbits(53)  # tells us from ourselves started again
+        self._life = life or secrets.randbits(53)
         self._lives: dict[PeerId, int] = {}
         self._senders: dict[bytes, PeerId] = {}  # by connection
 
@@ -93,8 +101,8 @@ class Handshake:
 
     def hear(
         self, listener: Listener, mail: Mail, header: Header, here: Collection[PeerId]
-    ) -> None:
-        """Answer a hello.
+    ) -> bool:
+        """Answer a hello; return whether it is of another process than the one before.
 
         Args:
             listener: where it came in, and where the answer goes.
@@ -118,10 +126,13 @@ class Handshake:
         # Of a connection before this one something may still lie unread, if it was not
         # another process that made it.
         before = [old for old, whose in self._senders.items() if whose == peer]
-        for old in before[:-1] if self._lives.get(peer) == life else before:
+        known = self._lives.get(peer)
+        for old in before[:-1] if known == life else before:
             del self._senders[old]
         self._senders[identity], self._lives[peer] = peer, life
-        listener.answer(identity, self._header(Kind.WELCOME))
+        late = self._returns and self.done and known != life
+        listener.answer(identity, self._header(Kind.WELCOME, int(late)))
+        return known not in (None, life)
 
     def refuse(self, listener: Listener, identity: bytes, reason: str = "") -> None:
         """Answer with a no, and say why if the other end could read that."""
@@ -160,6 +171,8 @@ class Handshake:
         elif header.kind not in (Kind.WELCOME, Kind.BYE) or header.run != self.run:
             raise RemoteProtocolError(f"an unexpected {header.kind.name}")
         elif header.kind is Kind.WELCOME:
+            self.is_late |= bool(header.round) and not self.done
+            self.refused.pop(peer, None)
             link.accepted()
         return header.sender == peer and header.kind is Kind.BYE
 
@@ -181,12 +194,17 @@ class Handshake:
             return difference
         if peer not in self.neighbours:
             return f"peer {peer} is no neighbour of peer {self.me}"
-        if self.done and peer not in here:
+        if self.done and not self._returns and peer not in here:
             return f"peer {self.me} goes on without peer {peer}"
-        if self._lives.get(peer, life) == life:
+        before = self._lives.get(peer, life)
+        if before == life:
             return ""
-        if self._is_connected(listener, peer):
+        if (self._returns and before > life) or (
+            self._is_connected(listener, peer) and self.believed(peer)
+        ):
             return f"there is a peer {peer} already"
+        if self._returns:
+            return ""
         return f"peer {peer} was started again after the run had begun" if self.done else ""
 
     def _is_connected(self, listener: Listener, peer: PeerId) -> bool:

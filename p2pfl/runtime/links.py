@@ -15,19 +15,33 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from threading import Condition
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
+from torch import Tensor
 
 from p2pfl.errors import RemoteProtocolError, RunError, UserError
 from p2pfl.learning.scratch import Pool
-from p2pfl.peer.events import Event, PeerDown, PeerId, Received, Send
+from p2pfl.membership.timers import Timers
+from p2pfl.peer.events import (
+    Event,
+    PeerDown,
+    PeerId,
+    PeerSuspected,
+    PeerUp,
+    Received,
+    Send,
+    Skip,
+    Skipped,
+)
 from p2pfl.runtime import flows, wire
+from p2pfl.runtime.addresses import is_wildcard
 from p2pfl.runtime.chunks import Damaged, Outgoing, Schema
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.finding import Book, Finder
 from p2pfl.runtime.flows import Expected
-from p2pfl.runtime.handshake import NeighbourGone, Terms
+from p2pfl.runtime.handshake import Handshake, NeighbourGone, Terms
+from p2pfl.runtime.lookout import Lookout
 from p2pfl.runtime.meeting import Meeting
 from p2pfl.runtime.neighbour import Neighbour, Rejections
 from p2pfl.runtime.quota import REFUSED, Quota
@@ -41,7 +55,28 @@ GRACE = 1.0
 KEPT = 1 << 28  # bytes of memory for models that are kept to be used again
 # What may wait for one neighbour to ask for it.
 MANY, PLENTY = 8, 1 << 26  # messages of any size; bytes
+FRIENDS = 3  # neighbours that who comes late needs to know
 POLL = 20  # milliseconds between two looks at what wakes no poller
+
+
+class Asked(NamedTuple):
+    """A peer that has come late asks for our model."""
+
+    peer: PeerId
+
+
+class Roll(NamedTuple):
+    """How a peer finds out who is there.
+
+    Attributes:
+        life: tells this process from earlier ones of the same peer: the larger is the later.
+        timers: of its membership machine.
+        founders: who is there from the start.
+    """
+
+    life: int
+    timers: Timers
+    founders: frozenset[PeerId]
 
 
 class Links:
@@ -54,9 +89,11 @@ class Links:
         terms: what they must agree on.
         book: who listens where, as far as we know; others may ask for it.
         finder: where else to look for addresses; it is closed with the links.
+        roll: how it finds out who is there; None: a neighbour whose link breaks is gone.
 
     Attributes:
         poller: wakes up when there is something to do here.
+        lookout: who is there, once all have met; None: nobody asks.
         rejected: how many messages were refused, by sender and reason.
         pool: memory for models.
 
@@ -72,12 +109,21 @@ class Links:
         terms: Terms,
         book: Book,
         finder: Finder | None = None,
+        roll: Roll | None = None,
     ) -> None:
-        self.me, self.poller = me, endpoint.poller
+        self.me, self.poller, self._roll, self._book = me, endpoint.poller, roll, book
+        neighbours = frozenset(neighbours)
+        self.lookout: Lookout | None = None
         self.rejected = Rejections()
         self._endpoint, self._listener = endpoint, endpoint.listener
-        self._meeting = Meeting(me, endpoint, neighbours, terms, book, finder)
-        self._handshake, self._neighbours = self._meeting.handshake, self._meeting.neighbours
+        keys = endpoint.keyring.of if endpoint.keyring else None
+        life, awaited = (roll.life, roll.founders & neighbours) if roll else (0, neighbours)
+        self._handshake = Handshake(me, neighbours, terms, keys, life, roll is not None)
+        self._meeting = Meeting(me, endpoint, awaited, self._handshake, book, finder)
+        self._meeting.prepare = self._prepare
+        self._neighbours = self._meeting.neighbours
+        self._expected: Expected | None = None
+        self._happened: list[Skipped | Asked] = []
         self._phase, self._replaceable, self._room = -1, True, MANY
         self.pool, self._quota = Pool(KEPT), Quota()
         self._leaving = False
@@ -99,7 +145,7 @@ class Links:
     def meet(self, timeout: float, go_on: Callable[[], bool] = lambda: True) -> bool:
         """Wait until every neighbour has welcomed us and been welcomed, or `go_on` says no.
 
-        Return whether all have met.
+        Return whether all have met; or, if they had met before, whether some have welcomed us.
 
         Raises:
             UserError: a neighbour takes part in another run; the message says the difference.
@@ -108,7 +154,7 @@ class Links:
         """
         deadline = time.monotonic() + timeout
         refused, answered = self._handshake.refused, self._handshake.answered
-        while (absent := self._meeting.absent()) and go_on():
+        while (absent := self._missing()) and go_on():
             left = deadline - time.monotonic()
             # Who does not want us may still have to hear that we do not want them either.
             if refused and (left <= 0 or refused.keys() <= answered):
@@ -121,11 +167,40 @@ class Links:
             self.poller.poll(math.ceil(1000 * min(left, 0.2)))
             self._read()
             self._arrivals()
-            if refused:
+            if refused and not self._handshake.is_late:
                 deadline = min(deadline, time.monotonic() + GRACE)
         if not absent:
             self._meeting.over()
+            if not self.friends:
+                self.look_out()
         return not absent
+
+    def _missing(self) -> list[PeerId]:
+        """Return who must be met yet: who comes late does with a few."""
+        absent = self._meeting.absent()
+        if not self._handshake.is_late:
+            return absent
+        there = [p for p, one in self._neighbours.items() if one.link.welcomed]
+        return absent if len(there) < min(FRIENDS, len(absent)) else []
+
+    @property
+    def friends(self) -> tuple[PeerId, ...]:
+        """Those who had met before we came, and have let us in; empty if we were in time."""
+        there = [p for p, one in sorted(self._neighbours.items()) if one.link.welcomed]
+        return tuple(there) if self._handshake.is_late else ()
+
+    def look_out(self) -> None:
+        """Begin to look after the others, which is to be there for them."""
+        if self._roll is None:
+            return
+        founders = () if self.friends else self._roll.founders - {self.me}
+        addresses = self._book.addresses
+        others = {peer: addresses.get(peer, "") for peer in sorted(founders)}
+        address = "" if is_wildcard(addresses[self.me]) else addresses[self.me]
+        self.lookout = Lookout(self.me, self._roll.life, self._roll.timers, others, address)
+        self._handshake.believed = self.lookout.believes
+        if self.friends:
+            self.lookout.join(self.friends)
 
     def expect(
         self,
@@ -133,6 +208,7 @@ class Links:
         schema: Schema,
         replaceable: bool = False,
         news: Condition | None = None,
+        heard: int | None = None,
     ) -> None:
         """Enter a phase.
 
@@ -141,23 +217,71 @@ class Links:
             schema: what its messages look like.
             replaceable: whether a newer message makes an unsent older one worthless.
             news: if models are to be mixed while they arrive: where who mixes them waits.
+            heard: of how many neighbours messages come at the same time; None: of all.
         """
         self._phase, self._replaceable = phase, replaceable
         self._room = max(MANY, PLENTY // max(1, schema.nbytes))
-        window = flows.window(schema, len(self._neighbours))
-        expected = Expected(schema, window, self.pool.empty, news)
+        window = flows.window(schema, len(self._neighbours) if heard is None else heard)
+        self._expected = Expected(schema, window, self.pool.empty, news)
         for one in self._neighbours.values():
-            one.inflow.expect(phase, expected)
+            self._prepare(one)
         self._ask()
 
-    def events(self) -> list[Event]:
-        """Return what has happened on the links: messages first, then losses."""
+    def _prepare(self, one: Neighbour) -> None:
+        """Tell a neighbour's end what is to come of it."""
+        if self._expected is not None:
+            one.inflow.expect(self._phase, self._expected)
+
+    def events(self) -> list[Event | Asked]:
+        """Return what has happened on the links: messages first, then who is there."""
         self._tend()
         self._read()
-        happened: list[Event] = [*self._arrivals()]
+        happened: list[Event | Asked] = [*self._arrivals()]
+        happened += self._happened
+        self._happened = []
         self._ask()
         self._pass_on()
-        return [*happened, *self._left(), *self._lost()]
+        return [*happened, *self._left(), *self._lost(), *self._looked_out()]
+
+    def _looked_out(self) -> list[PeerUp | PeerSuspected | PeerDown]:
+        """Return what is new of who is there, as it was heard and as links have broken."""
+        if self.lookout is None:
+            return []
+        for peer, one in self._neighbours.items():
+            if one.has_broken():
+                self.lookout.probe(peer)
+        events = self.lookout.tend(self._tell)
+        for event in events:
+            if isinstance(event, PeerDown):
+                self._meeting.drop(event.peer)
+            elif isinstance(event, PeerUp):
+                self._meeting.reach(event.peer, self.lookout.address(event.peer))
+        return events
+
+    def _tell(self, peer: PeerId, body: bytes, address: str) -> None:
+        """Pass on what our membership machine has to say; if a link is clogged it is lost."""
+        one = self._meeting.reach(peer, address)
+        if one and not one.link.unsent:
+            one.tell(wire.pack(self._about(Kind.MEMBERS)), body)
+
+    def skip(self, skip: Skip) -> None:
+        """Tell peers that nothing of theirs counts in a round."""
+        for peer in skip.to:
+            if one := self._neighbours.get(peer):
+                one.tell(wire.pack(self._about(Kind.SKIP)._replace(round=skip.round)))
+
+    def pull(self, peers: Iterable[PeerId]) -> None:
+        """Ask some for their models."""
+        for peer in peers:
+            if one := self._neighbours.get(peer):
+                one.tell(wire.pack(self._about(Kind.PULL)))
+
+    def offer(self, to: PeerId, phase: int, round: int, message: tuple[Tensor, ...]) -> None:
+        """Give somebody what it has asked for."""
+        if one := self._neighbours.get(to):
+            header = Header(Kind.CHUNK, self._handshake.run, phase, self.me, round)
+            one.offers.put(Outgoing(header, message), replaceable=True)
+        self._pass_on()
 
     def send(self, send: Send) -> None:
         """Send a model to everybody it is for, without ever waiting.
@@ -187,6 +311,7 @@ class Links:
         """Return how many milliseconds to poll: until the next timer (monotonic), or `most`."""
         links = [one.link for one in self._neighbours.values()]
         pending = any(link.unsent or link.broken_since is not None for link in links)
+        due = min(due, self.lookout.due) if self.lookout else due
         left = math.ceil(1000 * min(due - time.monotonic(), 1000))
         return max(0, min(left, POLL if pending else most))
 
@@ -218,6 +343,8 @@ class Links:
         Before all have met it is also for neighbours that are only about to turn up.
         """
         kind = Kind.BYE if self._handshake.done else Kind.ABORT
+        if self.lookout:
+            self.lookout.leave(self._tell)
         for one in self._neighbours.values():
             one.say_goodbye(self._about(kind), reason.encode()[:MOST_REASON])
         self._leaving, deadline = True, time.monotonic() + linger
@@ -277,10 +404,22 @@ class Links:
         one = self._neighbours.get(sender)
         if header.kind is Kind.ABORT and not self._is_too_late(one):
             self._meeting.called_off(mail, header, wire.pack(self._about(Kind.BYE)))
+        elif header.kind is Kind.MEMBERS:
+            self._hear_of_members(sender, mail)
+        elif header.kind is Kind.SKIP:
+            self._happened.append(Skipped(sender, header.round))
+        elif header.kind is Kind.PULL:
+            self._happened.append(Asked(sender))
         elif one:
             one.hear(mail.connection, header, self._about(Kind.PONG))
         elif header.kind is Kind.BYE:
             self._listener.answer(mail.connection, wire.pack(self._about(Kind.BYE)))
+
+    def _hear_of_members(self, sender: PeerId, mail: Mail) -> None:
+        if len(mail.frames) != 2:
+            raise RemoteProtocolError("a message about members without any")
+        if self.lookout:
+            self.lookout.hear(sender, mail.frames[1])
 
     def _is_too_late(self, one: Neighbour | None) -> bool:
         """Say whether somebody cannot call the run off any more."""
@@ -324,7 +463,8 @@ class Links:
 
     def _pass_on(self) -> None:
         """Send chunks to those who have asked for some, to each in turn."""
-        waiting = [one.outflow for one in self._neighbours.values() if one.outflow.waiting]
+        flows = (flow for one in self._neighbours.values() for flow in (one.outflow, one.offers))
+        waiting = [flow for flow in flows if flow.waiting]
         while waiting:  # as many as there is credit for: a few MB
             waiting = [outflow for outflow in waiting if outflow.flush(self._listener.hand_over)]
 
@@ -340,7 +480,14 @@ class Links:
 
     def _lost(self) -> list[PeerDown]:
         """Give up neighbours who are out of reach, or are to be kept out."""
-        lost = [p for p, one in self._neighbours.items() if one.is_lost(GRACE, self._room)]
+        # Where there is a lookout, it says who is gone; a link to somebody who is not there
+        # for it was only a try.
+        grace = math.inf if self.lookout else GRACE
+        lost = [p for p, one in self._neighbours.items() if one.is_lost(grace, self._room)]
+        if self.lookout:
+            for peer in self.lookout.strangers(self._neighbours):
+                if self._neighbours[peer].seems_wrong:
+                    self._meeting.drop(peer)
         for peer in lost:
             self._meeting.drop(peer)
         return [PeerDown(peer) for peer in lost]

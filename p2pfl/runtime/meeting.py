@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 
-from p2pfl.errors import RemoteProtocolError
+from p2pfl.errors import RemoteProtocolError, UserError
 from p2pfl.peer.events import PeerId
 from p2pfl.runtime import finding, wire
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.finding import Book, Finder
-from p2pfl.runtime.handshake import Handshake, NeighbourGone, Terms
+from p2pfl.runtime.handshake import Handshake, NeighbourGone
 from p2pfl.runtime.neighbour import Neighbour
 from p2pfl.runtime.sockets import Mail
 from p2pfl.runtime.wire import Header, Kind
@@ -23,30 +24,31 @@ class Meeting:
     Args:
         me: who we are.
         endpoint: our sockets.
-        expected: whom we talk to.
-        terms: what all must agree on.
+        neighbours: whom we talk to.
+        awaited: who of them is there from the start.
+        handshake: to be settled with them.
         book: who listens where, as far as we know; others may ask for it.
         finder: where else to look for addresses.
 
     Attributes:
-        handshake: what has been settled with them.
         neighbours: those that have been dialled, and are not gone.
+        prepare: called with every new one.
     """
 
     def __init__(
         self,
         me: PeerId,
         endpoint: Endpoint,
-        expected: Iterable[PeerId],
-        terms: Terms,
+        awaited: Iterable[PeerId],
+        handshake: Handshake,
         book: Book,
         finder: Finder | None,
     ) -> None:
         self.me, self._endpoint, self._listener = me, endpoint, endpoint.listener
-        self._book, self._finder = book, finder
-        keys = endpoint.keyring.of if endpoint.keyring else None
-        self.handshake = Handshake(me, expected, terms, keys)
+        self._book, self._finder, self._awaited = book, finder, frozenset(awaited)
+        self.handshake = handshake
         self.neighbours: dict[PeerId, Neighbour] = {}
+        self.prepare: Callable[[Neighbour], None] = lambda one: None
         self._elsewhere: set[PeerId] = set()  # peers of another run have asked for addresses
 
     def find(self) -> None:
@@ -60,7 +62,7 @@ class Meeting:
         for peer in elsewhere:
             if self._finder and self.neighbours[peer].seems_wrong:
                 self._finder.skip(peer, addresses[peer])
-        unknown = self.handshake.neighbours - addresses.keys()
+        unknown = self._awaited - addresses.keys()
         known = self._book.addresses
         if self._finder and (elsewhere or unknown):
             known = {**self._finder.found(), **known}
@@ -69,16 +71,34 @@ class Meeting:
                 self.drop(peer)
                 unknown |= {peer}
         for peer in sorted(unknown & known.keys()):
-            link = self._endpoint.dial(peer, known[peer], self.handshake.hello)
-            addresses[peer], self.neighbours[peer] = known[peer], Neighbour(link)
-            if connection := self.handshake.connection(peer):  # it has found us first
-                self.neighbours[peer].outflow.connected(connection)
+            self._dial(peer, known[peer])
+
+    def reach(self, peer: PeerId, address: str = "") -> Neighbour | None:
+        """Return our way to a peer, which is dialled if there is none; None: it cannot be.
+
+        Args:
+            peer: whom to reach.
+            address: where it says that it listens, if nobody else says where.
+        """
+        address = self._book.addresses.get(peer, address)
+        if peer not in self.neighbours and peer in self.handshake.neighbours and address:
+            with suppress(UserError):  # a key that is revoked, an address beyond this machine
+                self._dial(peer, address)
+        return self.neighbours.get(peer)
+
+    def _dial(self, peer: PeerId, address: str) -> None:
+        link = self._endpoint.dial(peer, address, self.handshake.hello)
+        self.handshake.addresses[peer] = address
+        one = self.neighbours[peer] = Neighbour(link)
+        self.prepare(one)
+        if connection := self.handshake.connection(peer):  # it has found us first
+            one.connected(connection)
 
     def absent(self) -> list[PeerId]:
         """Return those who have not welcomed us, or been welcomed."""
         links = {peer: one.link for peer, one in self.neighbours.items()}
         there = [p for p in links if links[p].welcomed and self.handshake.is_known(p)]
-        return sorted(self.handshake.neighbours - set(there))
+        return sorted(self._awaited - set(there))
 
     def described(self, peer: PeerId) -> str:
         """Return what an error says of somebody who is absent."""
@@ -101,9 +121,14 @@ class Meeting:
         Raises:
             RemoteProtocolError: it was refused.
         """
-        self.handshake.hear(self._listener, mail, header, self.neighbours)
+        peer = header.sender
+        another = self.handshake.hear(self._listener, mail, header, self.neighbours)
+        if self.handshake.done:
+            if another:
+                self.drop(peer)  # what was under way to its last life is lost
+            self.reach(peer)
         if one := self.neighbours.get(header.sender):
-            one.outflow.connected(mail.connection)
+            one.connected(mail.connection)
 
     def tell_addresses(self, mail: Mail, header: Header) -> None:
         """Answer somebody who looks for the others.

@@ -25,6 +25,7 @@ class Neighbour:
     Attributes:
         link: on which small messages go to it, and chunks of models come back.
         round_trips: seconds that heartbeats took, of the last few.
+        offers: models it has asked for because it has come late.
         is_unwanted: whether its key is not to be trusted any more.
         offences: messages of it that were refused.
     """
@@ -32,18 +33,25 @@ class Neighbour:
     def __init__(self, link: Link) -> None:
         self.link = link
         self.outflow, self.inflow = Outflow(not link.is_guarded), Inflow()
+        self.offers = Outflow(not link.is_guarded)
         self.is_unwanted, self.offences = False, 0
         self.round_trips: deque[float] = deque(maxlen=64)
         self._goodbye: tuple[bytes, Mark] | None = None
         self._since = time.monotonic()
         self._pinged: float | None = None  # when, if the answer is still out
         self._next_ping = 0.0
+        self._broken = False
 
     @property
     def seems_wrong(self) -> bool:
         """Whether it may be somebody else, or nobody, who is at the address that was dialled."""
         late = not self.link.welcomed and time.monotonic() > self._since + LATE
         return late or bool(self.link.trouble)
+
+    def has_broken(self) -> bool:
+        """Say, once for every time, whether the link has broken."""
+        broken, self._broken = self._broken, False
+        return broken
 
     def tell(self, *frames: bytes) -> None:
         """Send a small message."""
@@ -53,7 +61,7 @@ class Neighbour:
     def tend(self, about: Header) -> None:
         """Take note of a connection that was lost, and send a heartbeat if it is time."""
         if self.link.lost:
-            self.link.lost, self._pinged = False, None
+            self.link.lost, self._pinged, self._broken = False, None, True
             self.inflow.broken()
         now = time.monotonic()
         can_answer = self.outflow.connection is not None  # it does so on the link it has dialled
@@ -75,7 +83,7 @@ class Neighbour:
             case Kind.CREDIT if connection != self.outflow.connection:
                 pass  # of a connection that is gone, as is what it asked for
             case Kind.CREDIT:
-                self.outflow.asked(header)
+                self._flow(header.phase).asked(header)
             case Kind.PING if not self.link.unsent:  # else it does not read what we say
                 self.tell(wire.pack(pong))
             case Kind.PING:
@@ -84,6 +92,14 @@ class Neighbour:
                 self._answered()
             case _:
                 raise RemoteProtocolError(f"an unexpected {header.kind.name}")
+
+    def connected(self, connection: bytes) -> None:
+        """Send on another connection from now on."""
+        self.outflow.connected(connection)
+        self.offers.connected(connection)
+
+    def _flow(self, phase: int) -> Outflow:
+        return self.offers if phase == wire.OFFERS else self.outflow
 
     def _answered(self) -> None:
         if self._pinged is not None:

@@ -99,13 +99,23 @@ class NetworkModel:
         latency = special.get("latency", self.latency)
         bandwidth = special.get("bandwidth", self.bandwidth)
         loss = special.get("loss", self.loss)
-        key = link[0] * 2**31 + link[1]
+        key = _number_of(link)
         leaves = now + size / self.uplink
         passes = max(now, free) + size / min(bandwidth, self.uplink)
         if loss and self._draw(3, key, number) < loss:
             return Delivery(leaves, passes, math.inf)
         stretch = self._stretch(self.jitter, 4, key, number)
         return Delivery(leaves, passes, passes + latency * stretch)
+
+    def lot(self, use: int, link: tuple[PeerId, PeerId], number: int) -> float:
+        """Draw from [0, 1) for something that happens to a message of a link.
+
+        Args:
+            use: tells kinds of lots apart; 1 to 4 are taken.
+            link: ``(sender, receiver)``.
+            number: of the message.
+        """
+        return self._draw(use, _number_of(link), number)
 
     def _stretch(self, jitter: float, use: int, which: int, number: int) -> float:
         return 1 + jitter * self._draw(use, which, number) if jitter else 1.0
@@ -116,6 +126,10 @@ class NetworkModel:
         if key is None:
             key = self._keys[use, which] = _fold(_fold(self.seed & _MASK, which), use)
         return (_hash(_fold(key, number) + _STEP) >> 11) * 2.0**-53
+
+
+def _number_of(link: tuple[PeerId, PeerId]) -> int:
+    return link[0] * 2**31 + link[1]
 
 
 def _fold(key: int, data: int) -> int:

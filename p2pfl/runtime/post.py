@@ -8,6 +8,7 @@ from collections import Counter
 from p2pfl.peer.events import PeerId, Send
 from p2pfl.runtime import wire
 from p2pfl.runtime.network import NetworkModel
+from p2pfl.runtime.turmoil import Turmoil
 
 
 class Post:
@@ -15,12 +16,14 @@ class Post:
 
     Args:
         network: the model.
+        turmoil: the faults that come on top of it.
     """
 
-    def __init__(self, network: NetworkModel) -> None:
-        self._network = network
+    def __init__(self, network: NetworkModel, turmoil: Turmoil) -> None:
+        self._network, self._turmoil = network, turmoil
         self._lines: dict[PeerId, float] = {}  # when the line of each sender is free again
         self._links: dict[tuple[PeerId, PeerId], _Link] = {}
+        self._small: Counter[tuple[PeerId, PeerId]] = Counter()  # small messages by link
         self._sent: Counter[tuple[PeerId, int]] = Counter()  # bytes by (node, round)
 
     def size(self, src: PeerId, send: Send) -> int:
@@ -44,10 +47,29 @@ class Post:
         delivery = self._network.delivery((src, dst), link.number, size, start, link.free)
         link.number += 1
         self._lines[src], link.free = delivery.leaves, delivery.passes
-        if delivery.arrives < math.inf:
-            link.arrived = max(delivery.arrives, link.arrived)  # links are in order
+        if delivery.arrives < math.inf and self._turmoil.passes((src, dst)):
+            late = delivery.arrives + self._turmoil.delay((src, dst))
+            link.arrived = max(late, link.arrived)  # links are in order
             return link.arrived
         return math.inf
+
+    def small(self, src: PeerId, dst: PeerId, now: float) -> float | None:
+        """Return when a small message arrives, which no model is in the way of; None: never."""
+        self._small[src, dst] += 1
+        number = (1 << 40) + self._small[src, dst]
+        arrives = self._network.delivery((src, dst), number, 0, now).arrives
+        if arrives == math.inf or not self._turmoil.passes((src, dst)):
+            return None
+        return arrives + self._turmoil.delay((src, dst))
+
+    def is_damaged(self, src: PeerId, dst: PeerId) -> bool:
+        """Say whether a message is changed on its way; its receiver refuses it then."""
+        return self._turmoil.corrupts((src, dst))
+
+    def contacts(self, peer: PeerId) -> list[PeerId]:
+        """Return who has exchanged anything with a peer, in ascending order."""
+        ends = {end for link in self._links if peer in link for end in link}
+        return sorted(ends - {peer})
 
     def not_before(self, src: PeerId, dst: PeerId, due: float) -> float:
         """Return a time after everything that was sent over a link so far has arrived."""

@@ -19,38 +19,41 @@ from p2pfl.errors import RemoteProtocolError, RunError
 from p2pfl.learning.scratch import keep_freed_memory
 from p2pfl.learning.tree import wide
 from p2pfl.peer.events import (
+    Discard,
     Effect,
     Evaluate,
     Evaluated,
     Event,
     PeerDown,
+    Position,
     Received,
     Report,
     Send,
     SetTimer,
+    Skip,
     Started,
     Stop,
     TimerFired,
     Train,
-    Trained,
 )
 from p2pfl.peer.letters import Letters
-from p2pfl.peer.rounds import Pace
+from p2pfl.peer.plan import Pace
 from p2pfl.runtime import chunks, flows
 from p2pfl.runtime.handshake import NeighbourGone
 from p2pfl.runtime.later import Later, postponed
-from p2pfl.runtime.links import Links
+from p2pfl.runtime.links import Asked, Links
 from p2pfl.runtime.setup import Ending, Row, Setup
 from p2pfl.runtime.streams import Stream, streaming, wide_field
-from p2pfl.runtime.worker import Marked, Worker, model
+from p2pfl.runtime.wire import OFFERS, TRAINING
+from p2pfl.runtime.worker import Give, Given, Keep, Kept, Marked, Result, Worker, model
 
 # How long the loop may sleep: a signal (Ctrl-C) is noticed after so many milliseconds.
 NAP = 250
 
-TRAINING = 2  # the phase after those of the statistics; see `wire`
 CPU = torch.device("cpu")
 
 OnRow = Callable[[Row, Tensor], None]
+OnEvent = Callable[..., None]  # its kind, and what belongs to it by name
 
 
 class Server:
@@ -66,10 +69,22 @@ class Server:
         links: to its neighbours, whom it has met.
         phase: what messages are marked with.
         strict: every message is needed: a neighbour lost, or a message missed, is an error.
+        begin: where it goes on, if others have begun before.
+        keep: writes checkpoints, in the worker; None: there are none.
+
+    Attributes:
+        constants: what who comes late needs to know besides a model, ``[1, ...]`` each.
     """
 
     def __init__(
-        self, setup: Setup, node: int, links: Links, phase: int = TRAINING, strict: bool = False
+        self,
+        setup: Setup,
+        node: int,
+        links: Links,
+        phase: int = TRAINING,
+        strict: bool = False,
+        begin: Position | None = None,
+        keep: Keep | None = None,
     ) -> None:
         keep_freed_memory()
         self.setup, self.node, self.links, self.strict = setup, node, links, strict
@@ -82,15 +97,21 @@ class Server:
             hooks = (self._out_of_patience, self._more_room, links.pool.empty)
             self._algorithm = streaming(setup.algorithm, *hooks)
         lazy = postponed(self._algorithm)._replace(receive=self._receive)
-        self.machine = dataclasses.replace(setup, algorithm=lazy).peer(node)
-        links.expect(phase, schema, self._replaceable, self._news)
+        if begin:
+            begin = begin._replace(state=Later(self._algorithm, begin.state))
+        self.machine = dataclasses.replace(setup, algorithm=lazy).peer(node, begin)
+        self.constants: tuple[Tensor, ...] = ()
+        heard = max((len(hears) for hears in self._heard_in_a_period()), default=0)
+        links.expect(phase, schema, self._replaceable, self._news, heard)
         self._examples = int(setup.task.examples(self._nodes)[0])
-        self._worker = Worker(self._algorithm, setup.task, node, links, f"worker-{phase}")
+        self._keeps = keep is not None
+        how = (self._algorithm, setup.task, node, links, f"worker-{phase}")
+        self._worker = Worker(*how, keep or (lambda position: None))
         self._timers: list[tuple[float, int]] = []
         self._rows: dict[int, tuple[Row, Tensor | None]] = {}  # waiting for what belongs to them
         self._evaluating: set[int] = set()
         self._sent: Counter[int] = Counter()
-        self._missed, self._spoke = 0, 0.0
+        self._missed, self._one_sided, self._spoke = 0, 0, 0.0
         self._stopped = ""
 
     @property
@@ -128,22 +149,31 @@ class Server:
         topology = self.setup.topology
         return [topology.view(self.node, round)[1] for round in range(topology.period or 1)]
 
-    def run(self, on_row: OnRow, go_on: Callable[[], bool] = lambda: True) -> Ending:
+    def run(
+        self,
+        on_row: OnRow,
+        go_on: Callable[[], bool] = lambda: True,
+        on_event: OnEvent = lambda kind, **about: None,
+    ) -> Ending:
         """Serve until the peer is done, or `go_on` says no.
 
         Args:
             on_row: told of every round that has ended, with the sketch of its model.
             go_on: asked a few times a second.
+            on_event: told of checkpoints, and of what it has noticed of the others.
 
         Raises:
             RunError: training has diverged; or, if `strict`, a message was missed.
             NeighbourGone: if `strict`, a neighbour was lost.
         """
-        self._clock = time.perf_counter()
+        self._clock, self._on_event = time.perf_counter(), on_event
         try:
+            for absent in self._absent():
+                self._tell(PeerDown(absent))
             self._tell(Started())
             while go_on() and not (self._stopped and not self._worker.is_busy):
                 self._turn()
+                self._tell_noticed()
                 for row, mark in self._finished_rows():
                     on_row(row, mark)
         finally:
@@ -157,7 +187,22 @@ class Server:
             self.machine.step,
             missed=self._missed,
             rejected=self.links.rejected.total(),
+            one_sided=self._one_sided,
         )
+
+    def _tell_noticed(self) -> None:
+        """Pass on what has become known of the others."""
+        if self.links.lookout and not self.strict:
+            for at, peer, status in self.links.lookout.noticed:
+                self._on_event("noticed", at=at, peer=peer, status=status.name.lower())
+            self.links.lookout.noticed.clear()
+
+    def _absent(self) -> list[int]:
+        """Return who is not there when we begin."""
+        if self.links.lookout is None or self.strict:
+            return []
+        live = self.links.lookout.live
+        return [peer for peer in range(self.setup.topology.n) if peer not in live]
 
     def _receive(self, state: Later, inbox: Inbox[Any]) -> Later:
         """Put off an exchange until the worker gets to it."""
@@ -183,6 +228,10 @@ class Server:
         for result in self._worker.done():
             self._done(result)
         for event in self.links.events():  # all input before any timer
+            if isinstance(event, Asked):
+                if not self.strict:
+                    self._worker.do(Give(event.peer, self.machine.round, self.machine.params))
+                continue
             if self.strict and isinstance(event, PeerDown) and not self._stopped:
                 raise NeighbourGone(f"peer {self.node}: lost peer {event.peer}")
             self._tell(self._placed(event))
@@ -196,8 +245,16 @@ class Server:
         blocks = [block.to(self._device) for block in event.message]
         return dataclasses.replace(event, message=type(event.message)(*blocks))
 
-    def _done(self, result: Trained | Evaluated | Marked) -> None:
+    def _done(self, result: Result) -> None:
         """Take in what the worker has done."""
+        if result is None:
+            return
+        if isinstance(result, Kept):
+            self._on_event(**result.event)
+            return
+        if isinstance(result, Given):
+            self.links.offer(result.to, OFFERS, result.round, (result.model, *self.constants))
+            return
         if isinstance(result, Marked):
             row, _ = self._rows[result.round]
             self._rows[result.round] = row, result.mark
@@ -216,9 +273,7 @@ class Server:
             sender = event.sender if isinstance(event, Received) else None
             self.links.reject(error, sender)
             if isinstance(event, Received):
-                for field in event.message:
-                    if isinstance(field, Stream):
-                        field.drop()
+                _drop(event.message)
             return
         for effect in effects:
             self._carry_out(effect)
@@ -234,6 +289,10 @@ class Server:
                 self._spoke = time.monotonic()
                 self._sent[effect.round] += len(effect.to) * chunks.size(self.node, effect)
                 self.links.send(effect)
+            case Skip():
+                self.links.skip(effect)
+            case Discard(message=message):
+                _drop(message)
             case SetTimer(after=after, round=number):
                 heapq.heappush(self._timers, (time.monotonic() + after, number))
             case Report():
@@ -241,8 +300,13 @@ class Server:
                     who = ", ".join(f"peer {peer}" for peer in effect.missed)
                     raise RunError(f"peer {self.node}: nothing heard in time of {who}")
                 self._missed += len(effect.missed)
+                self._one_sided += effect.one_sided
+                if self.links.lookout:
+                    self.links.lookout.ended_round(effect.round)
                 self._rows[effect.round] = self._row(effect), None
                 self._worker.do(effect)
+                if self._keeps:
+                    self._worker.do(self.machine.position)
             case Stop(reason=reason):
                 self._stopped = reason
 
@@ -270,3 +334,10 @@ class Server:
                 finished.append((row, mark))
                 del self._rows[number]
         return finished
+
+
+def _drop(message: tuple[Tensor, ...]) -> None:
+    """Give free what an unused message still takes up."""
+    for field in message:
+        if isinstance(field, Stream):
+            field.drop()

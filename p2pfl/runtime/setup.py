@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Rows
+from p2pfl.churn.script import Script
 from p2pfl.learning.task import Task
-from p2pfl.peer.events import Machine
+from p2pfl.membership.timers import Timers
+from p2pfl.peer.events import Machine, Position
 from p2pfl.peer.gossiper import Gossiper, Tempo
-from p2pfl.peer.rounds import BACKLOG, Pace, Peer, View
+from p2pfl.peer.plan import BACKLOG, Pace, View, Views
+from p2pfl.peer.rounds import Peer
 from p2pfl.topology.mixing import Mixing
 from p2pfl.topology.schedule import Topology
 
@@ -60,6 +63,7 @@ class Ending(NamedTuple):
     virtual_s: float = math.nan
     missed: int = 0  # messages waited for in vain
     rejected: int = 0  # messages refused
+    one_sided: int = 0  # models mixed without their senders having mixed ours
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,9 @@ class Setup:
     weights: Callable[[int], Tensor]  # round -> mixing matrix
     sample: Tensor | None = None  # the nodes which are measured, int64; None: all
     pooled: Task | None = None  # what the mean model is measured on, as its node 0
+    among: Callable[[tuple[int, ...]], Topology] | None = None  # if it follows who is there
+    churn: Script | None = None  # what happens to peers and links, besides
+    membership: Timers | None = None  # how peers find out who is there; None: not by themselves
 
     def rows(self, nodes: Tensor) -> Rows:
         """Say who the nodes are."""
@@ -94,20 +101,21 @@ class Setup:
         message: tuple[Tensor, ...] = self.algorithm.send(state)
         return message
 
-    def peer(self, node: int) -> Machine:
-        """Return the state machine of one node."""
+    def peer(self, node: int, begin: Position | None = None) -> Machine:
+        """Return the state machine of one node, which may go on from somewhere."""
         nodes = torch.tensor([node])
         params, steps = self.task.init(nodes), int(self.steps(nodes)[0])
-        pace = self.pace
+        pace, views, rows = self.pace, self._views(node), self.rows(nodes)
+        rounds = pace.ticks if isinstance(pace, Tempo) else pace.rounds
+        if begin and begin.round >= rounds:  # it has come when the others were about to go
+            begin = begin._replace(round=rounds - 1)
         if not len(self.judged(nodes)):
             pace = pace._replace(evaluate_every=0)
         if isinstance(pace, Tempo):
-            view = View(*self.topology.view(node, 0))
             tempo = pace._replace(steps=steps)
-            return Gossiper(self.algorithm, view, tempo, params, self.rows(nodes))
+            return Gossiper(self.algorithm, views, tempo, params, rows, begin)
         pace = pace._replace(steps=steps, backlog=self._backlog)
-        views = self._views(node)
-        return Peer(self.algorithm, self.mixing, views, pace, params, self.rows(nodes))
+        return Peer(self.algorithm, self.mixing, views, pace, params, rows, begin)
 
     @cached_property
     def _backlog(self) -> int:
@@ -124,8 +132,17 @@ class Setup:
         except ValueError:  # nothing comes back to some sender, so nothing holds it back
             return BACKLOG
 
-    def _views(self, node: int) -> Callable[[int], View]:
-        return lambda round: View(*self.topology.view(node, round))
+    def _views(self, node: int) -> Views:
+        """Say whom a node talks to, given a round and who is gone."""
+        among, nodes = self.among, range(self.topology.n)
+        if among is None:
+            return Views(lambda round, gone: View(*self.topology.view(node, round)))
+
+        def of(round: int, gone: frozenset[int]) -> View:
+            there = tuple(other for other in nodes if other == node or other not in gone)
+            return View(*among(there).view(node, round))
+
+        return Views(of, follow=True, mutual=self.topology.is_symmetric)
 
 
 Status = Literal["running", "finished", "interrupted", "failed"]

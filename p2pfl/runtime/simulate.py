@@ -5,22 +5,41 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import astuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from p2pfl.algorithm import newest
 from p2pfl.errors import UserError, diverged
 from p2pfl.learning.evaluation import Scores
 from p2pfl.learning.scratch import keep_freed_memory
 from p2pfl.learning.training import train_
 from p2pfl.learning.tree import assign, leaves, tree_map, unshared, views, wide
 from p2pfl.peer.gossiper import Tempo
-from p2pfl.peer.stopping import Agreement
+from p2pfl.peer.stopping import Agreement, Progress
 from p2pfl.runtime.exchange import block_width, receive_, squared_distances
 from p2pfl.runtime.ranks import Neighbourhood, Ranks
 from p2pfl.runtime.setup import Ending, Row, Seconds, Setup
 from p2pfl.runtime.traffic import Traffic
+
+
+class Snapshot(NamedTuple):
+    """All that the rounds to come follow from, at the end of a round.
+
+    Trees of tensors, numbers and None; those of runs of one experiment have the same outline.
+    """
+
+    rounds: int  # that have been done
+    updates: int
+    wall_s: float
+    seconds: tuple[float, ...]  # as of `Seconds`
+    state: Any
+    heard: Any  # what is remembered of the senders, where that is more than their last message
+    sent: Any  # with overlap, what training goes on from
+    progress: Progress | None  # towards stopping
+    lowest: float
 
 
 class Simulator:
@@ -37,6 +56,8 @@ class Simulator:
     Attributes:
         seconds: where the time has gone so far.
         scores: how good the mean model was when it was measured last, or None.
+        done: how many rounds have been done.
+        over: whether the last has.
     """
 
     def __init__(self, setup: Setup, ranks: Ranks | None = None) -> None:
@@ -50,7 +71,9 @@ class Simulator:
         rows = setup.rows(self.nodes)
         self.examples = self.ranks.gather(rows.examples).tolist()
         self.state: Any = unshared(setup.algorithm.init(setup.task.init(self.nodes), rows))
-        self.reason, self.updates = "all rounds done", 0
+        self._device = next(leaves(self.state)).device
+        self.reason, self.updates, self.over = "all rounds done", 0, False
+        self.done = 0
         self._wide = next(wide(leaf) for leaf in leaves(self.state) if leaf.is_floating_point())
         self.seconds = Seconds()
         self.scores: Scores | None = None
@@ -58,6 +81,7 @@ class Simulator:
         self._clock = time.perf_counter()
         self._agreement = Agreement(self.pace.stop, self.pace.width, setup.topology.n)
         self._around: tuple[Tensor, Neighbourhood] | None = None
+        self._heard: Any = None  # what is remembered of the senders
         self._sent: Any = None  # the last state that was sent, where training goes on from it
 
     @property
@@ -76,22 +100,75 @@ class Simulator:
         Raises:
             RunError: the training loss of a node is no longer finite.
         """
-        steps, heard = self.setup.steps(self.nodes), None
+        steps = self.setup.steps(self.nodes)
         each = int(self.ranks.total(steps.sum()))
-        for k in range(self.pace.rounds):
+        for k in range(self.done, self.pace.rounds):
             loss = self._train(k, steps)
             self.updates += each
             self._agreement.measured("train_loss", loss)
             self._agreement.begin(k)
             if self.pace.overlap and k + 1 < self.pace.rounds:
                 self._sent = tree_map(torch.clone, self.state)
-            heard = self._exchange(k, heard)
+            self._exchange(k)
             together = self._agreement.reached(k)
-            last = together or k + 1 == self.pace.rounds
-            yield self._rows(k, loss, last)
+            self.done, self.over = k + 1, together or k + 1 == self.pace.rounds
+            yield self._rows(k, loss, self.over)
             if together:
                 self.reason = "converged"
                 return
+
+    def snapshot(self) -> Snapshot:
+        """Return all that the rounds to come follow from; the tensors are not copied."""
+        return Snapshot(
+            self.done,
+            self.updates,
+            time.perf_counter() - self._clock,
+            astuple(self.seconds),
+            self.state,
+            self._heard,
+            self._sent,
+            self._agreement.progress,
+            self._agreement.lowest,
+        )
+
+    def vacate(self) -> Snapshot:
+        """Give up the state; return what any snapshot of this run looks like.
+
+        Its tensors have shapes and types but no values (they are on the meta device). Whoever
+        reads a snapshot in has the memory of the state for it, and hands it to `restore`.
+        """
+        algorithm, setup = self.setup.algorithm, self.setup
+        outline = tree_map(lambda leaf: leaf.to("meta"), self.state)
+        heard: Any = None
+        if algorithm.absorb is not newest:
+            message = setup.message(int(self.nodes[0]))
+            of_one = algorithm.absorb(None, message, setup.task.d)
+            rows = len(self.nodes)
+            heard = tree_map(lambda f: f.new_empty((rows, *f.shape[1:]), device="meta"), of_one)
+        self.state = None
+        sent = outline if self.pace.overlap else None
+        return self.snapshot()._replace(state=outline, heard=heard, sent=sent)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot of the same run, whose tensors are overwritten from now on.
+
+        Raises:
+            UserError: so many rounds have been done already.
+        """
+        if snapshot.rounds >= self.pace.rounds:
+            raise UserError(
+                f"pace.rounds = {self.pace.rounds}, but {snapshot.rounds} rounds have been done:"
+                " set it to more"
+            )
+        self.done, self.updates = snapshot.rounds, snapshot.updates
+        self._clock = time.perf_counter() - snapshot.wall_s
+        self.seconds = Seconds(*snapshot.seconds)
+        self.state, self._heard, self._sent = (
+            None if tree is None else tree_map(lambda leaf: leaf.to(self._device), tree)
+            for tree in (snapshot.state, snapshot.heard, snapshot.sent)
+        )
+        self._agreement.progress = snapshot.progress
+        self._agreement.lowest = snapshot.lowest
 
     @property
     def exchange_path(self) -> str:
@@ -132,17 +209,17 @@ class Simulator:
             assign(mixed, algorithm.carry(views(sent, rows), views(trained, rows), mixed))
         return loss
 
-    def _exchange(self, k: int, heard: Any) -> Any:  # noqa: ANN401 - what an algorithm remembers
-        """Send, mix, and return what is remembered of the senders."""
+    def _exchange(self, k: int) -> None:
+        """Send, mix, and remember of the senders what the algorithm wants to."""
         began = time.perf_counter()
         algorithm = self.setup.algorithm
         message = algorithm.send(self.state)
         self._payload = sum(block[:1].nbytes for block in message)
-        heard = algorithm.absorb(heard, message, self.setup.task.d)
+        heard = algorithm.absorb(self._heard, message, self.setup.task.d)
         around, self._columns = self._neighbourhood(k), block_width(heard, self.setup.task.d)
         self.state = receive_(algorithm, self.state, heard, around, self.setup.task.d)
+        self._heard = None if algorithm.absorb is newest else heard
         self.seconds.exchange += time.perf_counter() - began
-        return heard
 
     def _neighbourhood(self, k: int) -> Neighbourhood:
         weights = self.setup.weights(k)

@@ -6,8 +6,8 @@ docs/wire.md describes the whole protocol; models are cut up in `chunks`.
     header = [version, kind, run, phase, sender, round, degree, score, number, check]
 
 `run` is the first 8 bytes of the digest of everything both ends must agree on; `phase` is 0
-while means of the data are averaged, 1 while squared distances from them are, and 2 in
-training.
+while means of the data are averaged, 1 while squared distances from them are, 2 in training,
+and 3 for models that are given to who comes late.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from p2pfl.errors import RemoteProtocolError, UserError
 from p2pfl.peer.events import PeerId
 
 VERSION = 1
+TRAINING, OFFERS = 2, 3  # phases; the first two are those of the statistics
 RUN = 8  # bytes of the digest of the terms
 CHECK = 8  # bytes of the checksum of a chunk
 CHUNK = 1 << 20  # bytes of a model in one message: the size that reaches line rate
@@ -61,6 +62,9 @@ class Kind(IntEnum):
     PONG = 9
     WHERE = 10  # asks for addresses
     BOOK = 11
+    MEMBERS = 12  # what the membership machines tell each other
+    SKIP = 13  # nothing counts in a round
+    PULL = 14  # asks for the model of who is in training
 
 
 _KINDS = frozenset(Kind)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 import zmq
@@ -17,7 +17,7 @@ from p2pfl.learning.evaluation import Scores
 from p2pfl.learning.task import Task
 from p2pfl.learning.training import train
 from p2pfl.learning.tree import wide
-from p2pfl.peer.events import Evaluate, Evaluated, Report, Train, Trained
+from p2pfl.peer.events import Evaluate, Evaluated, PeerId, Position, Report, Train, Trained
 from p2pfl.runtime.later import Later
 from p2pfl.runtime.links import Links
 from p2pfl.runtime.sketch import sketch
@@ -30,6 +30,33 @@ class Marked(NamedTuple):
     mark: Tensor
 
 
+class Give(NamedTuple):
+    """A model that was asked for, in which round."""
+
+    to: PeerId
+    round: int
+    params: Tensor  # a `Later` in truth
+
+
+class Given(NamedTuple):
+    """The same, worked out."""
+
+    to: PeerId
+    round: int
+    model: Tensor  # [1, d]
+
+
+class Kept(NamedTuple):
+    """What is to be said of a checkpoint."""
+
+    event: dict[str, Any]
+
+
+Order: TypeAlias = Train | Evaluate | Report | Give | Position
+Result: TypeAlias = Trained | Evaluated | Marked | Given | Kept | None
+Keep = Callable[[Position], dict[str, Any] | None]
+
+
 class Worker:
     """Does one thing after the other, and wakes the poller of the links when it is done.
 
@@ -39,29 +66,37 @@ class Worker:
         node: as which node.
         links: whose poller is woken.
         name: of the way to it.
+        keep: writes checkpoints, if they are due.
     """
 
     def __init__(
-        self, algorithm: Algorithm[Any, Any, Any], task: Task, node: int, links: Links, name: str
+        self,
+        algorithm: Algorithm[Any, Any, Any],
+        task: Task,
+        node: int,
+        links: Links,
+        name: str,
+        keep: Keep = lambda position: None,
     ) -> None:
+        self._keep = keep
         self._algorithm, self._task = algorithm, _Haltable(task)
         self._nodes = torch.tensor([node])
         self._links, self._name = links, name
         self._wake = links.inproc(name)
         self._thread = ThreadPoolExecutor(1, initializer=self._open)
-        self._results: list[Future[Trained | Evaluated | Marked]] = []
+        self._results: list[Future[Result]] = []
 
     @property
     def is_busy(self) -> bool:
         """Whether something is still to be done, or was done and not fetched."""
         return bool(self._results)
 
-    def do(self, effect: Train | Evaluate | Report) -> None:
+    def do(self, effect: Order) -> None:
         """Put something on the list."""
         self._results.append(self._thread.submit(self._work, effect))
         self._thread.submit(self.wake)  # not before the result is there
 
-    def done(self) -> Iterator[Trained | Evaluated | Marked]:
+    def done(self) -> Iterator[Result]:
         """Yield what has been done, in order."""
         with contextlib.suppress(zmq.Again):
             while True:
@@ -90,7 +125,12 @@ class Worker:
     def _close(self) -> None:
         self._waker.close(0)
 
-    def _work(self, effect: Train | Evaluate | Report) -> Trained | Evaluated | Marked:
+    def _work(self, effect: Order) -> Result:
+        if isinstance(effect, Position):
+            said = self._keep(effect._replace(state=effect.state.now()))
+            return Kept(said) if said else None
+        if isinstance(effect, Give):
+            return Given(effect.to, effect.round, model(effect.params))
         if isinstance(effect, Report):
             return Marked(effect.round, sketch(model(effect.params)))
         if isinstance(effect, Evaluate):

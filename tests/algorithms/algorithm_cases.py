@@ -26,7 +26,7 @@ from p2pfl.algorithms import (
 )
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.training import train
-from p2pfl.peer.rounds import Pace
+from p2pfl.peer.plan import Pace
 from p2pfl.runtime.setup import Setup
 from p2pfl.runtime.simulate import Simulator
 from p2pfl.topology import metropolis, push, static, weights

@@ -37,7 +37,8 @@ from p2pfl.peer.events import (
     Train,
     Trained,
 )
-from p2pfl.peer.rounds import Pace, Peer, View
+from p2pfl.peer.plan import Pace, View, Views
+from p2pfl.peer.rounds import Peer
 from p2pfl.peer.stopping import target
 from p2pfl.topology import Mixing, metropolis, push
 
@@ -68,7 +69,7 @@ def make_peer(
     rows = Rows(torch.tensor([me]), torch.tensor([1]))
     how, rule = ALGORITHMS[algorithm]
     paced = Pace(**{"rounds": 3, "evaluate_every": 100, **pace})
-    return Peer(how, rule, lambda round: view, paced, vector(*x), rows)
+    return Peer(how, rule, Views(lambda round, gone: view), paced, vector(*x), rows)
 
 
 def letter(

@@ -26,13 +26,14 @@ from p2pfl.peer.events import (
     Trained,
 )
 from p2pfl.peer.gossiper import Gossiper, Tempo
-from p2pfl.peer.rounds import View
+from p2pfl.peer.plan import View, Views
 
 
 def make(to=(0, 2), hears=(0, 2), **tempo):
     rows = Rows(torch.tensor([1]), torch.tensor([5]))
     paced = Tempo(**{"period": 2.0, "ticks": 5, **tempo})
-    return Gossiper(gossip(sgd(0.5)), View(to, hears), paced, vector(0.0, 0.0), rows)
+    views = Views(lambda round, gone: View(to, hears))
+    return Gossiper(gossip(sgd(0.5)), views, paced, vector(0.0, 0.0), rows)
 
 
 def model(sender: int, *x: float, age: float = 0.0) -> Received:

@@ -29,7 +29,8 @@ from p2pfl.peer.events import (
     Train,
     Trained,
 )
-from p2pfl.peer.rounds import Pace, Phase
+from p2pfl.peer.plan import Pace
+from p2pfl.peer.rounds import Phase
 from p2pfl.runtime.setup import Setup
 from p2pfl.runtime.simulate import Simulator
 from p2pfl.topology import metropolis, push, static, weights

@@ -24,7 +24,8 @@ from p2pfl.peer.events import (
     Train,
     Trained,
 )
-from p2pfl.peer.rounds import BACKLOG, Phase
+from p2pfl.peer.plan import BACKLOG
+from p2pfl.peer.rounds import Phase
 from p2pfl.peer.stopping import target
 
 

@@ -15,7 +15,7 @@ from runtime_cases import CASES, make
 from torch import Tensor
 
 from p2pfl.learning import Quadratics
-from p2pfl.peer.rounds import Pace
+from p2pfl.peer.plan import Pace
 from p2pfl.runtime import wire
 from p2pfl.runtime.chunks import Outgoing
 from p2pfl.runtime.endpoint import Endpoint, Keyring

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,10 +23,11 @@ from p2pfl.algorithms import (
     proximal,
     push_sum,
 )
+from p2pfl.churn.script import Happening, Script
 from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import Optimiser, adam, sgd
 from p2pfl.peer.gossiper import Tempo
-from p2pfl.peer.rounds import Pace
+from p2pfl.peer.plan import Pace
 from p2pfl.runtime.emulate import Emulator
 from p2pfl.runtime.network import NetworkModel
 from p2pfl.runtime.setup import Row, Setup
@@ -142,10 +144,18 @@ def simulated(setup: Setup) -> tuple[Simulator, list[list[Row]]]:
     return simulator, list(simulator.rounds())
 
 
+def with_crashes(setup: Setup, crashes: dict[int, float]) -> Setup:
+    kills = [Happening("kill", seconds=due, nodes=(peer,)) for peer, due in crashes.items()]
+    nodes = setup.topology.n
+    script = Script("crashes", nodes, tuple(range(nodes)), tuple(kills))
+    return dataclasses.replace(setup, churn=script) if kills else setup
+
+
 def emulated(
     setup: Setup, network: NetworkModel | None = None, crashes: dict[int, float] | None = None
 ) -> tuple[Emulator, list[list[Row]]]:
-    emulator = Emulator(setup, network or uneven(), crashes)
+    setup = with_crashes(setup, crashes or {})
+    emulator = Emulator(setup, network or uneven())
     return emulator, list(emulator.rounds())
 
 

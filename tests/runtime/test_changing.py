@@ -11,7 +11,7 @@ from runtime_cases import CASES, emulated, flat, make, simulated, uneven
 
 from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import sgd
-from p2pfl.peer.rounds import Pace
+from p2pfl.peer.plan import Pace
 from p2pfl.topology import el_local, one_peer_exponential, random_matching, weights
 
 N = 12

@@ -27,7 +27,7 @@ from p2pfl.errors import P2pflError
 from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import sgd
 from p2pfl.learning.tree import leaves
-from p2pfl.peer.rounds import Pace
+from p2pfl.peer.plan import Pace
 from p2pfl.peer.stopping import target
 from p2pfl.results.runs import read_run
 from p2pfl.runtime import arena, distributed, exchange

@@ -26,7 +26,7 @@ from runtime_cases import (
 from p2pfl.algorithms import dpsgd, push_sum
 from p2pfl.data.shards import Shards
 from p2pfl.learning import ModelTask, Quadratics, local_steps, losses, models
-from p2pfl.peer.rounds import Pace
+from p2pfl.peer.plan import Pace
 from p2pfl.peer.stopping import plateau, target
 from p2pfl.runtime.emulate import Emulator
 from p2pfl.runtime.network import NetworkModel

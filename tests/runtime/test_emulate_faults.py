@@ -20,6 +20,7 @@ from runtime_cases import (
     simulated,
     sparse_choco,
     uneven,
+    with_crashes,
 )
 
 from p2pfl.algorithms import dpsgd, gossip, local, push_sum
@@ -28,7 +29,7 @@ from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import sgd
 from p2pfl.peer.events import Received
 from p2pfl.peer.gossiper import Tempo
-from p2pfl.peer.rounds import Pace
+from p2pfl.peer.plan import Pace
 from p2pfl.peer.stopping import target
 from p2pfl.runtime.emulate import Emulator
 from p2pfl.runtime.network import NetworkModel
@@ -104,7 +105,7 @@ def test_a_round_is_told_as_soon_as_the_living_have_ended_it():
     """Node 4 dies while the others, never waiting, are many rounds ahead of it."""
     network = NetworkModel(latency=0.1, compute=1.0, speeds={4: 0.1})
     setup = make("dpsgd ring", Pace(40, patience=0.0))
-    emulator, told = Emulator(setup, network, {4: 15.5}), []
+    emulator, told = Emulator(with_crashes(setup, {4: 15.5}), network), []
     for rows in emulator.rounds():
         told.append((emulator.time, rows[0].round, len(rows)))
     assert [round for _, round, _ in told] == list(range(40))
@@ -167,7 +168,7 @@ def test_a_straggler_neither_holds_the_others_nor_learns_alone():
     setup = make(case, Pace(300, patience=2.0), task=task)
     emulator, rounds = emulated(setup, network, {3: 325.0})
     assert emulator.time < 300 * 1.1 + 3 * 2.0
-    straggler, others = emulator.peers[3], emulator.ending.params.mean(0)
+    straggler, others = emulator.gone[3], emulator.ending.params.mean(0)
     assert straggler.round == 16 < len(rounds)
     alone = make(case._replace(build=local, graph=lambda n: LONELY), Pace(16), task=task)
     by_itself = simulated(alone)[0].params[3]
@@ -199,19 +200,19 @@ def test_push_sum_that_does_not_wait_for_all_keeps_all_mass(graph, patience):
 def watched(setup, network):
     """Emulate; keep the messages that came after their receiver had stopped."""
     emulator = Emulator(setup, network)
-    emulator.flying, at = [], emulator._at
+    emulator.flying, at = [], emulator.at
 
     def note(due, peer, event):
         if isinstance(event, Received):
             emulator.flying.append(event)
         at(due, peer, event)
 
-    def deliver(peer, event, handle=emulator._deliver):
-        if isinstance(event, Received):
+    def deliver(peer, event, handle=emulator.tell):
+        if isinstance(event, Received) and peer not in emulator.stopped:
             emulator.flying.remove(event)
         handle(peer, event)
 
-    emulator._at, emulator._deliver = note, deliver
+    emulator.at, emulator.tell = note, deliver
     for _ in emulator.rounds():
         pass
     return emulator

@@ -11,7 +11,7 @@ from runtime_cases import CASES, STEADY, N, emulated, flat, make, simulated, une
 
 from p2pfl.learning import Quadratics
 from p2pfl.peer.gossiper import Tempo
-from p2pfl.peer.rounds import Pace
+from p2pfl.peer.plan import Pace
 from p2pfl.peer.stopping import target
 from p2pfl.runtime.emulate import TOGETHER, Emulator
 from p2pfl.runtime.later import Later, postponed

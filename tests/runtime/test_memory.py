@@ -10,7 +10,7 @@ from p2pfl.errors import UserError
 from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import adam, sgd
 from p2pfl.learning.tree import leaves
-from p2pfl.peer.rounds import Pace
+from p2pfl.peer.plan import Pace
 from p2pfl.runtime import memory
 from p2pfl.runtime.memory import check, needed
 from p2pfl.runtime.simulate import Simulator

@@ -22,7 +22,7 @@ from test_emulate import same
 from p2pfl.errors import RunError
 from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import sgd
-from p2pfl.peer.rounds import Pace
+from p2pfl.peer.plan import Pace
 from p2pfl.peer.stopping import plateau, target
 from p2pfl.runtime.network import NetworkModel
 
@@ -147,7 +147,7 @@ def test_a_straggler_costs_one_deadline():
     setup = make("dpsgd ring", Pace(100, patience=2.0, overlap=True))
     emulator, rounds = emulated(setup, network, {3: 125.0})
     assert max(row.virtual_s for row in rounds[-1]) < 100 + 3 * 2.0 + 1.0
-    assert emulator.peers[3].round == 6  # its steps take 20 seconds
+    assert emulator.gone[3].round == 6  # its steps take 20 seconds
 
 
 def test_lost_messages_are_errors_or_missed():

@@ -21,7 +21,7 @@ from p2pfl.errors import RunError
 from p2pfl.learning import Quadratics
 from p2pfl.learning.evaluation import Scores
 from p2pfl.peer.gossiper import Tempo
-from p2pfl.peer.rounds import Pace
+from p2pfl.peer.plan import Pace
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.finding import Book
 from p2pfl.runtime.handshake import Terms

@@ -10,7 +10,7 @@ from p2pfl.errors import RunError, UserError
 from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import sgd
 from p2pfl.peer.gossiper import Tempo
-from p2pfl.peer.rounds import Pace
+from p2pfl.peer.plan import Pace
 from p2pfl.peer.stopping import plateau, target
 from p2pfl.runtime import wire
 

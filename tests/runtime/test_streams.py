@@ -24,7 +24,7 @@ from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import sgd
 from p2pfl.peer.events import Send
 from p2pfl.peer.letters import Letters
-from p2pfl.peer.rounds import Pace
+from p2pfl.peer.plan import Pace
 from p2pfl.runtime import chunks, flows, streams, wire
 from p2pfl.runtime.chunks import Outgoing
 from p2pfl.runtime.flows import Expected, Inflow, Outflow
@@ -349,7 +349,7 @@ from links_cases import chunks_of,  make_links
 from p2pfl.algorithms import dpsgd
 from p2pfl.learning.evaluation import Scores
 from p2pfl.learning.optim import sgd
-from p2pfl.peer.rounds import Pace
+from p2pfl.peer.plan import Pace
 from p2pfl.runtime.handshake import Terms
 from p2pfl.runtime.serve import Server
 from runtime_cases import Case, make

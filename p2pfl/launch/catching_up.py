@@ -1,0 +1,125 @@
+"""Coming late: models are asked of a few neighbours, and training goes on in their round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from p2pfl.data.statistics import Affine
+from p2pfl.errors import RunError
+from p2pfl.experiment.experiment import Experiment
+from p2pfl.launch.averaging import Interrupted
+from p2pfl.peer.events import PeerId, Position, Received
+from p2pfl.peer.joining import Offer, position
+from p2pfl.runtime import chunks
+from p2pfl.runtime.links import Links
+from p2pfl.runtime.setup import Setup
+from p2pfl.runtime.wire import OFFERS
+
+MORE = 1.0  # seconds to wait for further models, once there is one
+HELLO = 2.0  # seconds to hear who else is there
+FLOAT = torch.float32
+NAP = 100  # milliseconds between two looks at whether to go on
+
+
+class Given(NamedTuple):
+    """What who comes late is given, where every peer standardises by itself, or not at all."""
+
+    params: Tensor  # [1, d]
+
+
+class GivenConstants(NamedTuple):
+    """The same, where all standardise by constants that were agreed on."""
+
+    params: Tensor  # [1, d]
+    shift: Tensor  # [1, f]
+    scale: Tensor  # [1, f]
+
+
+class Patience(NamedTuple):
+    """How long to wait: so many seconds, or until we are asked to end."""
+
+    seconds: float
+    go_on: Callable[[], bool]
+
+
+def constants(experiment: Experiment, affine: Affine | None) -> tuple[Tensor, ...]:
+    """Return what who comes late needs to know besides a model."""
+    return tuple(affine) if affine is not None and experiment.standardise == "pooled" else ()
+
+
+def fresh_state(setup: Setup, node: int) -> Any:  # noqa: ANN401 - whatever the algorithm keeps
+    """Return the state that a node begins from."""
+    nodes = torch.tensor([node])
+    return setup.algorithm.init(setup.task.init(nodes), setup.rows(nodes))
+
+
+def catch_up(
+    setup: Setup,
+    links: Links,
+    node: int,
+    features: int,
+    own: Position | None,
+    patience: Patience,
+) -> tuple[Position | None, Affine | None]:
+    """Ask the friends that let us in for their models, and make ourselves known to all.
+
+    Args:
+        setup: what is run.
+        links: to the others.
+        node: who we are.
+        features: how many are standardised by constants that all have agreed on.
+        own: where we stood when we were last here, if that is known.
+        patience: how long to wait for a first model.
+
+    Returns:
+        where to begin, and those constants.
+
+    Raises:
+        RunError: nobody gave us a model in time.
+        Interrupted: we were asked to end.
+    """
+    example: Given | GivenConstants = Given(setup.task.init(torch.tensor([node])))
+    if features:
+        exact = torch.zeros(1, features, dtype=torch.promote_types(example.params.dtype, FLOAT))
+        example = GivenConstants(example.params, exact, exact)
+    offered = _offers(links, node, example, patience)
+    affine = Affine(*offered[0].message[1:]) if features else None
+    offers = [Offer(one.round, one.message[0]) for one in offered]
+    algorithm, rows = setup.algorithm, setup.rows(torch.tensor([node]))
+    begin = position(offers, own, algorithm.model, lambda params: algorithm.init(params, rows))
+    links.look_out()
+    deadline = time.monotonic() + HELLO
+    while len(_live(links)) < 2 and time.monotonic() < deadline and patience.go_on():
+        links.poller.poll(links.until_due(deadline, NAP))
+        links.events()
+    return begin, affine
+
+
+def _live(links: Links) -> tuple[PeerId, ...]:
+    return links.lookout.live if links.lookout else ()
+
+
+def _offers(
+    links: Links, node: int, example: Given | GivenConstants, patience: Patience
+) -> list[Received]:
+    friends = links.friends
+    links.expect(OFFERS, chunks.schema(example), heard=len(friends))
+    links.pull(friends)
+    offered: dict[PeerId, Received] = {}
+    deadline = time.monotonic() + patience.seconds
+    while len(offered) < len(friends) and time.monotonic() < deadline:
+        if not patience.go_on():
+            raise Interrupted
+        links.poller.poll(links.until_due(deadline, NAP))
+        for event in links.events():
+            if isinstance(event, Received):
+                offered[event.sender] = event
+                deadline = min(deadline, time.monotonic() + MORE)
+    if not offered:
+        raise RunError(f"peer {node}: none of peers {list(friends)} gave us its model in time")
+    return [offered[peer] for peer in sorted(offered)]

@@ -1,0 +1,100 @@
+"""What a peer keeps so that it can come back after it was killed: checkpoints, and its lives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from p2pfl.errors import RunError
+from p2pfl.experiment.sections import Checkpointing
+from p2pfl.learning.packing import pack, unpack
+from p2pfl.peer.events import Position
+from p2pfl.results.checkpoint import Checkpoints, Timetable
+from p2pfl.results.durable import DRAFT, Disk, write_durably
+from p2pfl.results.record import CHECKPOINTS
+
+LIFE = "life"  # the file that says which was the last
+Told = Callable[..., None]  # of an event: its kind, and what belongs to it
+
+
+class Comeback:
+    """The checkpoints of one peer, in its run folder.
+
+    Args:
+        home: the run folder.
+        run: which run it is, as in `resuming.digest`.
+        settings: when checkpoints are written.
+        tell: told of events.
+    """
+
+    def __init__(self, home: Path, run: str, settings: Checkpointing, tell: Told) -> None:
+        self._checkpoints = Checkpoints(home / CHECKPOINTS, run, settings.keep)
+        self._timetable = Timetable(settings.every, settings.seconds)
+        self._tell = tell
+        self._failed: set[str] = set()
+
+    def last(self, fresh: Any) -> Position | None:  # noqa: ANN401 - whatever the algorithm keeps
+        """Return where the peer stood at its newest checkpoint that can be read, if any.
+
+        Args:
+            fresh: a state of its algorithm as it is at the outset.
+        """
+        try:
+            found = self._checkpoints.newest()
+        except RunError as error:
+            self._tell("checkpoint_unreadable", error=str(error))
+            return None
+        if found is None:
+            return None
+        for skipped in found.skipped:
+            self._tell("checkpoint_unreadable", error=skipped)
+        try:
+            like = Position(0, 0, fresh)
+            return unpack(found.tensors, found.about.get("state", {}), like)
+        except ValueError as error:
+            self._tell("checkpoint_unreadable", error=str(error))
+            return None
+
+    def keep(self, position: Position) -> dict[str, Any] | None:
+        """Write a checkpoint, if it is due; return what to say of it, and None if it was not.
+
+        The peer goes on without, if it cannot be written.
+        """
+        done = position.round
+        if not self._timetable.due(done):
+            return None
+        self._timetable.begin(done)
+        try:
+            tensors, plain = pack(position)
+            self._checkpoints.save(done, tensors, {"state": plain})
+        except RunError as error:
+            self._timetable.end()
+            if str(error) in self._failed:
+                return None
+            self._failed.add(str(error))
+            return {"kind": "checkpoint_failed", "rounds": done, "error": str(error)}
+        return {"kind": "checkpoint", "rounds": done, "took_s": self._timetable.end()}
+
+
+def next_life(home: Path | None) -> int:
+    """Return a number larger than that of any earlier life of the peer, and write it down.
+
+    It is the time in milliseconds, unless the clock has been put back.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    now = int(1000 * time.time())
+    if home is None:
+        return now
+    path = home / LIFE
+    try:
+        before = int(path.read_text(encoding="ascii")) if path.exists() else 0
+        life = max(before + 1, now)
+        path.with_name(f".{LIFE}{DRAFT}").unlink(missing_ok=True)  # of a life that was short
+        write_durably(Disk(), path, [memoryview(f"{life}\n".encode())])
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read or written: {error}") from error
+    return life

@@ -1,0 +1,74 @@
+"""Whom a peer reckons with: who is there, whom it waits for, and whose rounds it leaves out.
+
+Waiting and dying are two things. A neighbour that is suspected, or has missed a deadline, is
+not waited for, which costs little and is undone by a word of it. Only who is down is left
+out of the topology.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from p2pfl.peer.events import PeerDown, PeerId, PeerSuspected, PeerUp
+from p2pfl.peer.plan import BACKLOG
+
+
+class Company:
+    """The others, as one peer sees them.
+
+    Args:
+        leaps: whether who is behind catches up by leaving out rounds.
+
+    Attributes:
+        gone: who has left, or is presumed dead.
+    """
+
+    def __init__(self, leaps: bool = False) -> None:
+        self._leaps = leaps
+        self.gone: frozenset[PeerId] = frozenset()
+        self._suspected: set[PeerId] = set()
+        self._late: dict[PeerId, int] = {}  # the last deadline missed by who has not caught up
+        self._left_out: dict[PeerId, deque[int]] = {}  # the last rounds in which we do not count
+
+    def note(self, event: PeerUp | PeerSuspected | PeerDown) -> None:
+        """Take note of who is there for certain, perhaps, or not any more."""
+        match event:
+            case PeerUp(peer=peer):
+                self.gone -= {peer}
+                self._suspected.discard(peer)
+            case PeerSuspected(peer=peer):
+                self._suspected.add(peer)
+            case PeerDown(peer=peer):
+                self.gone |= {peer}
+                self._suspected.discard(peer)
+                self._late.pop(peer, None)
+                self._left_out.pop(peer, None)
+
+    def missed(self, peers: Iterable[PeerId], round: int) -> None:
+        """Take note of who has missed the deadline of a round."""
+        self._late.update(dict.fromkeys(peers, round))
+
+    def in_time(self, peer: PeerId, round: int, before: int) -> None:
+        """Take note that a peer was in time in a round, having spoken last in the round `before`.
+
+        Who was late is in step again. But one that is slow is in time whenever it has leapt, and
+        no reason to wait: where peers leap it must be so twice running, or have come so late
+        for the deadline it missed that it is almost in time.
+        """
+        missed = self._late.get(peer, round)
+        if not self._leaps or round == missed or before > missed:
+            self._late.pop(peer, None)
+
+    def leave_out(self, peer: PeerId, round: int) -> None:
+        """Take note that a peer counts nothing of ours in a round, nor do we of its."""
+        self._left_out.setdefault(peer, deque(maxlen=BACKLOG)).append(round)
+
+    def is_left_out(self, peer: PeerId, round: int) -> bool:
+        """Say whether what a peer says in a round is not to be counted."""
+        return round in self._left_out.get(peer, ())
+
+    def is_waited_for(self, peer: PeerId, round: int) -> bool:
+        """Say whether a round is not to end without a word of this peer, while there is time."""
+        absent = peer in self.gone or peer in self._suspected or peer in self._late
+        return not absent and not self.is_left_out(peer, round)

@@ -1,0 +1,66 @@
+"""What a peer is given before it begins: whom it talks to, how long it goes on, and from where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from p2pfl.peer.events import PeerId
+from p2pfl.peer.stopping import StopRule
+
+# How many messages of one sender may lie unopened. Where links go both ways, a sender in
+# step is at most one round ahead; only a peer which has fallen far behind ever reaches this,
+# and it must not be drowned in models that it will never mix.
+BACKLOG = 8
+
+
+class View(NamedTuple):
+    """Whom a peer talks to in a round."""
+
+    sends_to: tuple[PeerId, ...]
+    hears_from: tuple[PeerId, ...]
+
+
+class Views(NamedTuple):
+    """How a peer finds out whom it talks to.
+
+    Attributes:
+        of: given a round and who is gone.
+        follow: whether the topology is one of those who are there, so that others may see it
+            otherwise for a while. Else it is fixed, and the gone only leave gaps.
+        mutual: whether, besides, both ends of a link are to count each other, or neither.
+    """
+
+    of: Callable[[int, frozenset[PeerId]], View]
+    follow: bool = False
+    mutual: bool = False
+
+
+class Pace(NamedTuple):
+    """How long a peer goes on, and how long it waits for the others.
+
+    Attributes:
+        rounds: the most rounds it takes.
+        steps: local steps in a round.
+        patience: seconds to wait for neighbours after sending; 0 or ``inf`` allowed.
+        evaluate_every: measure the model after every so many rounds, and after the last;
+            0: never.
+        stop: when to stop before that, or None.
+        width: rounds after which what anybody said has reached everybody.
+        backlog: unopened messages of one sender that are kept, where only the newest counts
+            and patience is finite.
+        seconds: begin no further round after so many.
+        overlap: take the local steps of the next round while waiting; the algorithm must
+            have a `carry`.
+    """
+
+    rounds: int
+    steps: int = 1
+    patience: float = math.inf
+    evaluate_every: int = 1
+    stop: StopRule | None = None
+    width: int = 1
+    backlog: int = BACKLOG
+    seconds: float = math.inf
+    overlap: bool = False

@@ -1,0 +1,121 @@
+"""A peer's membership machine on the real clock: who is there, by all that is heard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from p2pfl.membership.members import Status, incarnation
+from p2pfl.membership.swim import Swim
+from p2pfl.membership.timers import Timers
+from p2pfl.peer.events import PeerDown, PeerId, PeerSuspected, PeerUp
+
+Tell = Callable[[PeerId, bytes, str], None]  # whom, what, and where it listens if that is known
+
+
+class Lookout:
+    """Who is there, as one peer sees it.
+
+    Args:
+        me: who we are.
+        life: tells this process from earlier ones of the same peer: the larger is the later.
+        timers: of the membership machine.
+        others: those who are there at the outset, and where they listen.
+        address: where we listen, for the others.
+
+    Attributes:
+        noticed: what has changed, when (monotonic) and to what; to be taken out.
+    """
+
+    def __init__(
+        self,
+        me: PeerId,
+        life: int,
+        timers: Timers,
+        others: Mapping[PeerId, str],
+        address: str,
+    ) -> None:
+        self._swim = Swim(me, incarnation(life), timers, others, life ^ me, address)
+        self._swim.start(time.monotonic())
+        self.noticed: list[tuple[float, PeerId, Status]] = []
+
+    @property
+    def due(self) -> float:
+        """When (monotonic) there is something to do."""
+        return self._swim.due()
+
+    @property
+    def live(self) -> tuple[PeerId, ...]:
+        """Who is there, ourselves included."""
+        return self._swim.live
+
+    def join(self, contacts: tuple[PeerId, ...]) -> None:
+        """Ask some for all they know."""
+        self._swim.join(time.monotonic(), contacts)
+
+    def hear(self, sender: PeerId, body: bytes | memoryview) -> None:
+        """Take in what another says of the members.
+
+        Raises:
+            RemoteProtocolError: it is none of that.
+        """
+        self._swim.hear(time.monotonic(), sender, body)
+
+    def believes(self, peer: PeerId) -> bool:
+        """Say whether a peer is there beyond doubt."""
+        member = self._swim.members.get(peer)
+        return member is not None and member.status is Status.ALIVE
+
+    def address(self, peer: PeerId) -> str:
+        """Return where a peer says that it listens; empty if it has not."""
+        member = self._swim.members.get(peer)
+        return member.address if member else ""
+
+    def strangers(self, peers: Iterable[PeerId]) -> list[PeerId]:
+        """Return who of some peers is not there."""
+        return [peer for peer in peers if peer not in self._swim.live]
+
+    def probe(self, peer: PeerId) -> None:
+        """Have a look at somebody whose link has broken."""
+        self._swim.probe(time.monotonic(), peer)
+
+    def ended_round(self, round: int) -> None:
+        """Say from now on how far we are."""
+        self._swim.round = round + 1
+
+    def tend(self, tell: Tell) -> list[PeerUp | PeerSuspected | PeerDown]:
+        """Do what is due, all input being read; return what has changed.
+
+        Who has left is not among the changes: it says so itself, when it has sent everything.
+        """
+        now = time.monotonic()
+        if self._swim.due() <= now:
+            self._swim.tick(now)
+        for to, body in self._swim.letters():
+            tell(to, body, self.address(to))
+        events: list[PeerUp | PeerSuspected | PeerDown] = []
+        for change in self._swim.changes():
+            self.noticed.append((now, change.peer, change.status))
+            match change.status:
+                case Status.ALIVE:
+                    events.append(PeerUp(change.peer))
+                case Status.SUSPECT:
+                    events.append(PeerSuspected(change.peer))
+                case Status.DEAD:
+                    events.append(PeerDown(change.peer))
+        return events
+
+    def has_left(self, peer: PeerId) -> bool:
+        """Say whether a peer has said goodbye to somebody."""
+        member = self._swim.members.get(peer)
+        return member is not None and member.status is Status.LEFT
+
+    def leave(self, tell: Tell) -> None:
+        """Say goodbye."""
+        self._swim.leave(time.monotonic())
+        self.tend(tell)
+
+    def report(self) -> dict[str, Any]:
+        """Return what has been counted."""
+        return self._swim.statistics._asdict()

@@ -1,0 +1,205 @@
+"""Who knows of whom in the emulator: the membership machine of every peer, or an oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from p2pfl.membership.members import Change, Status, incarnation
+from p2pfl.membership.swim import Swim
+from p2pfl.membership.timers import Timers
+from p2pfl.peer.events import PeerDown, PeerId, PeerSuspected, PeerUp
+
+if TYPE_CHECKING:
+    from p2pfl.runtime.emulate import Emulator
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A letter of one membership machine to another."""
+
+    sender: PeerId
+    body: bytes
+
+
+class Tick:
+    """Something may be due in a membership machine."""
+
+
+class Rosters(Protocol):
+    """How peers find out who is there."""
+
+    def begin(self, founders: Iterable[PeerId]) -> None:
+        """Let these be there from the outset."""
+
+    def arrived(self, peer: PeerId, friends: Iterable[PeerId]) -> None:
+        """Let a peer come, whose machine has just been made; friends have told it of the others."""
+
+    def crashed(self, peer: PeerId) -> None:
+        """Let a peer fall silent."""
+
+    def left(self, peer: PeerId) -> None:
+        """Let a peer say that it leaves, because it is done or was told to."""
+
+    def ended_round(self, peer: PeerId, round: int) -> None:
+        """Let a peer say from now on how far it is."""
+
+
+class Oracle:
+    """Everybody is told of everything at once; for runs without membership."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+
+    def begin(self, founders: Iterable[PeerId]) -> None:
+        """Let these be there from the outset."""
+
+    def arrived(self, peer: PeerId, friends: Iterable[PeerId]) -> None:
+        """Tell all that a peer is there, and it who is not."""
+        emulator = self._emulator
+        for other in range(emulator.setup.topology.n):
+            if other != peer and other not in emulator.peers:
+                emulator.tell(peer, PeerDown(other))
+            elif other != peer:
+                self._tell(other, PeerUp(peer), emulator.network.latency)
+
+    def crashed(self, peer: PeerId) -> None:
+        """Tell all."""
+        self._spread(peer, range(self._emulator.setup.topology.n), 0.0)
+
+    def left(self, peer: PeerId) -> None:
+        """Tell those who hear it."""
+        hear = sorted(self._emulator.setup.topology.contacts(peer)[0])
+        self._spread(peer, hear, self._emulator.network.latency)
+
+    def ended_round(self, peer: PeerId, round: int) -> None:
+        """Nobody needs to know."""
+
+    def _spread(self, peer: PeerId, others: Iterable[PeerId], after: float) -> None:
+        for other in others:
+            if other != peer:
+                self._tell(other, PeerDown(peer), after)
+
+    def _tell(self, other: PeerId, event: PeerUp | PeerDown, after: float) -> None:
+        """Tell a peer of another; what that one has sent, or was told of it, before comes first."""
+        emulator = self._emulator
+        due = emulator.post.not_before(event.peer, other, emulator.time + after)
+        emulator.at(due, other, event)
+
+
+class Machines:
+    """Every peer finds out by itself.
+
+    Args:
+        emulator: whose peers they belong to.
+        timers: of all of them.
+        seed: of their lots.
+    """
+
+    def __init__(self, emulator: Emulator, timers: Timers, seed: int) -> None:
+        self._emulator, self._timers, self._seed = emulator, timers, seed
+        self._swims: dict[PeerId, Swim] = {}
+        self._boots: dict[PeerId, int] = {}
+        self._ticks: dict[PeerId, float] = {}
+
+    def begin(self, founders: Iterable[PeerId]) -> None:
+        """Let all founders know of each other."""
+        founders = tuple(founders)
+        for peer in founders:
+            self._boot(peer, founders, ())
+
+    def arrived(self, peer: PeerId, friends: Iterable[PeerId]) -> None:
+        """Begin from what the friends know, and tell them; without any, look for anybody."""
+        friends = tuple(friends)
+        known = {other for friend in friends for other in self._swims[friend].live}
+        for other in range(self._emulator.setup.topology.n):
+            if other not in known and other != peer:
+                self._emulator.tell(peer, PeerDown(other))
+        everybody = range(self._emulator.setup.topology.n)
+        self._boot(peer, sorted(known), friends or tuple(everybody))
+
+    def crashed(self, peer: PeerId) -> None:
+        """Break the connections of a peer, which makes the others have a look."""
+        self._stop(peer)
+        emulator = self._emulator
+        for other in emulator.post.contacts(peer):
+            if other in self._swims and not emulator.churning.turmoil.is_cut((peer, other)):
+                due = emulator.time + emulator.network.latency
+                emulator.at(due, other, lambda other=other: self._probe(other, peer))  # type: ignore[misc]
+
+    def left(self, peer: PeerId) -> None:
+        """Say goodbye."""
+        if swim := self._swims.get(peer):
+            swim.leave(self._emulator.time)
+            self._flush(peer)
+            self._stop(peer)
+
+    def ended_round(self, peer: PeerId, round: int) -> None:
+        """Say how far a peer is with whatever it says next."""
+        self._swims[peer].round = round + 1
+
+    def hear(self, peer: PeerId, told: Told) -> None:
+        """Take in a letter."""
+        if swim := self._swims.get(peer):
+            swim.hear(self._emulator.time, told.sender, told.body)
+            self._flush(peer)
+
+    def tick(self, peer: PeerId) -> None:
+        """Do what is due."""
+        self._ticks.pop(peer, None)
+        if swim := self._swims.get(peer):
+            swim.tick(self._emulator.time)
+            self._flush(peer)
+
+    def _probe(self, peer: PeerId, other: PeerId) -> None:
+        if swim := self._swims.get(peer):
+            swim.probe(self._emulator.time, other)
+            self._flush(peer)
+
+    def _boot(self, peer: PeerId, others: Iterable[PeerId], contacts: tuple[PeerId, ...]) -> None:
+        boot = self._boots[peer] = self._boots.get(peer, 0) + 1
+        known = {other: "" for other in others if other != peer}
+        seed = (self._seed << 32) + (peer << 8) + boot
+        swim = Swim(peer, incarnation(boot), self._timers, known, seed)
+        self._swims[peer] = swim
+        swim.start(self._emulator.time)
+        if contacts:
+            swim.join(self._emulator.time, contacts)
+        self._flush(peer)
+
+    def _stop(self, peer: PeerId) -> None:
+        self._emulator.churning.chronicle.spoke(self._swims.pop(peer).statistics)
+        self._ticks.pop(peer, None)
+
+    def _flush(self, peer: PeerId) -> None:
+        """Send what a machine has to say, tell its peer what has changed, and set its timer."""
+        emulator, swim = self._emulator, self._swims[peer]
+        for to, body in swim.letters():
+            due = emulator.post.small(peer, to, emulator.time)
+            if due is not None:
+                emulator.at(due, to, Told(peer, body))
+        for change in swim.changes():
+            self._changed(peer, change)
+        if swim.due() < self._ticks.get(peer, float("inf")):
+            self._ticks[peer] = swim.due()
+            emulator.at(swim.due(), peer, Tick())
+
+    def _changed(self, peer: PeerId, change: Change) -> None:
+        emulator = self._emulator
+        emulator.churning.chronicle.noticed(emulator.time, peer, change.peer, change.status)
+        event = event_of(change)
+        if change.status is Status.LEFT:  # what it has sent before arrives before
+            emulator.at(emulator.post.not_before(change.peer, peer, emulator.time), peer, event)
+        else:
+            emulator.tell(peer, event)
+
+
+def event_of(change: Change) -> PeerUp | PeerSuspected | PeerDown:
+    """Return what a peer makes of a change in its roster."""
+    match change.status:
+        case Status.ALIVE:
+            return PeerUp(change.peer)
+        case Status.SUSPECT:
+            return PeerSuspected(change.peer)
+    return PeerDown(change.peer)
