@@ -172,7 +172,7 @@ class Needs(NamedTuple):
 class Algorithm(NamedTuple, Generic[S, M, R]):
     """Five pure functions, how a message is remembered, and what the network must be like.
 
-    `factor` and `columnwise` only make things faster; they and `carry` may be left out.
+    `factor` and `columnwise` only make things faster; they, `carry` and `restart` may be left out.
 
     Attributes:
         init: initial state from initial parameters ``[rows, d]``, given who the rows are.
@@ -192,6 +192,10 @@ class Algorithm(NamedTuple, Generic[S, M, R]):
             that was sent, the same after the steps, and the same after the exchange, the one
             that has had both. None: the method does not allow it.
 
+        restart: for methods whose messages build on earlier ones: the state as if nothing had
+            been said to anybody, because somebody is to hear it who has not heard what was. None:
+            there is no need, or no way.
+
     Functions return new tensors and never write into those they were given (the optimiser's
     state apart): a message may still be on its way out while the next local steps run.
     """
@@ -206,3 +210,4 @@ class Algorithm(NamedTuple, Generic[S, M, R]):
     factor: Callable[[S], tuple[Tensor, S]] | None = None
     columnwise: bool = False
     carry: Callable[[S, S, S], S] | None = None
+    restart: Callable[[S], S] | None = None

@@ -10,7 +10,7 @@ BANNED_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"
 BANNED_CALLS = {"eval", "exec", "torch.load", "torch.save", "np.load", "numpy.load", "yaml.load"}
 BANNED_CALLS |= {"joblib.load", "joblib.dump"}
 WORKERS = "p2pfl/sweep/execute.py"  # joblib starts our own worker processes; it loads no file
-PURE = ("peer", "algorithms")
+PURE = ("peer", "algorithms", "membership")
 WORLD = {"time", "random.random", "os", "threading", "socket", "asyncio", "zmq", "subprocess"}
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 Kind = Literal[
     "kill",
@@ -47,6 +47,11 @@ class Happening:
     links: tuple[tuple[int, int], ...] | None = None
     value: float = 0.0
     line: int = 0
+
+    def about(self) -> dict[str, Any]:
+        """Return all that is not as it is by default, by name."""
+        told = ((field, getattr(self, field.name)) for field in fields(self))
+        return {field.name: value for field, value in told if value != field.default}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from p2pfl.cli.options import (
     SetOption,
     changes,
 )
+from p2pfl.errors import UserError
 
 
 def peer(  # noqa: PLR0913 - every parameter is an option of the command
@@ -48,6 +49,10 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run folder; default: a new one.")
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Come back: go on in DIR, if this peer ran there before."),
+    ] = False,
     set_: SetOption = None,
     seed: SeedOption = None,
     data: DataOption = None,
@@ -63,7 +68,8 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
 
     FILE lists every peer under [[peers]], with its id, address and public key; a peer whose
     key is not there, or is revoked while it runs, is kept out. Without addresses in it, one
-    peer is asked for them (--contact), or the local network (--discover).
+    peer is asked for them (--contact), or the local network (--discover). If the others are
+    in training already, it is given their model and takes part from the next round on.
 
     Example:  p2pfl peer digits --id 0 --peers peers.toml
     """
@@ -72,10 +78,12 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
     from p2pfl.launch.membership import Membership
     from p2pfl.results.record import new_folder
 
+    if resume and out is None:
+        raise UserError("--resume: in which folder did it run before? Give --out")
     checked = Experiment.load(experiment, changes(set_, seed))
     members = Membership.read(peers, keys, insecure)
     place = members.post(id, bind, contact, discover)
-    post = replace(place, data_dir=data, device=device, join_timeout=join_timeout)
+    post = replace(place, data_dir=data, device=device, join_timeout=join_timeout, resume=resume)
     if insecure and members.warning:
         typer.echo(members.warning, err=True)
     folder = out or new_folder(Path(checked.output.dir), f"{checked.name}-peer-{post.node:03d}")

@@ -349,6 +349,8 @@ class Experiment:
             lazy,
             self.pace,
             self.standardise,
+            self.algorithm.restart is not None,
+            self.churn is not None,
         )
 
     def _check(self) -> None:

@@ -27,6 +27,8 @@ class Pairing(NamedTuple):
     lazy: bool  # whether the mixing rule is
     pace: Rounds | Timer
     standardise: str
+    restarts: bool  # whether the algorithm can begin anew with some neighbours
+    churns: bool  # whether anything happens to peers or links
 
 
 def default_mixing(needs: Needs) -> dict[str, object]:
@@ -45,6 +47,7 @@ def check_pairing(pair: Pairing) -> None:
     _check_weights(pair)
     _check_graph(pair)
     _check_pace(pair)
+    _check_churn(pair)
     if pair.needs.positive:
         _check_spectrum(pair)
 
@@ -141,6 +144,15 @@ def _check_pace(pair: Pairing) -> None:
     if metric.startswith("eval") and pair.names["holdout"] == "none":
         raise UserError(
             f"pace.stop.metric = {metric!r} is never measured with holdout.name = 'none'"
+        )
+
+
+def _check_churn(pair: Pairing) -> None:
+    if pair.churns and pair.needs.every_message and not pair.restarts:
+        (name,) = _names(pair, "algorithm")
+        raise UserError(
+            f"algorithm.name = {name!r} needs every message of every neighbour, and with churn"
+            " some are lost: use dpsgd, fedavg, push_sum or gossip"
         )
 
 

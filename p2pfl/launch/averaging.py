@@ -15,7 +15,7 @@ from p2pfl.learning.evaluation import Scores
 from p2pfl.learning.task import Task
 from p2pfl.peer.plan import Pace
 from p2pfl.runtime.links import Links
-from p2pfl.runtime.serve import Server
+from p2pfl.runtime.serve import Part, Server
 from p2pfl.runtime.setup import Setup
 from p2pfl.topology.mixing import metropolis, push
 from p2pfl.topology.spectral import rounds_to
@@ -91,7 +91,7 @@ class Averaging:
             lambda nodes: none,
             _no_matrix,
         )
-        server = Server(setup, self._node, self._links, self._phase, strict=True)
+        server = Server(setup, self._node, self._links, Part(self._phase, strict=True))
         self._phase += 1
         try:
             ending = server.run(lambda row, mark: None, self._go_on)

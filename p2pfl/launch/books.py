@@ -73,7 +73,7 @@ class Books:
         self.experiment, self.on, self.folder = experiment, on, folder
         self._kept: list[Metrics] = [columns([])]
         self._clock = time.perf_counter() - (resume.wall_s if resume else 0.0)
-        self._timed: dict[str, Any] = {}
+        self._noted: dict[str, Any] = {}
         self.recorder: Recorder | None = None
         if folder is not None:
             text = experiment.to_toml()
@@ -88,7 +88,7 @@ class Books:
         if self.recorder:
             self.recorder.rows(rows)
 
-    def event(self, kind: str, **fields: Any) -> None:  # noqa: ANN401
+    def event(self, kind: str, /, **fields: Any) -> None:  # noqa: ANN401
         """Take note that something happened."""
         if self.recorder:
             self.recorder.event(kind, **fields)
@@ -102,7 +102,11 @@ class Books:
     def timed(self, seconds: Seconds, path: str) -> None:
         """Take note of where the time has gone, and how gradients were computed."""
         parts = {f"{name}_s": value for name, value in asdict(seconds).items()}
-        self._timed = {**parts, "backend": path}
+        self.note(**parts, backend=path)
+
+    def note(self, **about: Any) -> None:  # noqa: ANN401
+        """Take note of something for the summary."""
+        self._noted |= about
 
     def save(self, outcome: Outcome) -> None:
         """Save the final models."""
@@ -136,7 +140,7 @@ class Books:
         summary = summarise(metrics, self._facts(outcome.ending if outcome else None))
         if outcome is not None:
             summary |= outcome.summary()
-        summary |= {**self._timed, **(more or {}), "status": status}
+        summary |= {**self._noted, **(more or {}), "status": status}
         if error is not None:
             summary["error"] = error
         if self.recorder:

@@ -26,15 +26,20 @@ Entry = Callable[[dict[str, Any], "connection.Connection[Any, Any]"], None]
 
 GRACE = 10.0  # seconds a process has to end by itself before it is killed
 SILENCE = 10.0  # seconds without news after which a process counts as frozen
+BACKLOG = 1024  # all peers dial at once
 
 
-def listen(count: int) -> list[socket.socket]:
-    """Return so many sockets which listen on loopback.
+def reserve(count: int) -> list[socket.socket]:
+    """Return so many sockets that have an address on loopback each, and do not listen yet.
 
     The peers take them over. Were they only told the addresses, another program, or the
     far end of a link, could have taken one before its peer was up.
     """
-    return [socket.create_server(("127.0.0.1", 0), backlog=max(128, count)) for _ in range(count)]
+    held = [socket.socket() for _ in range(count)]
+    for one in held:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind(("127.0.0.1", 0))
+    return held
 
 
 def warm_up(preload: Sequence[str]) -> None:
@@ -60,71 +65,74 @@ class Crew:
     Args:
         entry: what each runs, a function of a module; it is given a job, and a pipe on which
             it says JSON.
-        jobs: one for each process. Sockets in them are handed over and closed here.
         preload: modules that the processes share.
-
-    Attributes:
-        heard: when (monotonic) each process had news last.
     """
 
-    def __init__(
-        self, entry: Entry, jobs: Sequence[dict[str, Any]], preload: Sequence[str]
-    ) -> None:
+    def __init__(self, entry: Entry, preload: Sequence[str]) -> None:
         warm_up(preload)
-        context = mp.get_context("forkserver")
-        self.processes: list[BaseProcess] = []
-        self.heard: list[float] = []
+        self._entry, self._context = entry, mp.get_context("forkserver")
+        self._processes: dict[int, BaseProcess] = {}
+        self._heard: dict[int, float] = {}  # when (monotonic) each had news last
         self._pipes: dict[connection.Connection[Any, Any], int] = {}
-        try:
-            with _without_main():
-                for number, job in enumerate(jobs):
-                    ours, theirs = context.Pipe(duplex=False)
-                    self._pipes[ours] = number
-                    with theirs:
-                        process = context.Process(target=entry, args=(job, theirs), daemon=True)
-                        process.start()
-                    self.processes.append(process)
-                    self.heard.append(time.monotonic())
-        except BaseException:
-            self.end()
-            raise
-        finally:
-            for held in (part for job in jobs for part in job.values()):
-                if isinstance(held, socket.socket):
-                    held.close()
 
-    def news(self, timeout: float = 0.2) -> Iterator[tuple[int, News]]:
-        """Yield what the peers report, until all have ended.
+    def start(self, number: int, job: dict[str, Any]) -> None:
+        """Start a process, or start it again after it has ended.
 
-        A peer's last news is ``{"exit": code}``, negative for a signal. Without news,
-        ``(-1, {})`` comes every `timeout` seconds, so that the caller can look around.
+        Args:
+            number: what it is called.
+            job: what it is to do. Sockets in it listen from now on, are handed over and closed
+                here.
         """
-        while self._pipes:
-            ready = connection.wait(list(self._pipes), timeout)
-            if not ready:
-                yield -1, {}
-            for pipe in ready:
-                assert isinstance(pipe, connection.Connection)
-                number = self._pipes[pipe]
-                self.heard[number] = time.monotonic()
-                try:
-                    yield number, json.loads(pipe.recv_bytes())
-                except (EOFError, OSError):
-                    del self._pipes[pipe]
-                    pipe.close()
-                    self.processes[number].join(GRACE)
-                    yield number, {"exit": self.processes[number].exitcode}
+        held = [part for part in job.values() if isinstance(part, socket.socket)]
+        ours, theirs = self._context.Pipe(duplex=False)
+        try:
+            for one in held:
+                one.listen(BACKLOG)
+            with theirs, _without_main():
+                process = self._context.Process(target=self._entry, args=(job, theirs), daemon=True)
+                process.start()
+        finally:
+            for one in held:
+                one.close()
+        self._processes[number], self._pipes[ours] = process, number
+        self._heard[number] = time.monotonic()
 
-    def frozen(self) -> list[int]:
-        """Return the processes that go on and have had no news for long, if no other goes on."""
-        now = time.monotonic()
-        left = list(self._pipes.values())
-        silent = [number for number in left if now - self.heard[number] > SILENCE]
-        return left if len(silent) == len(left) < len(self.processes) else []
+    @property
+    def running(self) -> set[int]:
+        """The processes that have not ended, as far as has been heard."""
+        return set(self._pipes.values())
+
+    def hear(self, timeout: float) -> Iterator[tuple[int, News]]:
+        """Yield what the processes have to report, for which `timeout` seconds are waited.
+
+        Their last news is ``{"exit": code}``, negative for a signal.
+        """
+        for pipe in connection.wait(list(self._pipes), max(0.0, timeout)):
+            assert isinstance(pipe, connection.Connection)
+            number = self._pipes[pipe]
+            self._heard[number] = time.monotonic()
+            try:
+                yield number, json.loads(pipe.recv_bytes())
+            except (EOFError, OSError):
+                del self._pipes[pipe]
+                pipe.close()
+                self._processes[number].join(GRACE)
+                yield number, {"exit": self._processes[number].exitcode}
+
+    def silent(self) -> set[int]:
+        """Return the processes that go on and have had no news for long."""
+        since = time.monotonic() - SILENCE
+        return {number for number in self.running if self._heard[number] < since}
+
+    def signal(self, number: int, what: signal.Signals) -> None:
+        """Send a process a signal, unless it has ended."""
+        _signal(self._processes[number], what)
+        if what is signal.SIGCONT:
+            self._heard[number] = time.monotonic()  # it could not say anything
 
     def ask_to_end(self) -> None:
         """Ask every process to end."""
-        for process in self.processes:
+        for process in self._processes.values():
             _signal(process, signal.SIGTERM)
             _signal(process, signal.SIGCONT)  # a stopped process cannot hear
 
@@ -132,7 +140,7 @@ class Crew:
         """Ask every process to end, and kill those that have not after some seconds."""
         self.ask_to_end()
         deadline = time.monotonic() + GRACE
-        for process in self.processes:
+        for process in self._processes.values():
             process.join(max(0.0, deadline - time.monotonic()))
             _signal(process, signal.SIGKILL)
             process.join(1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing as mp
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from p2pfl.errors import P2pflError, RunError, UserError
+from p2pfl.churn.script import Script
+from p2pfl.errors import P2pflError, UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch.books import Books, Watch, Where
-from p2pfl.launch.crew import Crew, News, listen
-from p2pfl.launch.outcome import Outcome, middle, pooled_task
+from p2pfl.launch.crew import Crew, News, reserve
+from p2pfl.launch.leavings import Before, bury, gather, home, measured_at_the_end, so_far
+from p2pfl.launch.nemesis import Nemesis, needs_proxy
+from p2pfl.launch.outcome import Outcome
+from p2pfl.launch.proxy import Proxy
 from p2pfl.launch.serving import Post, serve
 from p2pfl.launch.watching import Watching
 from p2pfl.results.predictor import Predictor, Signature
 from p2pfl.results.record import Recorder
-from p2pfl.results.runs import merge_peers, read_summary
-from p2pfl.results.saved import load, save_tensors
+from p2pfl.results.runs import merge_peers
+from p2pfl.results.saved import save_tensors
 from p2pfl.runtime.handshake import NeighbourGone
 from p2pfl.runtime.setup import Ending, Row, Status
 
@@ -35,6 +40,7 @@ ALIVE = 1.0  # seconds after which a process without news says that it is there
 LINGER = 5.0  # seconds for the last messages; between processes of one machine they are short
 SCIKIT = ("digits", "breast_cancer", "wine", "diabetes")
 
+Job = dict[str, Any]
 Say = Callable[[dict[str, Any]], None]
 
 
@@ -47,17 +53,33 @@ def run_local(
         UserError, RunError: no peer got through.
     """
     assert books.folder is not None
-    folder = books.folder
-    crew = Crew(_entry, _jobs(experiment, folder, where), preload(experiment))
-    watching = Watching(crew, books, watch)
-    try:
+    folder, everybody = books.folder, tuple(range(experiment.nodes))
+    script = experiment.churn or Script("", experiment.nodes, everybody)
+    jobs = _jobs(experiment, folder, where)
+    with ExitStack() as stack:
+        for job in jobs:
+            stack.callback(job["socket"].close)
+        proxy = stack.enter_context(_between(jobs, experiment)) if needs_proxy(script) else None
+        crew = Crew(_entry, preload(experiment))
+        stack.callback(crew.end)
+
+        def start(node: int) -> None:
+            crew.start(node, jobs[node])
+            # The process has taken the socket with it; the next one binds the address anew.
+            jobs[node] |= {"socket": None, "resume": True}
+
+        nemesis = Nemesis(script, crew, start, proxy)
+        watching = Watching(crew, nemesis, script.founders, books, watch)
+        for node in script.founders:
+            start(node)
         watching.until_the_end()
-    finally:
-        crew.end()
+    bury(folder, nemesis.down)
+    if experiment.churn:
+        books.note(churn=watching.churn())
     rows = merge_peers(folder)
     try:
-        outcome = _gather(experiment, folder, where, watching)
-        rows = _measured_at_the_end(rows, outcome)
+        outcome = gather(experiment, folder, where, watching)
+        rows = measured_at_the_end(rows, outcome)
     finally:
         books.add(rows)
     error = watching.error()
@@ -66,9 +88,19 @@ def run_local(
     return outcome, "failed" if error else "finished", error
 
 
-def _jobs(experiment: Experiment, folder: Path, where: Where) -> list[dict[str, Any]]:
+@contextmanager
+def _between(jobs: list[Job], experiment: Experiment) -> Iterator[Proxy]:
+    """Put a proxy between the peers: it is what they take for one another."""
+    targets = {job["node"]: job["socket"].getsockname() for job in jobs}
+    with Proxy(targets, experiment.seed) as proxy:
+        for job in jobs:
+            job["addresses"] = {**job["addresses"], **proxy.addresses(job["node"])}
+        yield proxy
+
+
+def _jobs(experiment: Experiment, folder: Path, where: Where) -> list[Job]:
     # On loopback, whatever a network file says: its addresses may be those of other machines.
-    sockets = listen(experiment.nodes)
+    sockets = reserve(experiment.nodes)
     ports = [held.getsockname()[1] for held in sockets]
     addresses = {node: f"tcp://127.0.0.1:{port}" for node, port in enumerate(ports)}
     threads = max(1, (os.cpu_count() or 1) // experiment.nodes)
@@ -83,8 +115,9 @@ def _jobs(experiment: Experiment, folder: Path, where: Where) -> list[dict[str, 
             "device": where.device,
             "join_timeout": where.join_timeout,
             "linger": LINGER,
-            "folder": str(folder / "peers" / f"{node:03d}"),
+            "folder": str(home(folder, node)),
             "threads": threads,
+            "resume": False,
         }
         for node in range(experiment.nodes)
     ]
@@ -96,7 +129,7 @@ def preload(experiment: Experiment) -> list[str]:
     return [*PRELOAD, *more]
 
 
-def _entry(job: dict[str, Any], pipe: connection.Connection[Any, Any]) -> None:
+def _entry(job: Job, pipe: connection.Connection[Any, Any]) -> None:
     """Be one peer process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to deal with
     parent = _Parent(pipe)
@@ -112,6 +145,7 @@ def _entry(job: dict[str, Any], pipe: connection.Connection[Any, Any]) -> None:
             job["join_timeout"],
             job["linger"],
             job["socket"].detach() if job["socket"] else None,
+            resume=job["resume"],
         )
         folder = Path(job["folder"])
         summary = peer_run(experiment, post, folder, parent.tell, parent.go_on, job["threads"])
@@ -160,9 +194,11 @@ def peer_run(
 
     Args:
         experiment: the same at every peer.
-        post: which peer this is, and where.
+        post: which peer this is, and where. If it resumes, it goes on in the folder of its
+            earlier life.
         folder: what it leaves.
-        say: told ``{"phase": ...}`` and ``{"row": {...}}``.
+        say: told ``{"phase": ...}``, ``{"row": {...}}``, ``{"noticed": {...}}`` and
+            ``{"membership": {...}}``.
         go_on: asked a few times a second.
         threads: how many to compute with; 0: all.
 
@@ -173,31 +209,54 @@ def peer_run(
         torch.set_num_threads(threads)
     about = {"on": "peer", "experiment": experiment.name, "node": post.node}
     about |= {"seed": experiment.seed, "base": str(experiment.base)}
-    recorder = Recorder(folder, experiment.to_toml(), **about)
-    rows: list[Row] = []
-
-    def on_row(row: Row, mark: Tensor) -> None:
-        rows.append(row)
-        recorder.row(row, mark)
-        numbers = row._asdict()
-        say({"row": {k: None if v != v else v for k, v in numbers.items()}})  # NaN is not JSON
-
-    def on_phase(phase: str) -> None:
-        recorder.event(phase)
-        say({"phase": phase})
-
+    before = so_far(folder) if post.resume else Before()
+    recorder = Recorder(folder, experiment.to_toml(), before.mark, **about)
+    notes = _Notes(recorder, say, before)
+    post = replace(post, home=folder)
     try:
-        served = serve(experiment, post, on_row, go_on, on_phase)
+        served = serve(experiment, post, notes.on_row, go_on, notes.on_phase, notes.on_event)
     except P2pflError as error:
         recorder.finish("failed", error.links, str(error))
         raise
+    summary = {**_summary(served.ending, notes.rows), **served.links}
     if served.began:
         signature = Signature.of(served.federation, experiment.loss(served.federation))
         predictor = Predictor.of(served.task, signature, served.ending.params[0], post.node)
-        recorder.model(post.node, *save_tensors(predictor, len(rows)))
-    summary = {**_summary(served.ending, rows), **served.links}
+        recorder.model(post.node, *save_tensors(predictor, summary["rounds"]))
     recorder.finish(summary["status"], summary)
     return summary
+
+
+class _Notes:
+    """What a peer writes down as it goes, and says to whoever listens.
+
+    Attributes:
+        rows: the rounds of this life.
+    """
+
+    def __init__(self, recorder: Recorder, say: Say, before: Before) -> None:
+        self._recorder, self._say, self._before = recorder, say, before
+        self.rows: list[Row] = []
+
+    def on_row(self, row: Row, mark: Tensor) -> None:
+        """Take note of a round."""
+        row = row._replace(wall_s=self._before.wall_s + row.wall_s)
+        self.rows.append(row)
+        if row.round >= self._before.rounds:
+            self._recorder.row(row, mark)
+        numbers = row._asdict()
+        self._say({"row": {k: None if v != v else v for k, v in numbers.items()}})  # no NaN in JSON
+
+    def on_phase(self, phase: str) -> None:
+        """Take note of a phase."""
+        self._recorder.event(phase)
+        self._say({"phase": phase})
+
+    def on_event(self, kind: str, **fields: Any) -> None:  # noqa: ANN401
+        """Take note of anything else; of the others, say it too."""
+        self._recorder.event(kind, **fields)
+        if kind in ("noticed", "membership"):
+            self._say({kind: fields})
 
 
 def _summary(ending: Ending, rows: list[Row]) -> dict[str, Any]:
@@ -208,55 +267,6 @@ def _summary(ending: Ending, rows: list[Row]) -> dict[str, Any]:
         "node_updates": ending.updates,
         "missed": ending.missed,
         "rejected": ending.rejected,
-        "rounds": len(rows),
+        "rounds": rows[-1].round + 1 if rows else 0,
         "bytes_sent": sum(row.bytes_sent for row in rows),
     }
-
-
-def _measured_at_the_end(rows: list[Row], outcome: Outcome) -> list[Row]:
-    """Evaluate the final models here where no peer could: the test rows are not all in one place.
-
-    Peers with a file of data each do not see each other's test rows; we see all the files.
-    """
-    if not all(math.isnan(row.eval_loss) for row in rows) or outcome.task.test is None:
-        return rows
-    nodes = outcome.ending.nodes
-    loss, acc = outcome.task.evaluate(outcome.ending.params, nodes)
-    found = dict(zip(nodes.tolist(), zip(loss.tolist(), acc.tolist(), strict=True), strict=True))
-    last = {row.node: row.round for row in rows}
-    return [
-        row._replace(eval_loss=found[row.node][0], eval_acc=found[row.node][1])
-        if row.node in found and row.round == last[row.node]
-        else row
-        for row in rows
-    ]
-
-
-def _gather(experiment: Experiment, folder: Path, where: Where, watching: Watching) -> Outcome:
-    """Put the final models of the peers that got through side by side."""
-    federation = experiment.federation(where.data)
-    affine = experiment.affine(federation)
-    task = experiment.task(federation, affine, where.device)
-    params, nodes, summaries = [], [], []
-    for node in range(experiment.nodes):
-        home = folder / "peers" / f"{node:03d}"
-        if node in watching.failed or not list(home.glob("models/*.safetensors")):
-            continue
-        module = load(home, node).model
-        params.append(task.spec.flatten(module).to(task.device, task.dtype))
-        nodes.append(node)
-        summaries.append(read_summary(home))
-    if not nodes and watching.interrupted:
-        raise KeyboardInterrupt
-    if not nodes:
-        raise RunError(watching.error() or "no peer has left a model")
-    ending = Ending(
-        torch.stack(params),
-        torch.tensor(nodes),
-        ", ".join(sorted({summary["reason"] for summary in summaries})),
-        sum(summary["node_updates"] for summary in summaries),
-        missed=sum(summary["missed"] for summary in summaries),
-        rejected=sum(summary["rejected"] for summary in summaries),
-    )
-    pooled = pooled_task(experiment, federation, affine, where.device)
-    return Outcome(experiment, federation, task, affine, ending, pooled, middle(ending))

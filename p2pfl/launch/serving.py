@@ -25,8 +25,9 @@ from p2pfl.runtime.discovery import Discovery
 from p2pfl.runtime.endpoint import Endpoint, Keyring
 from p2pfl.runtime.finding import Book, Finder
 from p2pfl.runtime.handshake import Terms
-from p2pfl.runtime.links import Links, Roll
-from p2pfl.runtime.serve import OnEvent, OnRow, Server
+from p2pfl.runtime.links import Links
+from p2pfl.runtime.lookout import Roll
+from p2pfl.runtime.serve import OnEvent, OnRow, Part, Server
 from p2pfl.runtime.setup import Ending
 
 FAILED_LINGER = 1.0  # seconds for a goodbye in a hurry
@@ -146,9 +147,11 @@ def serve(
         if affine is not None:
             task.affine = per_node(affine, federation.train.nodes)
         on_phase("training")
-        server = Server(setup, node, links, begin=begin, keep=kept.keep if kept else None)
-        server.constants = constants(experiment, affine)
-        ending = server.run(on_row, go_on, on_event)
+        keep = kept.keep if kept else None
+        part = Part(begin=begin, keep=keep, constants=constants(experiment, affine))
+        ending = Server(setup, node, links, part).run(on_row, go_on, on_event)
+        if links.lookout:
+            on_event("membership", **links.lookout.report())
         reason = ending.reason
         about = links.report()
         linger = post.linger if reason != "interrupted" else FAILED_LINGER

@@ -205,6 +205,8 @@ class Ready:
         if status == "interrupted":
             ending = ending._replace(reason="interrupted")
         books.timed(self.driver.seconds, self.task.backend.reason)
+        if isinstance(self.driver, Emulator) and self.experiment.churn:
+            _tell_churn(self.driver, books)
         between = middle(ending, self.ranks)
         ending = gathered(ending, self.experiment.nodes, self.ranks)
         held = (self.experiment, self.federation, self.task, self.affine)
@@ -244,6 +246,14 @@ class Ready:
             loss, acc = (field.item() for field in self.driver.scores)
             books.event("mean_model", round=round, eval_loss=loss, eval_acc=acc)
             self.driver.scores = None
+
+
+def _tell_churn(driver: Emulator, books: Books) -> None:
+    """Note what has happened to the peers, and what came of it."""
+    chronicle = driver.churning.chronicle
+    for at, happening in chronicle.story:
+        books.event("churn", virtual_s=at, **happening.about())
+    books.note(churn=chronicle.summary(driver.time))
 
 
 def prepare(experiment: Experiment, on: On, where: Where, ranks: Ranks = ALONE) -> Ready:

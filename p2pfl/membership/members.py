@@ -44,6 +44,11 @@ def incarnation(boot: int) -> int:
     return boot << BOOT
 
 
+def life_of(incarnation: int) -> int:
+    """Return in which life of a peer an incarnation is: its `boot`."""
+    return incarnation >> BOOT
+
+
 class Claim(NamedTuple):
     """What somebody says of a member.
 

@@ -35,6 +35,8 @@ class Company:
         """Take note of who is there for certain, perhaps, or not any more."""
         match event:
             case PeerUp(peer=peer):
+                if peer in self.gone:  # it may not have come to our round yet, or be beyond it
+                    self._late[peer] = -1
                 self.gone -= {peer}
                 self._suspected.discard(peer)
             case PeerSuspected(peer=peer):
@@ -46,8 +48,9 @@ class Company:
                 self._left_out.pop(peer, None)
 
     def missed(self, peers: Iterable[PeerId], round: int) -> None:
-        """Take note of who has missed the deadline of a round."""
-        self._late.update(dict.fromkeys(peers, round))
+        """Take note of who was not heard in a round: late is who should have been."""
+        due = [p for p in peers if self.is_there(p) and not self.is_left_out(p, round)]
+        self._late.update(dict.fromkeys(due, round))
 
     def in_time(self, peer: PeerId, round: int, before: int) -> None:
         """Take note that a peer was in time in a round, having spoken last in the round `before`.
@@ -68,7 +71,11 @@ class Company:
         """Say whether what a peer says in a round is not to be counted."""
         return round in self._left_out.get(peer, ())
 
+    def is_there(self, peer: PeerId) -> bool:
+        """Say whether a peer is taken to be there, without any doubt."""
+        return peer not in self.gone and peer not in self._suspected
+
     def is_waited_for(self, peer: PeerId, round: int) -> bool:
         """Say whether a round is not to end without a word of this peer, while there is time."""
-        absent = peer in self.gone or peer in self._suspected or peer in self._late
-        return not absent and not self.is_left_out(peer, round)
+        late = peer in self._late or self.is_left_out(peer, round)
+        return self.is_there(peer) and not late

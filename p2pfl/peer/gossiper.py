@@ -145,7 +145,7 @@ class Gossiper(Generic[S, M]):
         effects: list[Effect] = []
         company = self._company
         sends_to = self._views.of(0, company.gone).sends_to
-        neighbours = [p for p in sends_to if company.is_waited_for(p, tick)]
+        neighbours = [p for p in sends_to if company.is_there(p)]
         if neighbours:
             to = self._random.choice(neighbours)
             effects.append(Send((to,), tick, 1, -math.inf, self.algorithm.send(self.state)))

@@ -13,9 +13,8 @@ from p2pfl.algorithm import Algorithm, Inbox, M, R, S, newest
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.peer.events import PeerId, Received
 from p2pfl.peer.letters import unstacked
+from p2pfl.peer.plan import BACKLOG
 from p2pfl.topology.mixing import Mixing
-
-FEW = 3  # peers, half of whom decide: one that is far off must not
 
 
 class Opened(NamedTuple, Generic[R]):
@@ -53,7 +52,6 @@ class Mail(Generic[S, M, R]):
 
     Attributes:
         unopened: the messages of each sender, in order.
-        mixed: of which round the last model was that was mixed, by sender.
     """
 
     def __init__(
@@ -69,7 +67,7 @@ class Mail(Generic[S, M, R]):
         self._backlog = backlog if is_replaceable(algorithm, mixing) else None
         self._exact = exact
         self.unopened: dict[PeerId, deque[Received]] = {}
-        self.mixed: dict[PeerId, int] = {}
+        self._mixed: dict[PeerId, deque[int]] = {}  # the last rounds of which models were mixed
         self._newest: dict[PeerId, int] = {}
         self._heard: dict[PeerId, tuple[int, R]] = {}  # (degree, memory) of each sender
         self._outran: set[PeerId] = set()  # so far ahead that their mail overflowed
@@ -108,17 +106,14 @@ class Mail(Generic[S, M, R]):
         """Return the last round that a peer was heard in; -1: none."""
         return self._newest.get(peer, -1)
 
-    def usual_round(self, neighbours: int) -> int:
-        """Return the round that half of those who were heard last have come to.
-
-        These are as many as one has neighbours, though at least three, where these change.
-        """
-        rounds = sorted([*self._newest.values()][-max(FEW, neighbours) :])
-        return rounds[(len(rounds) - 1) // 2] if rounds else -1
+    def latest_rounds(self, count: int) -> list[int]:
+        """Return in which rounds those spoke, so many, who were heard last; in ascending order."""
+        return sorted([*self._newest.values()][-count:])
 
     def forget(self, peer: PeerId) -> None:
         """Expect nothing in particular of a peer any more: it begins anew."""
         self._newest.pop(peer, None)
+        self._mixed.pop(peer, None)
         self._heard.pop(peer, None)
         self._outran.discard(peer)
 
@@ -127,6 +122,14 @@ class Mail(Generic[S, M, R]):
         letters = self.unopened.get(sender, deque())
         self.unopened[sender] = deque(one for one in letters if one.round not in rounds)
         return [one for one in letters if one.round in rounds]
+
+    def disown(self, sender: PeerId, round: int) -> bool:
+        """Take note that a sender did without us in a round; say whether we have mixed it then."""
+        mixed = self._mixed.get(sender, deque())
+        known = round in mixed
+        if known:
+            mixed.remove(round)  # it may say so again
+        return known
 
     def has_come(self, peer: PeerId, round: int) -> bool:
         """Tell whether a sender need not be waited for: its message is here, or a newer one."""
@@ -163,7 +166,8 @@ class Mail(Generic[S, M, R]):
                 if shares:
                     entries.append((peer, self._mixing.weight(taking, degree), memory))
             if letters:
-                self.mixed[peer] = letters[-1].round
+                mixed = self._mixed.setdefault(peer, deque(maxlen=BACKLOG))
+                mixed.append(letters[-1].round)
                 stale += letters[-1].round != round
             if not shares and peer in self._heard:
                 degree, memory = self._heard[peer]

@@ -63,6 +63,8 @@ from p2pfl.peer.plan import Pace, View, Views
 from p2pfl.peer.stopping import Agreement
 from p2pfl.topology.mixing import Mixing
 
+FEW = 3  # peers: where neighbours change, so many of them are asked how far they are
+MEET = 8  # every so many rounds whoever is furthest is followed
 TIME_IS_UP = -1  # the number of the timer that runs once, in place of a round's
 
 
@@ -224,12 +226,19 @@ class Peer(Generic[S, M, R]):
         return effects
 
     def _catch_up(self) -> None:
-        """Go to the round that most others come to next, if they have gone on without us."""
+        """Go to the round that most others come to next, if they have gone on without us.
+
+        Now and then one of them is enough: two halves that have lost each other for a while
+        would else go on side by side, a few rounds apart.
+        """
         if not self._mutual:
             return
-        usual = self.mail.usual_round(len(self._view_of(self.round, self._company.gone).hears_from))
-        if usual > self.round:
-            self.round = min(usual + 1, self.pace.rounds - 1)
+        neighbours = len(self._view_of(self.round, self._company.gone).hears_from)
+        theirs = self.mail.latest_rounds(max(FEW, neighbours))
+        share = 1 if self.round % MEET == 0 else 2
+        reached = theirs[(len(theirs) - 1) // share] if theirs else -1
+        if reached > self.round:
+            self.round = min(reached + 1, self.pace.rounds - 1)
             self._agreement.missed()  # what was said in between
 
     def _turned_away(self) -> list[Effect]:
@@ -272,9 +281,7 @@ class Peer(Generic[S, M, R]):
 
     def _skipped(self, sender: PeerId, round: int) -> list[Effect]:
         if round < self.round:  # too late: we have counted it, if it had come
-            if self.mail.mixed.get(sender, -1) == round:
-                del self.mail.mixed[sender]
-                self._one_sided += 1
+            self._one_sided += self.mail.disown(sender, round)
             return []
         self._company.leave_out(sender, round)
         return [*self._drop(sender, round), *self._try_close()]

@@ -122,7 +122,7 @@ class Recorder:
                 Disk().flush_folder(folder)
         return Mark(metrics, sketches, wall)
 
-    def event(self, kind: str, **fields: Any) -> None:  # noqa: ANN401
+    def event(self, kind: str, /, **fields: Any) -> None:  # noqa: ANN401
         """Note that something happened, with the seconds since the recorder was made."""
         wall = round(time.perf_counter() - self._clock, 6)
         line = json.dumps(strict({"wall_s": wall, "event": kind, **fields}), allow_nan=False)

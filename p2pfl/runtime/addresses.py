@@ -20,6 +20,15 @@ def is_loopback(address: str) -> bool:
         return False
 
 
+def is_direct(address: str) -> bool:
+    """Say whether nothing lies between us and an address of this machine, not even a proxy.
+
+    The other addresses of a loopback device are what proxies listen on.
+    """
+    host = urlsplit(address).hostname
+    return is_loopback(address) and host in (None, "localhost", "127.0.0.1", "::1")
+
+
 def is_wildcard(address: str) -> bool:
     """Say whether an address is no single place that others could dial."""
     host, _, port = address.removeprefix("tcp://").rpartition(":")

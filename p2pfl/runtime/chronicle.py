@@ -23,12 +23,15 @@ class Chronicle:
 
     Args:
         absent: who is not there at the outset.
+
+    Attributes:
+        story: what was done, and when.
     """
 
     def __init__(self, absent: Sequence[PeerId] = ()) -> None:
         self._down, self._frozen = set(absent), set[PeerId]()
         self._side: dict[PeerId, int] = {}
-        self._story: list[tuple[float, Happening]] = []
+        self.story: list[tuple[float, Happening]] = []
         self._crash: dict[PeerId, tuple[float, dict[PeerId, float], dict[PeerId, float]]] = {}
         self._back: dict[PeerId, tuple[float, dict[PeerId, float]]] = {}
         self._crashes: list[tuple[dict[PeerId, float], dict[PeerId, float]]] = []
@@ -40,11 +43,11 @@ class Chronicle:
     @property
     def is_eventful(self) -> bool:
         """Whether anything has happened."""
-        return bool(self._story)
+        return bool(self.story)
 
     def happened(self, time: float, happening: Happening) -> None:
         """Take note that something was done to the peers."""
-        self._story.append((time, happening))
+        self.story.append((time, happening))
         match happening.kind:
             case "partition":
                 groups = enumerate(happening.groups)
@@ -114,7 +117,7 @@ class Chronicle:
         said = [Statistics(*map(sum, zip(*self._spoken, strict=True)))] if self._spoken else []
         lives = max(1, len(self._ends)) * max(seconds, 1e-9)
         return {
-            "happenings": dict(sorted(Counter(one.kind for _, one in self._story).items())),
+            "happenings": dict(sorted(Counter(one.kind for _, one in self.story).items())),
             "suspected_by_all_s": _spread(waits),
             "first_dead_s": _spread(first),
             "known_dead_to_all_s": _spread(last),

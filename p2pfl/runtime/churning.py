@@ -72,7 +72,7 @@ class Churning:
         if isinstance(happens, Told):
             self.rosters.hear(peer, happens)
         else:
-            self.rosters.tick(peer)
+            self.rosters.tick(peer, happens)
 
     def note_life(self) -> None:
         """Take note that something happens besides membership."""
@@ -110,7 +110,7 @@ class Churning:
                 self._ask_for_models(peer)
             case "stop" if running:
                 emulator.freeze(peer)
-            case "cont" if running:
+            case "cont" if emulator.is_frozen(peer):
                 emulator.thaw(peer)
             case "kill" | "leave" if running or peer in self._arriving:
                 self._end(peer, kind == "leave")

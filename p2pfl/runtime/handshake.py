@@ -8,7 +8,7 @@ it says it is; in clear, a hello is a claim and nothing more.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from p2pfl.errors import RemoteProtocolError, RunError
@@ -53,7 +53,6 @@ class Handshake:
         answered: whose hello we have answered, either way.
         done: whether all have met.
         is_late: whether the others had met before we came.
-        believed: says of a peer whether it is there beyond doubt.
     """
 
     def __init__(
@@ -67,7 +66,6 @@ class Handshake:
     ) -> None:
         self.me, self.run = me, terms.run
         self.is_late, self._returns = False, returns
-        self.believed: Callable[[PeerId], bool] = lambda peer: True
         self.addresses: dict[PeerId, str] = {}
         self.neighbours, self._keys = frozenset(neighbours), keys
         self.refused: dict[PeerId, str] = {}
@@ -199,12 +197,10 @@ class Handshake:
         before = self._lives.get(peer, life)
         if before == life:
             return ""
-        if (self._returns and before > life) or (
-            self._is_connected(listener, peer) and self.believed(peer)
-        ):
+        if self._returns and self.done:  # of two the later goes on, and the other hears of it
+            return "" if life > before else f"there is a peer {peer} already"
+        if self._is_connected(listener, peer):
             return f"there is a peer {peer} already"
-        if self._returns:
-            return ""
         return f"peer {peer} was started again after the run had begun" if self.done else ""
 
     def _is_connected(self, listener: Listener, peer: PeerId) -> bool:

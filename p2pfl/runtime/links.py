@@ -15,37 +15,34 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from threading import Condition
-from typing import Any, NamedTuple
+from typing import Any
 
 import zmq
 from torch import Tensor
 
-from p2pfl.errors import RemoteProtocolError, RunError, UserError
+from p2pfl.errors import RunError, UserError
 from p2pfl.learning.scratch import Pool
-from p2pfl.membership.timers import Timers
 from p2pfl.peer.events import (
     Event,
     PeerDown,
     PeerId,
     PeerSuspected,
     PeerUp,
-    Received,
     Send,
     Skip,
-    Skipped,
 )
 from p2pfl.runtime import flows, wire
 from p2pfl.runtime.addresses import is_wildcard
-from p2pfl.runtime.chunks import Damaged, Outgoing, Schema
+from p2pfl.runtime.chunks import Outgoing, Schema
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.finding import Book, Finder
 from p2pfl.runtime.flows import Expected
 from p2pfl.runtime.handshake import Handshake, NeighbourGone, Terms
-from p2pfl.runtime.lookout import Lookout
+from p2pfl.runtime.lookout import Lookout, Roll
 from p2pfl.runtime.meeting import Meeting
-from p2pfl.runtime.neighbour import Neighbour, Rejections
-from p2pfl.runtime.quota import REFUSED, Quota
-from p2pfl.runtime.sockets import MOST_FRAMES, Mail
+from p2pfl.runtime.neighbour import Neighbour
+from p2pfl.runtime.presence import Presence
+from p2pfl.runtime.reader import Asked, Reader
 from p2pfl.runtime.streams import Stream
 from p2pfl.runtime.wire import MOST_REASON, Header, Kind
 
@@ -57,26 +54,6 @@ KEPT = 1 << 28  # bytes of memory for models that are kept to be used again
 MANY, PLENTY = 8, 1 << 26  # messages of any size; bytes
 FRIENDS = 3  # neighbours that who comes late needs to know
 POLL = 20  # milliseconds between two looks at what wakes no poller
-
-
-class Asked(NamedTuple):
-    """A peer that has come late asks for our model."""
-
-    peer: PeerId
-
-
-class Roll(NamedTuple):
-    """How a peer finds out who is there.
-
-    Attributes:
-        life: tells this process from earlier ones of the same peer: the larger is the later.
-        timers: of its membership machine.
-        founders: who is there from the start.
-    """
-
-    life: int
-    timers: Timers
-    founders: frozenset[PeerId]
 
 
 class Links:
@@ -95,6 +72,7 @@ class Links:
         poller: wakes up when there is something to do here.
         lookout: who is there, once all have met; None: nobody asks.
         rejected: how many messages were refused, by sender and reason.
+        reject: counts one more.
         pool: memory for models.
 
     Raises:
@@ -114,7 +92,6 @@ class Links:
         self.me, self.poller, self._roll, self._book = me, endpoint.poller, roll, book
         neighbours = frozenset(neighbours)
         self.lookout: Lookout | None = None
-        self.rejected = Rejections()
         self._endpoint, self._listener = endpoint, endpoint.listener
         keys = endpoint.keyring.of if endpoint.keyring else None
         life, awaited = (roll.life, roll.founders & neighbours) if roll else (0, neighbours)
@@ -123,9 +100,11 @@ class Links:
         self._meeting.prepare = self._prepare
         self._neighbours = self._meeting.neighbours
         self._expected: Expected | None = None
-        self._happened: list[Skipped | Asked] = []
+        self._reader = Reader(endpoint, self._meeting, self._about)
+        self.rejected, self.reject = self._reader.rejected, self._reader.reject
         self._phase, self._replaceable, self._room = -1, True, MANY
-        self.pool, self._quota = Pool(KEPT), Quota()
+        self.pool = Pool(KEPT)
+        self._unreachable: set[PeerId] = set()
         self._leaving = False
         self._meeting.find()
 
@@ -165,8 +144,8 @@ class Links:
             self._meeting.find()
             self._tend()
             self.poller.poll(math.ceil(1000 * min(left, 0.2)))
-            self._read()
-            self._arrivals()
+            self._reader.small()
+            self._reader.models()
             if refused and not self._handshake.is_late:
                 deadline = min(deadline, time.monotonic() + GRACE)
         if not absent:
@@ -198,7 +177,7 @@ class Links:
         others = {peer: addresses.get(peer, "") for peer in sorted(founders)}
         address = "" if is_wildcard(addresses[self.me]) else addresses[self.me]
         self.lookout = Lookout(self.me, self._roll.life, self._roll.timers, others, address)
-        self._handshake.believed = self.lookout.believes
+        self._reader.lookout = self.lookout
         if self.friends:
             self.lookout.join(self.friends)
 
@@ -235,27 +214,40 @@ class Links:
     def events(self) -> list[Event | Asked]:
         """Return what has happened on the links: messages first, then who is there."""
         self._tend()
-        self._read()
-        happened: list[Event | Asked] = [*self._arrivals()]
-        happened += self._happened
-        self._happened = []
+        asked = self._reader.small()
+        happened: list[Event | Asked] = [*self._reader.models(), *asked]
         self._ask()
         self._pass_on()
         return [*happened, *self._left(), *self._lost(), *self._looked_out()]
 
-    def _looked_out(self) -> list[PeerUp | PeerSuspected | PeerDown]:
+    def _looked_out(self) -> list[Presence]:
         """Return what is new of who is there, as it was heard and as links have broken."""
         if self.lookout is None:
             return []
+        if self.lookout.is_outlived:
+            raise RunError(f"another process takes part as peer {self.me}, and was started later")
         for peer, one in self._neighbours.items():
             if one.has_broken():
                 self.lookout.probe(peer)
-        events = self.lookout.tend(self._tell)
+        events = [*self._cut_off(), *self.lookout.tend(self._tell)]
         for event in events:
             if isinstance(event, PeerDown):
                 self._meeting.drop(event.peer)
             elif isinstance(event, PeerUp):
                 self._meeting.reach(event.peer, self.lookout.address(event.peer))
+        return events
+
+    def _cut_off(self) -> list[Presence]:
+        """Say who is there, as others tell, and cannot be reached by us: it is not waited for."""
+        events: list[Presence] = []
+        for peer, one in self._neighbours.items():
+            if one.is_cut_off(GRACE) and peer not in self._unreachable:
+                self._unreachable.add(peer)
+                events.append(PeerSuspected(peer))
+            elif one.link.welcomed and peer in self._unreachable:
+                self._unreachable.discard(peer)
+                if self.lookout and self.lookout.believes(peer):
+                    events.append(PeerUp(peer))
         return events
 
     def _tell(self, peer: PeerId, body: bytes, address: str) -> None:
@@ -315,12 +307,6 @@ class Links:
         left = math.ceil(1000 * min(due - time.monotonic(), 1000))
         return max(0, min(left, POLL if pending else most))
 
-    def reject(self, error: RemoteProtocolError, sender: PeerId | None = None) -> None:
-        """Count a message that was refused; a neighbour that goes on like that is given up."""
-        self.rejected.count(error, sender)
-        if sender in self._neighbours:
-            self._neighbours[sender].offences += 1
-
     def report(self) -> dict[str, Any]:
         """Return what a summary says of the links."""
         trips = {peer: one.round_trip for peer, one in self._neighbours.items()}
@@ -369,90 +355,6 @@ class Links:
         self._endpoint.tend()
         for one in self._neighbours.values():
             one.tend(self._about(Kind.PING))
-
-    def _read(self) -> None:
-        """Read what has come in from those who dialled us."""
-        for mail in self._listener.read():
-            sender = self._handshake.sender(mail.connection)
-            try:
-                if not self._quota.spend(mail.connection):
-                    self._endpoint.gate.cut(mail.descriptor, "too many messages")
-                    raise RemoteProtocolError("too many messages")
-                self._hear(mail, sender)
-            except wire.OtherVersion as error:
-                self._handshake.refuse(self._listener, mail.connection)
-                self.reject(error, sender)
-            except RemoteProtocolError as error:
-                self._quota.spend(mail.connection, REFUSED)
-                self.reject(error, sender)
-
-    def _hear(self, mail: Mail, sender: PeerId | None) -> None:
-        """Take in a small message."""
-        if not 0 < len(mail.frames) <= MOST_FRAMES:
-            raise RemoteProtocolError("a message of no frames, or of too many")
-        header = wire.unpack(mail.frames[0])
-        if header.kind is Kind.HELLO:
-            self._meeting.hear(mail, header)
-        elif header.kind is Kind.WHERE:
-            self._meeting.tell_addresses(mail, header)
-        elif sender is None or (header.sender, header.run) != (sender, self._handshake.run):
-            raise RemoteProtocolError("a message from somebody who has not said hello")
-        else:
-            self._hear_from(sender, mail, header)
-
-    def _hear_from(self, sender: PeerId, mail: Mail, header: Header) -> None:
-        one = self._neighbours.get(sender)
-        if header.kind is Kind.ABORT and not self._is_too_late(one):
-            self._meeting.called_off(mail, header, wire.pack(self._about(Kind.BYE)))
-        elif header.kind is Kind.MEMBERS:
-            self._hear_of_members(sender, mail)
-        elif header.kind is Kind.SKIP:
-            self._happened.append(Skipped(sender, header.round))
-        elif header.kind is Kind.PULL:
-            self._happened.append(Asked(sender))
-        elif one:
-            one.hear(mail.connection, header, self._about(Kind.PONG))
-        elif header.kind is Kind.BYE:
-            self._listener.answer(mail.connection, wire.pack(self._about(Kind.BYE)))
-
-    def _hear_of_members(self, sender: PeerId, mail: Mail) -> None:
-        if len(mail.frames) != 2:
-            raise RemoteProtocolError("a message about members without any")
-        if self.lookout:
-            self.lookout.hear(sender, mail.frames[1])
-
-    def _is_too_late(self, one: Neighbour | None) -> bool:
-        """Say whether somebody cannot call the run off any more."""
-        return self._handshake.done if one is None else one.inflow.has_begun
-
-    def _arrivals(self) -> list[Received]:
-        """Read what has come on the links we dialled."""
-        arrived = []
-        for peer, one in list(self._neighbours.items()):
-            for frames in one.link.read():
-                try:
-                    header = wire.unpack(frames[0])
-                    if header.kind is Kind.CHUNK:
-                        self._check_origin(peer, one, header)
-                        arrived.append(one.inflow.take(header, frames[1:]))
-                        one.ask(self._about(Kind.CREDIT))  # now, so that the next are on their way
-                    elif self._handshake.hear_answer(peer, one.link, header, frames[1:]):
-                        self._meeting.drop(peer)  # our own goodbye has been read
-                        break
-                except Damaged as error:
-                    self.reject(error, peer)
-                    self._endpoint.dial_again(one.link)
-                    break
-                except wire.OtherVersion as error:
-                    self._handshake.hear_version(peer, error)
-                    self.reject(error, peer)
-                except RemoteProtocolError as error:
-                    self.reject(error, peer)
-        return [one for one in arrived if one]
-
-    def _check_origin(self, peer: PeerId, one: Neighbour, header: Header) -> None:
-        if (header.sender, header.run) != (peer, self._handshake.run) or not one.link.welcomed:
-            raise RemoteProtocolError("a chunk from somebody else")
 
     def _ask(self) -> None:
         """Give credit to those who may send more."""

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from p2pfl.membership.members import Status, incarnation
+from p2pfl.membership.members import Status, incarnation, life_of
 from p2pfl.membership.swim import Swim
 from p2pfl.membership.timers import Timers
-from p2pfl.peer.events import PeerDown, PeerId, PeerSuspected, PeerUp
+from p2pfl.peer.events import PeerId
+from p2pfl.runtime.presence import Lives, Presence
 
 Tell = Callable[[PeerId, bytes, str], None]  # whom, what, and where it listens if that is known
+
+
+class Roll(NamedTuple):
+    """How a peer finds out who is there.
+
+    Attributes:
+        life: tells this process from earlier ones of the same peer: the larger is the later.
+        timers: of its membership machine.
+        founders: who is there from the start.
+    """
+
+    life: int
+    timers: Timers
+    founders: frozenset[PeerId]
 
 
 class Lookout:
@@ -36,6 +51,7 @@ class Lookout:
         others: Mapping[PeerId, str],
         address: str,
     ) -> None:
+        self._me, self._life, self._lives = me, life, Lives()
         self._swim = Swim(me, incarnation(life), timers, others, life ^ me, address)
         self._swim.start(time.monotonic())
         self.noticed: list[tuple[float, PeerId, Status]] = []
@@ -84,7 +100,7 @@ class Lookout:
         """Say from now on how far we are."""
         self._swim.round = round + 1
 
-    def tend(self, tell: Tell) -> list[PeerUp | PeerSuspected | PeerDown]:
+    def tend(self, tell: Tell) -> list[Presence]:
         """Do what is due, all input being read; return what has changed.
 
         Who has left is not among the changes: it says so itself, when it has sent everything.
@@ -94,22 +110,17 @@ class Lookout:
             self._swim.tick(now)
         for to, body in self._swim.letters():
             tell(to, body, self.address(to))
-        events: list[PeerUp | PeerSuspected | PeerDown] = []
+        events: list[Presence] = []
         for change in self._swim.changes():
             self.noticed.append((now, change.peer, change.status))
-            match change.status:
-                case Status.ALIVE:
-                    events.append(PeerUp(change.peer))
-                case Status.SUSPECT:
-                    events.append(PeerSuspected(change.peer))
-                case Status.DEAD:
-                    events.append(PeerDown(change.peer))
+            if change.status is not Status.LEFT:
+                events += self._lives.events(change)
         return events
 
-    def has_left(self, peer: PeerId) -> bool:
-        """Say whether a peer has said goodbye to somebody."""
-        member = self._swim.members.get(peer)
-        return member is not None and member.status is Status.LEFT
+    @property
+    def is_outlived(self) -> bool:
+        """Whether another process has begun later, and takes part as the same peer."""
+        return life_of(self._swim.members[self._me].incarnation) > self._life
 
     def leave(self, tell: Tell) -> None:
         """Say goodbye."""

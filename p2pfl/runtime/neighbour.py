@@ -53,6 +53,11 @@ class Neighbour:
         broken, self._broken = self._broken, False
         return broken
 
+    def is_cut_off(self, grace: float) -> bool:
+        """Say whether its link has been broken for more than so many seconds."""
+        since = self.link.broken_since
+        return since is not None and time.monotonic() - since > grace
+
     def tell(self, *frames: bytes) -> None:
         """Send a small message."""
         self.link.unsent.append(frames)
@@ -142,9 +147,11 @@ class Neighbour:
             grace: seconds for which its link may be broken.
             room: models it may leave unasked for.
         """
-        since = self.link.broken_since
-        broken = since is not None and time.monotonic() - since > grace
-        hopeless = broken or self.outflow.waiting > room or self.outflow.kept > room + MOST_CREDIT
+        hopeless = (
+            self.is_cut_off(grace)
+            or self.outflow.waiting > room
+            or self.outflow.kept > room + MOST_CREDIT
+        )
         return hopeless or self.is_unwanted or self.offences > MOST_OFFENCES
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from p2pfl.membership.members import Change, Status, incarnation
+from p2pfl.membership.members import BOOT, Change, Status, incarnation
 from p2pfl.membership.swim import Swim
 from p2pfl.membership.timers import Timers
 from p2pfl.peer.events import PeerDown, PeerId, PeerSuspected, PeerUp
@@ -24,7 +24,7 @@ class Told:
 
 
 class Tick:
-    """Something may be due in a membership machine."""
+    """Something may be due in a membership machine, unless another tick has been set since."""
 
 
 class Rosters(Protocol):
@@ -101,7 +101,9 @@ class Machines:
         self._emulator, self._timers, self._seed = emulator, timers, seed
         self._swims: dict[PeerId, Swim] = {}
         self._boots: dict[PeerId, int] = {}
-        self._ticks: dict[PeerId, float] = {}
+        self._ticks: dict[PeerId, tuple[float, Tick]] = {}
+        self._met: dict[tuple[PeerId, PeerId], int] = {}  # whom in which life, by who has
+        self._goodbyes: dict[tuple[PeerId, PeerId], float] = {}  # when they come, by who hears
 
     def begin(self, founders: Iterable[PeerId]) -> None:
         """Let all founders know of each other."""
@@ -145,10 +147,11 @@ class Machines:
             swim.hear(self._emulator.time, told.sender, told.body)
             self._flush(peer)
 
-    def tick(self, peer: PeerId) -> None:
+    def tick(self, peer: PeerId, tick: Tick) -> None:
         """Do what is due."""
-        self._ticks.pop(peer, None)
-        if swim := self._swims.get(peer):
+        swim = self._swims.get(peer)
+        if swim and self._ticks[peer][1] is tick:
+            del self._ticks[peer]
             swim.tick(self._emulator.time)
             self._flush(peer)
 
@@ -160,6 +163,7 @@ class Machines:
     def _boot(self, peer: PeerId, others: Iterable[PeerId], contacts: tuple[PeerId, ...]) -> None:
         boot = self._boots[peer] = self._boots.get(peer, 0) + 1
         known = {other: "" for other in others if other != peer}
+        self._met = {pair: life for pair, life in self._met.items() if pair[0] != peer}
         seed = (self._seed << 32) + (peer << 8) + boot
         swim = Swim(peer, incarnation(boot), self._timers, known, seed)
         self._swims[peer] = swim
@@ -181,18 +185,31 @@ class Machines:
                 emulator.at(due, to, Told(peer, body))
         for change in swim.changes():
             self._changed(peer, change)
-        if swim.due() < self._ticks.get(peer, float("inf")):
-            self._ticks[peer] = swim.due()
-            emulator.at(swim.due(), peer, Tick())
+        due = swim.due()
+        if peer not in self._ticks or due < self._ticks[peer][0]:
+            tick = Tick()
+            self._ticks[peer] = due, tick
+            emulator.at(due, peer, tick)
 
     def _changed(self, peer: PeerId, change: Change) -> None:
         emulator = self._emulator
         emulator.churning.chronicle.noticed(emulator.time, peer, change.peer, change.status)
-        event = event_of(change)
+        pair, life = (peer, change.peer), change.incarnation >> BOOT
+        if 0 < self._met.get(pair, 0) < life:  # it was started again before anybody missed it
+            self._tell(pair, PeerDown(change.peer))
+        self._met[pair] = life
         if change.status is Status.LEFT:  # what it has sent before arrives before
-            emulator.at(emulator.post.not_before(change.peer, peer, emulator.time), peer, event)
+            self._goodbyes[pair] = emulator.post.not_before(change.peer, peer, emulator.time)
+        self._tell(pair, event_of(change))
+
+    def _tell(self, pair: tuple[PeerId, PeerId], event: PeerUp | PeerSuspected | PeerDown) -> None:
+        """Tell a peer of another, in the order in which it has learned it."""
+        emulator = self._emulator
+        due = self._goodbyes.get(pair, -1.0)
+        if due < emulator.time:
+            emulator.tell(pair[0], event)
         else:
-            emulator.tell(peer, event)
+            emulator.at(due, pair[0], event)
 
 
 def event_of(change: Change) -> PeerUp | PeerSuspected | PeerDown:

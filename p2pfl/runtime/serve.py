@@ -7,9 +7,8 @@ import heapq
 import math
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,13 +34,16 @@ from p2pfl.peer.events import (
     Stop,
     TimerFired,
     Train,
+    Trained,
 )
 from p2pfl.peer.letters import Letters
 from p2pfl.peer.plan import Pace
 from p2pfl.runtime import chunks, flows
 from p2pfl.runtime.handshake import NeighbourGone
 from p2pfl.runtime.later import Later, postponed
-from p2pfl.runtime.links import Asked, Links
+from p2pfl.runtime.links import Links
+from p2pfl.runtime.reader import Asked
+from p2pfl.runtime.rows import Rows
 from p2pfl.runtime.setup import Ending, Row, Setup
 from p2pfl.runtime.streams import Stream, streaming, wide_field
 from p2pfl.runtime.wire import OFFERS, TRAINING
@@ -56,6 +58,24 @@ OnRow = Callable[[Row, Tensor], None]
 OnEvent = Callable[..., None]  # its kind, and what belongs to it by name
 
 
+class Part(NamedTuple):
+    """What part a peer takes.
+
+    Attributes:
+        phase: what messages are marked with.
+        strict: every message is needed: a neighbour lost, or a message missed, is an error.
+        begin: where it goes on, if others have begun before.
+        keep: writes checkpoints, in the worker; None: there are none.
+        constants: what who comes late needs to know besides a model, ``[1, ...]`` each.
+    """
+
+    phase: int = TRAINING
+    strict: bool = False
+    begin: Position | None = None
+    keep: Keep | None = None
+    constants: tuple[Tensor, ...] = ()
+
+
 class Server:
     """Carry out the effects of one peer and tell it what happens.
 
@@ -67,27 +87,12 @@ class Server:
         setup: what is run.
         node: as which node.
         links: to its neighbours, whom it has met.
-        phase: what messages are marked with.
-        strict: every message is needed: a neighbour lost, or a message missed, is an error.
-        begin: where it goes on, if others have begun before.
-        keep: writes checkpoints, in the worker; None: there are none.
-
-    Attributes:
-        constants: what who comes late needs to know besides a model, ``[1, ...]`` each.
+        part: what part it takes.
     """
 
-    def __init__(
-        self,
-        setup: Setup,
-        node: int,
-        links: Links,
-        phase: int = TRAINING,
-        strict: bool = False,
-        begin: Position | None = None,
-        keep: Keep | None = None,
-    ) -> None:
+    def __init__(self, setup: Setup, node: int, links: Links, part: Part | None = None) -> None:
         keep_freed_memory()
-        self.setup, self.node, self.links, self.strict = setup, node, links, strict
+        self.setup, self.node, self.links, self.part = setup, node, links, part or Part()
         self._nodes = torch.tensor([node])
         self._device = setup.task.init(self._nodes).device
         schema = chunks.schema(setup.message(node))
@@ -97,20 +102,16 @@ class Server:
             hooks = (self._out_of_patience, self._more_room, links.pool.empty)
             self._algorithm = streaming(setup.algorithm, *hooks)
         lazy = postponed(self._algorithm)._replace(receive=self._receive)
-        if begin:
+        if begin := self.part.begin:
             begin = begin._replace(state=Later(self._algorithm, begin.state))
         self.machine = dataclasses.replace(setup, algorithm=lazy).peer(node, begin)
-        self.constants: tuple[Tensor, ...] = ()
         heard = max((len(hears) for hears in self._heard_in_a_period()), default=0)
-        links.expect(phase, schema, self._replaceable, self._news, heard)
-        self._examples = int(setup.task.examples(self._nodes)[0])
-        self._keeps = keep is not None
-        how = (self._algorithm, setup.task, node, links, f"worker-{phase}")
-        self._worker = Worker(*how, keep or (lambda position: None))
+        links.expect(self.part.phase, schema, self._replaceable, self._news, heard)
+        self._rows = Rows(node, int(setup.task.examples(self._nodes)[0]))
+        how = (self._algorithm, setup.task, node, links, f"worker-{self.part.phase}")
+        self._worker = Worker(*how, self.part.keep or (lambda position: None))
+        self._giving: set[int] = set()  # who is to be given a model
         self._timers: list[tuple[float, int]] = []
-        self._rows: dict[int, tuple[Row, Tensor | None]] = {}  # waiting for what belongs to them
-        self._evaluating: set[int] = set()
-        self._sent: Counter[int] = Counter()
         self._missed, self._one_sided, self._spoke = 0, 0, 0.0
         self._stopped = ""
 
@@ -122,8 +123,9 @@ class Server:
         """
         pace = self.setup.pace
         in_step = isinstance(pace, Pace) and pace.patience == math.inf
+        waits = in_step or self.part.strict
         mean = self.setup.mixing.conserves == "mean"
-        return mean and self.setup.algorithm.absorb is newest and not in_step and not self.strict
+        return mean and self.setup.algorithm.absorb is newest and not waits
 
     def _can_stream(self, schema: chunks.Schema) -> bool:
         """Say whether models are mixed while they arrive, for want of room for all of them.
@@ -166,7 +168,8 @@ class Server:
             RunError: training has diverged; or, if `strict`, a message was missed.
             NeighbourGone: if `strict`, a neighbour was lost.
         """
-        self._clock, self._on_event = time.perf_counter(), on_event
+        self._on_event = on_event
+        self._rows.start()
         try:
             for absent in self._absent():
                 self._tell(PeerDown(absent))
@@ -174,11 +177,11 @@ class Server:
             while go_on() and not (self._stopped and not self._worker.is_busy):
                 self._turn()
                 self._tell_noticed()
-                for row, mark in self._finished_rows():
+                for row, mark in self._rows.finished():
                     on_row(row, mark)
         finally:
             self._worker.close()
-        for row, mark in self._finished_rows(at_the_end=True):
+        for row, mark in self._rows.finished(at_the_end=True):
             on_row(row, mark)
         return Ending(
             model(self.machine.params),
@@ -192,14 +195,14 @@ class Server:
 
     def _tell_noticed(self) -> None:
         """Pass on what has become known of the others."""
-        if self.links.lookout and not self.strict:
+        if self.links.lookout and not self.part.strict:
             for at, peer, status in self.links.lookout.noticed:
                 self._on_event("noticed", at=at, peer=peer, status=status.name.lower())
             self.links.lookout.noticed.clear()
 
     def _absent(self) -> list[int]:
         """Return who is not there when we begin."""
-        if self.links.lookout is None or self.strict:
+        if self.links.lookout is None or self.part.strict:
             return []
         live = self.links.lookout.live
         return [peer for peer in range(self.setup.topology.n) if peer not in live]
@@ -229,14 +232,19 @@ class Server:
             self._done(result)
         for event in self.links.events():  # all input before any timer
             if isinstance(event, Asked):
-                if not self.strict:
-                    self._worker.do(Give(event.peer, self.machine.round, self.machine.params))
+                self._give(event.peer)
                 continue
-            if self.strict and isinstance(event, PeerDown) and not self._stopped:
+            if self.part.strict and isinstance(event, PeerDown) and not self._stopped:
                 raise NeighbourGone(f"peer {self.node}: lost peer {event.peer}")
             self._tell(self._placed(event))
         while self._timers and self._timers[0][0] <= time.monotonic():
             self._tell(TimerFired(heapq.heappop(self._timers)[1]))
+
+    def _give(self, peer: int) -> None:
+        """Give a peer our model, once we have time to work it out."""
+        if peer not in self._giving and not self.part.strict:
+            self._giving.add(peer)
+            self._worker.do(Give(peer, self.machine.round, self.machine.params))
 
     def _placed(self, event: Event) -> Event:
         """Return an event whose message lies where we compute."""
@@ -247,24 +255,19 @@ class Server:
 
     def _done(self, result: Result) -> None:
         """Take in what the worker has done."""
-        if result is None:
-            return
-        if isinstance(result, Kept):
-            self._on_event(**result.event)
-            return
-        if isinstance(result, Given):
-            self.links.offer(result.to, OFFERS, result.round, (result.model, *self.constants))
-            return
-        if isinstance(result, Marked):
-            row, _ = self._rows[result.round]
-            self._rows[result.round] = row, result.mark
-            return
-        if isinstance(result, Evaluated):
-            row, mark = self._rows[result.round]
-            row = row._replace(eval_loss=result.loss, eval_acc=result.acc)
-            self._rows[result.round] = row, mark
-            self._evaluating.discard(result.round)
-        self._tell(result)
+        match result:
+            case Kept(event=about):
+                self._on_event(**about)
+            case Given(to=to, round=round, model=params):
+                self._giving.discard(to)
+                self.links.offer(to, OFFERS, round, (params.cpu(), *self.part.constants))
+            case Marked(round=round, mark=mark):
+                self._rows.marked(round, mark)
+            case Evaluated():
+                self._rows.evaluated(result)
+                self._tell(result)
+            case Trained():
+                self._tell(result)
 
     def _tell(self, event: Event) -> None:
         try:
@@ -278,17 +281,15 @@ class Server:
         for effect in effects:
             self._carry_out(effect)
 
-    def _carry_out(self, effect: Effect) -> None:
+    def _carry_out(self, effect: Effect) -> None:  # noqa: C901 - a line for each
         match effect:
             case Train():
                 self._worker.do(effect)
             case Evaluate(round=number):
-                self._evaluating.add(number)
+                self._rows.wait_for(number)
                 self._worker.do(effect)
             case Send():
-                self._spoke = time.monotonic()
-                self._sent[effect.round] += len(effect.to) * chunks.size(self.node, effect)
-                self.links.send(effect)
+                self._send(effect)
             case Skip():
                 self.links.skip(effect)
             case Discard(message=message):
@@ -296,44 +297,27 @@ class Server:
             case SetTimer(after=after, round=number):
                 heapq.heappush(self._timers, (time.monotonic() + after, number))
             case Report():
-                if self.strict and effect.missed:
-                    who = ", ".join(f"peer {peer}" for peer in effect.missed)
-                    raise RunError(f"peer {self.node}: nothing heard in time of {who}")
-                self._missed += len(effect.missed)
-                self._one_sided += effect.one_sided
-                if self.links.lookout:
-                    self.links.lookout.ended_round(effect.round)
-                self._rows[effect.round] = self._row(effect), None
-                self._worker.do(effect)
-                if self._keeps:
-                    self._worker.do(self.machine.position)
+                self._report(effect)
             case Stop(reason=reason):
                 self._stopped = reason
 
-    def _row(self, report: Report) -> Row:
-        return Row(
-            round=report.round,
-            node=self.node,
-            train_loss=report.loss,
-            eval_loss=math.nan,
-            eval_acc=math.nan,
-            num_examples=self._examples,
-            consensus_distance=math.nan,
-            bytes_sent=self._sent.pop(report.round, 0),
-            bytes_received=report.received,
-            wall_s=time.perf_counter() - self._clock,
-            virtual_s=math.nan,
-        )
+    def _send(self, send: Send) -> None:
+        self._spoke = time.monotonic()
+        self._rows.sent(send.round, len(send.to) * chunks.size(self.node, send))
+        self.links.send(send)
 
-    def _finished_rows(self, at_the_end: bool = False) -> list[tuple[Row, Tensor]]:
-        """Take out the rows whose evaluation is done, or was not asked for."""
-        finished = []
-        for number in sorted(self._rows):
-            row, mark = self._rows[number]
-            if mark is not None and (at_the_end or number not in self._evaluating):
-                finished.append((row, mark))
-                del self._rows[number]
-        return finished
+    def _report(self, report: Report) -> None:
+        if self.part.strict and report.missed:
+            who = ", ".join(f"peer {peer}" for peer in report.missed)
+            raise RunError(f"peer {self.node}: nothing heard in time of {who}")
+        self._missed += len(report.missed)
+        self._one_sided += report.one_sided
+        if self.links.lookout:
+            self.links.lookout.ended_round(report.round)
+        self._rows.add(report)
+        self._worker.do(report)
+        if self.part.keep:
+            self._worker.do(self.machine.position)
 
 
 def _drop(message: tuple[Tensor, ...]) -> None:

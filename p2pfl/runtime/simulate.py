@@ -65,6 +65,8 @@ class Simulator:
             raise _needs_a_clock("pace.name = 'timer'")
         if setup.pace.seconds < math.inf:
             raise _needs_a_clock("pace.seconds")
+        if setup.churn:
+            raise _needs_a_clock("churn")
         keep_freed_memory()
         self.setup, self.pace, self.ranks = setup, setup.pace, ranks or Ranks()
         self.nodes = self.ranks.nodes(setup.topology.n)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import zmq
 
 from p2pfl.errors import RunError, UserError
-from p2pfl.runtime.addresses import check_port, is_loopback
+from p2pfl.runtime.addresses import check_port, is_direct
 from p2pfl.runtime.wire import CHUNK, MOST_CREDIT
 from p2pfl.security.curve import HANDSHAKE, LARGEST, secure_dialler, secure_listener, sender_key
 from p2pfl.security.gate import Gate
@@ -213,7 +213,7 @@ class Link:
     @property
     def is_guarded(self) -> bool:
         """Whether nothing is changed on the way by accident, or not without being noticed."""
-        return self._to.own is not None or is_loopback(self._to.address)
+        return self._to.own is not None or is_direct(self._to.address)
 
     def flush(self) -> None:
         """Hand over what waits, as far as there is room; after a loss the hello comes first."""

@@ -85,7 +85,7 @@ def test_a_peer_that_is_killed_costs_the_others_a_second(topology: str, tmp_path
     assert not multiprocessing.active_children()
 
 
-def test_a_peer_that_freezes_costs_the_others_one_deadline(tmp_path: Path, monkeypatch):
+def test_a_peer_that_freezes_costs_the_others_no_more_than_one_deadline(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(crew, "SILENCE", 3.0)
     monkeypatch.setattr(local, "LINGER", 1.0)
     disturb = Disturb(2, signal.SIGSTOP)
@@ -102,7 +102,7 @@ def test_a_peer_that_freezes_costs_the_others_one_deadline(tmp_path: Path, monke
     for node in (0, 1, 3):
         assert len(metrics(tmp_path / "run" / "peers" / f"{node:03d}")) == ROUNDS
         first, second, *_ = longest_pauses(tmp_path / "run", node)
-        assert 1.9 < first < 4
+        assert first < 4  # it is suspected before
         assert second < 1.5
     # Thawed at the end, the frozen one has written down how it went, but is not counted.
     assert summary(tmp_path / "run" / "peers" / "002")["status"] == "interrupted"

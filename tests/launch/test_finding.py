@@ -139,7 +139,7 @@ def test_a_contact_that_proves_another_key_is_named(peers):
 def test_a_contact_whose_key_is_not_listed_is_named(peers):
     all_ = peers(4)
     all_.scene.list(*((node, all_.scene.keys[node]) for node in range(3)))
-    with pytest.raises(UserError, match="no key is listed for peer 3"):
+    with pytest.raises(UserError, match=r"peers \[3\] have no key listed"):
         all_.start(
             1, contact=f"3@{all_.scene.addresses[3]}", sections={"topology": {"name": "chain"}}
         ).result(60)

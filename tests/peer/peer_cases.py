@@ -21,16 +21,20 @@ from p2pfl.algorithms.push_sum import Mass
 from p2pfl.errors import ProtocolError, RemoteProtocolError, RunError
 from p2pfl.learning.optim import sgd
 from p2pfl.peer.events import (
+    Discard,
     Effect,
     Evaluate,
     Evaluated,
     Event,
     PeerDown,
+    PeerSuspected,
     PeerUp,
     Received,
     Report,
     Send,
     SetTimer,
+    Skip,
+    Skipped,
     Started,
     Stop,
     TimerFired,
@@ -63,13 +67,25 @@ def make_peer(
     to: tuple[int, ...] = (0, 2),
     hears: tuple[int, ...] | None = None,
     x: tuple[float, ...] = (0.0, 0.0),
+    ring: tuple[int, ...] = (),
     **pace: Any,
 ) -> Peer[Any, Any, Any]:
     view = View(to, to if hears is None else hears)
+    views = Views(lambda round, gone: view)
+    if ring:
+        views = Views(lambda round, gone: ring_among(me, ring, gone), follow=True, mutual=True)
     rows = Rows(torch.tensor([me]), torch.tensor([1]))
     how, rule = ALGORITHMS[algorithm]
     paced = Pace(**{"rounds": 3, "evaluate_every": 100, **pace})
-    return Peer(how, rule, Views(lambda round, gone: view), paced, vector(*x), rows)
+    return Peer(how, rule, views, paced, vector(*x), rows)
+
+
+def ring_among(me: int, ring: tuple[int, ...], gone: frozenset[int]) -> View:
+    """Return one's neighbours in a ring of those who are there."""
+    live = [peer for peer in ring if peer not in gone]
+    i = live.index(me)
+    both = tuple(sorted({live[i - 1], live[(i + 1) % len(live)]} - {me}))
+    return View(both, both)
 
 
 def letter(
@@ -93,6 +109,8 @@ def snapshot(peer: Peer[Any, Any, Any]) -> str:
     """Say everything a peer remembers."""
     parts = [vars(peer), vars(peer.mail), vars(peer._agreement)]
     fixed = ("algorithm", "mail", "_views", "_agreement", "_algorithm", "_mixing", "_rule")
+    parts += [vars(peer._company)]
+    fixed += ("_company",)
     return repr([{k: v for k, v in part.items() if k not in fixed} for part in parts])
 
 
@@ -139,7 +157,9 @@ def _peer(words: dict[str, str]) -> Peer[Any, Any, Any]:
         pace["backlog"] = int(words["backlog"])
     hears = _ids(words["from"]) if "from" in words else None
     name = words.get("algorithm", "dpsgd")
-    return make_peer(name, int(words["me"]), _ids(words["to"]), hears, _numbers(words["x"]), **pace)
+    pace["ring"] = _ids(words.get("ring", ""))
+    to = _ids(words.get("to", ""))
+    return make_peer(name, int(words["me"]), to, hears, _numbers(words["x"]), **pace)
 
 
 def _tell(stage: dict[str, Any], line: str) -> Iterator[str]:
@@ -156,7 +176,7 @@ def _tell(stage: dict[str, Any], line: str) -> Iterator[str]:
     yield from map(_told, effects)
 
 
-def _event(stage: dict[str, Any], line: str) -> Event:
+def _event(stage: dict[str, Any], line: str) -> Event:  # noqa: C901 - one case for each
     name, words = line.split()[0], _words(line)
     match name:
         case "started":
@@ -180,6 +200,10 @@ def _event(stage: dict[str, Any], line: str) -> Event:
             )
         case "timer":
             return TimerFired(int(words["round"]))
+        case "skipped":
+            return Skipped(int(words["from"]), int(words["round"]))
+        case "suspect":
+            return PeerSuspected(int(words["peer"]))
         case "up":
             return PeerUp(int(words["peer"]))
         case "down":
@@ -187,7 +211,7 @@ def _event(stage: dict[str, Any], line: str) -> Event:
     raise ValueError(f"no such event: {line}")
 
 
-def _told(effect: Effect) -> str:
+def _told(effect: Effect) -> str:  # noqa: C901 - one case for each
     match effect:
         case Train(step=step, count=count, state=state):
             return f"train step={step} count={count} from x={_row(state.x)}"
@@ -198,8 +222,13 @@ def _told(effect: Effect) -> str:
             return f"send to={_list(to)} round={round} degree={degree}{score_text} {fields}"
         case SetTimer(after=after, round=round):
             return f"set-timer after={after:g} round={round}"
+        case Skip(to=to, round=round):
+            return f"skip to={_list(to)} round={round}"
+        case Discard(message=message):
+            return f"discard x={_row(message[0])}"
         case Report(round=round, loss=loss, params=params, received=size, missed=missed):
             who = f" missed={_list(missed)}" if missed else ""
+            who += f" one-sided={effect.one_sided}" if effect.one_sided else ""
             return f"report round={round} loss={loss:g} x={_row(params)} received={size}{who}"
         case Evaluate(round=round, params=params):
             return f"evaluate round={round} x={_row(params)}"

@@ -1,0 +1,122 @@
+"""What peer processes leave: folders that a next life goes on in, and models put side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from p2pfl.errors import RunError
+from p2pfl.experiment.experiment import Experiment
+from p2pfl.launch.books import Where
+from p2pfl.launch.outcome import Outcome, middle, pooled_task
+from p2pfl.launch.watching import Watching
+from p2pfl.results.record import EXPERIMENT, METRICS, PEERS, SUMMARY, Mark, Recorder
+from p2pfl.results.runs import read_summary
+from p2pfl.results.saved import load
+from p2pfl.runtime.setup import Ending, Row
+from p2pfl.runtime.sketch import WIDTH
+
+
+class Before(NamedTuple):
+    """How far the earlier lives of a peer have come; at first nothing.
+
+    Attributes:
+        mark: where its files end, if there are any.
+        rounds: the first round that is not in them.
+        wall_s: seconds that it has been training.
+    """
+
+    mark: Mark | None = None
+    rounds: int = 0
+    wall_s: float = 0.0
+
+
+def home(folder: Path, node: int) -> Path:
+    """Return the folder of a peer in that of its run."""
+    return folder / PEERS / f"{node:03d}"
+
+
+def so_far(folder: Path) -> Before:
+    """Return how far a peer had come when it was killed: what it has written whole counts."""
+    if not (folder / EXPERIMENT).is_file():
+        return Before()
+    metrics = (folder / METRICS).read_bytes() if (folder / METRICS).is_file() else b""
+    size = metrics.rfind(b"\n") + 1
+    lines = metrics[:size].decode().splitlines()
+    if len(lines) < 2:
+        return Before(Mark(size))
+    last = dict(zip(Row._fields, lines[-1].split(","), strict=True))
+    wall = float(last["wall_s"])
+    sketches = (len(lines) - 1) * 4 * WIDTH
+    return Before(Mark(size, sketches, wall), int(last["round"]) + 1, wall)
+
+
+def bury(folder: Path, gone: Iterable[int]) -> None:
+    """Say in the folders of peers that were killed, and have not come back, that they were."""
+    for node in gone:
+        place = home(folder, node)
+        if not (place / SUMMARY).is_file():
+            continue
+        told = read_summary(place)
+        if told["status"] == "running":
+            text = (place / EXPERIMENT).read_text(encoding="utf-8")
+            recorder = Recorder(place, text, so_far(place).mark, **told)
+            recorder.finish("interrupted", {"reason": "killed"})
+
+
+def measured_at_the_end(rows: list[Row], outcome: Outcome) -> list[Row]:
+    """Evaluate the final models here where no peer could: the test rows are not all in one place.
+
+    Peers with a file of data each do not see each other's test rows; we see all the files.
+    """
+    if not all(math.isnan(row.eval_loss) for row in rows) or outcome.task.test is None:
+        return rows
+    nodes = outcome.ending.nodes
+    loss, acc = outcome.task.evaluate(outcome.ending.params, nodes)
+    found = dict(zip(nodes.tolist(), zip(loss.tolist(), acc.tolist(), strict=True), strict=True))
+    last = {row.node: row.round for row in rows}
+    return [
+        row._replace(eval_loss=found[row.node][0], eval_acc=found[row.node][1])
+        if row.node in found and row.round == last[row.node]
+        else row
+        for row in rows
+    ]
+
+
+def gather(experiment: Experiment, folder: Path, where: Where, watching: Watching) -> Outcome:
+    """Put the final models of the peers that got through side by side.
+
+    Raises:
+        RunError: there is none.
+    """
+    federation = experiment.federation(where.data)
+    affine = experiment.affine(federation)
+    task = experiment.task(federation, affine, where.device)
+    params, nodes, summaries = [], [], []
+    for node in range(experiment.nodes):
+        place = home(folder, node)
+        lost = node in watching.failed or node in watching.absent
+        if lost or not list(place.glob("models/*.safetensors")):
+            continue
+        module = load(place, node).model
+        params.append(task.spec.flatten(module).to(task.device, task.dtype))
+        nodes.append(node)
+        summaries.append(read_summary(place))
+    if not nodes and watching.interrupted:
+        raise KeyboardInterrupt
+    if not nodes:
+        raise RunError(watching.error() or "no peer has left a model")
+    ending = Ending(
+        torch.stack(params),
+        torch.tensor(nodes),
+        ", ".join(sorted({summary["reason"] for summary in summaries})),
+        sum(summary["node_updates"] for summary in summaries),
+        missed=sum(summary["missed"] for summary in summaries),
+        rejected=sum(summary["rejected"] for summary in summaries),
+    )
+    pooled = pooled_task(experiment, federation, affine, where.device)
+    return Outcome(experiment, federation, task, affine, ending, pooled, middle(ending))

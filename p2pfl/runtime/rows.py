@@ -1,0 +1,79 @@
+"""The lines of a peer's metrics, until all that belongs to them is there."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+
+from torch import Tensor
+
+from p2pfl.peer.events import Evaluated, Report
+from p2pfl.runtime.setup import Row
+
+
+class Rows:
+    """Rounds that have ended, and whose models are still being evaluated.
+
+    Args:
+        node: whose they are.
+        examples: how many training examples it holds.
+    """
+
+    def __init__(self, node: int, examples: int) -> None:
+        self._node, self._examples = node, examples
+        self._rows: dict[int, tuple[Row, Tensor | None]] = {}
+        self._evaluating: set[int] = set()
+        self._sent: Counter[int] = Counter()
+        self.start()
+
+    def start(self) -> None:
+        """Count the time from now on."""
+        self._clock = time.perf_counter()
+
+    def sent(self, round: int, size: int) -> None:
+        """Take note that so many bytes were sent in a round."""
+        self._sent[round] += size
+
+    def wait_for(self, round: int) -> None:
+        """Expect an evaluation."""
+        self._evaluating.add(round)
+
+    def add(self, report: Report) -> None:
+        """Take in a round that has ended."""
+        row = Row(
+            round=report.round,
+            node=self._node,
+            train_loss=report.loss,
+            eval_loss=math.nan,
+            eval_acc=math.nan,
+            num_examples=self._examples,
+            consensus_distance=math.nan,
+            bytes_sent=self._sent.pop(report.round, 0),
+            bytes_received=report.received,
+            wall_s=time.perf_counter() - self._clock,
+            virtual_s=math.nan,
+        )
+        self._rows[report.round] = row, None
+
+    def marked(self, round: int, mark: Tensor) -> None:
+        """Take in the sketch of the model a round ended with."""
+        row, _ = self._rows[round]
+        self._rows[round] = row, mark
+
+    def evaluated(self, result: Evaluated) -> None:
+        """Take in how good it is."""
+        row, mark = self._rows[result.round]
+        row = row._replace(eval_loss=result.loss, eval_acc=result.acc)
+        self._rows[result.round] = row, mark
+        self._evaluating.discard(result.round)
+
+    def finished(self, at_the_end: bool = False) -> list[tuple[Row, Tensor]]:
+        """Take out the rows whose evaluation is done, or was not asked for."""
+        finished = []
+        for number in sorted(self._rows):
+            row, mark = self._rows[number]
+            if mark is not None and (at_the_end or number not in self._evaluating):
+                finished.append((row, mark))
+                del self._rows[number]
+        return finished
