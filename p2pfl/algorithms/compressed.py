@@ -31,7 +31,8 @@ def choco(
     ``x <- x + gamma (W p - p)`` where p are the public copies, which all move by the same
     decoded differences. `gamma` in (0, 1]: about 0.2 for the largest 10 % of the entries,
     0.05 to 0.1 for 1 %; too large diverges. Messages are as large as the codec says. Asks
-    for a fixed set of neighbours and for every message, in order.
+    for a fixed set of neighbours and for every message, in order; where neighbours come or go
+    it begins anew, with public copies of zero.
     """
     if not 0 < gamma <= 1:
         raise ValueError(f"gamma = {gamma} is not in (0, 1]")
@@ -66,4 +67,5 @@ def choco(
         needs,
         factor=plain_steps(opt),
         columnwise=True,
+        restart=lambda s: s._replace(public=torch.zeros_like(s.x)),
     )

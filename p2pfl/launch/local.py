@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing as mp
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from p2pfl.launch.proxy import Proxy
 from p2pfl.launch.serving import Post, serve
 from p2pfl.launch.watching import Watching
 from p2pfl.results.predictor import Predictor, Signature
-from p2pfl.results.record import Recorder
+from p2pfl.results.record import CHECKPOINTS, Recorder
 from p2pfl.results.runs import merge_peers
 from p2pfl.results.saved import save_tensors
 from p2pfl.runtime.handshake import NeighbourGone
@@ -45,9 +46,16 @@ Say = Callable[[dict[str, Any]], None]
 
 
 def run_local(
-    experiment: Experiment, books: Books, where: Where, watch: Watch
+    experiment: Experiment, books: Books, where: Where, watch: Watch, resume: bool = False
 ) -> tuple[Outcome, Status, str | None]:
     """Start the peers, watch them to the end, and put together what they have left.
+
+    Args:
+        experiment: what is run.
+        books: of the run.
+        where: what may differ from machine to machine.
+        watch: told how it goes on.
+        resume: let every peer go on from its newest checkpoint, if it has one.
 
     Raises:
         UserError, RunError: no peer got through.
@@ -55,7 +63,7 @@ def run_local(
     assert books.folder is not None
     folder, everybody = books.folder, tuple(range(experiment.nodes))
     script = experiment.churn or Script("", experiment.nodes, everybody)
-    jobs = _jobs(experiment, folder, where)
+    jobs = _jobs(experiment, folder, where, resume)
     with ExitStack() as stack:
         for job in jobs:
             stack.callback(job["socket"].close)
@@ -98,7 +106,7 @@ def _between(jobs: list[Job], experiment: Experiment) -> Iterator[Proxy]:
         yield proxy
 
 
-def _jobs(experiment: Experiment, folder: Path, where: Where) -> list[Job]:
+def _jobs(experiment: Experiment, folder: Path, where: Where, resume: bool) -> list[Job]:
     # On loopback, whatever a network file says: its addresses may be those of other machines.
     sockets = reserve(experiment.nodes)
     ports = [held.getsockname()[1] for held in sockets]
@@ -117,7 +125,7 @@ def _jobs(experiment: Experiment, folder: Path, where: Where) -> list[Job]:
             "linger": LINGER,
             "folder": str(home(folder, node)),
             "threads": threads,
-            "resume": False,
+            "resume": resume,
         }
         for node in range(experiment.nodes)
     ]
@@ -224,6 +232,8 @@ def peer_run(
         predictor = Predictor.of(served.task, signature, served.ending.params[0], post.node)
         recorder.model(post.node, *save_tensors(predictor, summary["rounds"]))
     recorder.finish(summary["status"], summary)
+    if summary["status"] == "finished":  # there is nothing to come back to
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return summary
 
 

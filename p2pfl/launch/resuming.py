@@ -53,6 +53,10 @@ def unfinished(
     before = Experiment.load(folder / EXPERIMENT)
     after = Experiment.load(folder / EXPERIMENT, changes)
     _compare(before, after, folder)
+    if began == "local" and before.churn:
+        raise UserError(
+            f"{folder} has a churn script, which cannot go on from the middle. Start again: {again}"
+        )
     return after, began
 
 
@@ -72,12 +76,12 @@ class Resumed(NamedTuple):
     """What a run goes on from.
 
     Attributes:
-        rounds: that have been done.
+        rounds: that have been done; None: every peer knows for itself.
         mark: how far the books had come then.
         skipped: newer checkpoints that are not valid, and why.
     """
 
-    rounds: int
+    rounds: int | None
     mark: Mark
     skipped: list[str]
 
@@ -87,7 +91,8 @@ class Resumed(NamedTuple):
             books.event("checkpoint_skipped", error=text)
             watch.warn(f"a checkpoint is not valid and was passed over: {text}")
         books.event("resumed", rounds=self.rounds)
-        watch.warn(f"going on after {self.rounds} rounds")
+        if self.rounds is not None:
+            watch.warn(f"going on after {self.rounds} rounds")
 
 
 def restore(driver: Simulator, folder: Path, run: str) -> Resumed:

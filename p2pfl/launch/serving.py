@@ -129,15 +129,14 @@ def serve(
     go_on = _minding(links, post, go_on)
     reason, linger = "failed", FAILED_LINGER
     try:
-        begin = None
         try:
             affine = _prepare(experiment, federation, links, post, go_on, on_phase)
+            begin = kept.last(fresh_state(setup, node)) if kept and post.resume else None
             if links.friends:
                 on_phase("catching up")
-                own = kept.last(fresh_state(setup, node)) if kept and post.resume else None
                 patience = Patience(post.join_timeout, go_on)
                 features = _agreed_features(experiment, federation)
-                begin, agreed = catch_up(setup, links, node, features, own, patience)
+                begin, agreed = catch_up(setup, links, node, features, begin, patience)
                 affine = agreed or affine
         except (RunError, Interrupted):
             if go_on():

@@ -18,7 +18,7 @@ from p2pfl.launch.keeping import Keeper
 from p2pfl.launch.outcome import ALONE, Outcome, baselines, gathered, middle, pooled_task
 from p2pfl.launch.resuming import Resumed, digest, restore, unfinished
 from p2pfl.learning.task import ModelTask
-from p2pfl.results.record import new_folder
+from p2pfl.results.record import Mark, new_folder
 from p2pfl.results.runs import Result
 from p2pfl.runtime.emulate import Emulator
 from p2pfl.runtime.memory import Needed, check, needed
@@ -126,7 +126,7 @@ def run_checked(
         if ready is None:
             from p2pfl.launch.local import run_local  # sockets and processes: only here
 
-            outcome, status, error = run_local(experiment, books, where, watch)
+            outcome, status, error = run_local(experiment, books, where, watch, place.resume)
         else:
             watch.note(f"memory: {ready.needed}")
             (outcome, status), error = ready.drive(books, watch), None
@@ -152,7 +152,7 @@ def _resumed(place: Place, ready: Ready | None) -> Resumed | None:
         return None
     assert place.folder is not None
     if ready is None:
-        raise UserError("--on local cannot be resumed: its peers keep no checkpoints")
+        return Resumed(None, Mark(), [])  # every peer goes on from a checkpoint of its own
     if ready.ranks.size > 1:
         raise UserError("--resume is for one process: ranks of torchrun keep no checkpoints")
     assert isinstance(ready.driver, Simulator)

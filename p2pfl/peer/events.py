@@ -61,6 +61,7 @@ class Received:
     score: float  # the sender's share in the agreement on when to stop
     message: tuple[Tensor, ...]  # fields [1, ...]
     size: int = 0  # bytes on the wire
+    fresh: bool = False  # whether it builds on nothing its sender has said before
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,7 @@ class Send:
     degree: int
     score: float
     message: tuple[Tensor, ...]
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)

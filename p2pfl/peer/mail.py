@@ -113,7 +113,6 @@ class Mail(Generic[S, M, R]):
     def forget(self, peer: PeerId) -> None:
         """Expect nothing in particular of a peer any more: it begins anew."""
         self._newest.pop(peer, None)
-        self._mixed.pop(peer, None)
         self._heard.pop(peer, None)
         self._outran.discard(peer)
 
@@ -136,9 +135,11 @@ class Mail(Generic[S, M, R]):
         letters = self.unopened.get(peer)
         return bool(letters and letters[-1].round >= round) or peer in self._outran
 
-    def remember(self, peer: PeerId, degree: int, message: tuple[Tensor, ...]) -> tuple[int, R]:
+    def remember(
+        self, peer: PeerId, degree: int, message: tuple[Tensor, ...], fresh: bool = False
+    ) -> tuple[int, R]:
         """Absorb a message, one's own too; return its sender's degree and what is remembered."""
-        known = self._heard[peer][1] if peer in self._heard else None
+        known = self._heard[peer][1] if peer in self._heard and not fresh else None
         memory = self._algorithm.absorb(known, cast(M, message), self._width)
         self._heard[peer] = (degree, memory)
         return degree, memory
@@ -162,7 +163,7 @@ class Mail(Generic[S, M, R]):
         for peer, letters in mail.items():
             received += sum(letter.size for letter in letters)
             for letter in letters:
-                degree, memory = self.remember(peer, letter.degree, letter.message)
+                degree, memory = self.remember(peer, letter.degree, letter.message, letter.fresh)
                 if shares:
                     entries.append((peer, self._mixing.weight(taking, degree), memory))
             if letters:

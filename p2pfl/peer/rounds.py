@@ -112,6 +112,7 @@ class Peer(Generic[S, M, R]):
         self._view_of = lru_cache(maxsize=4)(views.of)
         self._follows, self._company = views.follow, Company(leaps=self._mutual)
         self._view = View((), ())
+        self._hearing: set[PeerId] = set()  # who has heard all that was said
         self._one_sided = 0
         self._patient, self._out_of_time = True, False
         self._training = False  # whether a `Train` is unanswered
@@ -162,6 +163,8 @@ class Peer(Generic[S, M, R]):
         before = company.gone
         if isinstance(event, PeerUp) and peer in before:  # it may have been started again
             self.mail.forget(peer)
+        if isinstance(event, PeerDown):
+            self._hearing.discard(peer)
         company.note(event)
         effects: list[Effect] = []
         if company.gone != before and self.phase is Phase.WAITING:
@@ -216,10 +219,13 @@ class Peer(Generic[S, M, R]):
             tuple(p for p in hears_from if p not in gone or self.mail.unopened.get(p)),
         )
         self._agreement.measured("train_loss", self._loss)
-        degree, message = len(self._view.sends_to), self.algorithm.send(self.state)
-        self.mail.remember(self.me, degree, message)
+        fresh, degree = self._begin_anew(), len(self._view.sends_to)
+        message = self.algorithm.send(self.state)
+        self.mail.remember(self.me, degree, message, fresh)
         score = self._agreement.begin(self.round)
-        effects: list[Effect] = [Send(self._view.sends_to, self.round, degree, score, message)]
+        effects: list[Effect] = [
+            Send(self._view.sends_to, self.round, degree, score, message, fresh)
+        ]
         effects += self._turned_away()
         if 0 < self.pace.patience < math.inf:
             effects.append(SetTimer(self.pace.patience, self.round))
@@ -240,6 +246,15 @@ class Peer(Generic[S, M, R]):
         if reached > self.round:
             self.round = min(reached + 1, self.pace.rounds - 1)
             self._agreement.missed()  # what was said in between
+
+    def _begin_anew(self) -> bool:
+        """Take back what was said, if somebody is to hear us now who has not heard it."""
+        hearing = set(self._view.sends_to)
+        new, self._hearing = hearing - self._hearing, hearing
+        if self.algorithm.restart is None or not new:
+            return False
+        self.state = self.algorithm.restart(self.state)
+        return True
 
     def _turned_away(self) -> list[Effect]:
         """Drop what has come of rounds we have left out, and of those who are no neighbours."""

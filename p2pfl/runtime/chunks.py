@@ -22,7 +22,7 @@ from torch import Tensor
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.peer.events import Received, Send
 from p2pfl.runtime import wire
-from p2pfl.runtime.wire import Header
+from p2pfl.runtime.wire import Header, Kind
 
 Frame = bytes | memoryview
 UNCHECKED = bytes(wire.CHECK)  # stands for no checksum
@@ -146,6 +146,7 @@ class Incoming(ABC):
         self.schema, self.layout = schema, schema.layout
         self.round = header.round
         self._about, self._next = _about(header), 0
+        self._fresh = header.kind is Kind.ANEW
 
     @property
     def is_complete(self) -> bool:
@@ -173,7 +174,8 @@ class Incoming(ABC):
     def _received(self, *fields: Any) -> Received:  # noqa: ANN401 - blocks, or what stands for them
         _, _, sender, round, degree, score = self._about
         size = wire.model_size(sender, round, degree, self.schema.nbytes)
-        return Received(sender, round, degree, score, self.schema.kind(*fields), size)
+        message = self.schema.kind(*fields)
+        return Received(sender, round, degree, score, message, size, self._fresh)
 
 
 class Arriving(Incoming):

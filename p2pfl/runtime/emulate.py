@@ -311,7 +311,7 @@ class Emulator:
 
     def _send(self, src: PeerId, send: Send) -> None:
         size = self.post.size(src, send)
-        message = Received(src, send.round, send.degree, send.score, send.message, size)
+        message = Received(src, send.round, send.degree, send.score, send.message, size, send.fresh)
         for dst in send.to:
             self._dispatch(src, dst, size, message)
 

@@ -65,11 +65,15 @@ class Later:
 
 def postponed(algorithm: Algorithm[Any, Any, Any]) -> Algorithm[Any, Any, Any]:
     """Return an algorithm for one row at a time whose states, and models, are `Later`."""
-    carry = algorithm.carry
+    carry, restart = algorithm.carry, algorithm.restart
 
     def carried(before: Later, trained: Later, mixed: Later) -> Later:
         assert carry is not None
         return Later(algorithm, carry(before.now(), trained.now(), mixed.now()))
+
+    def restarted(state: Later) -> Later:
+        assert restart is not None
+        return Later(algorithm, restart(state.now()))
 
     return algorithm._replace(
         init=lambda x, rows: Later(algorithm, algorithm.init(x, rows)),
@@ -77,4 +81,5 @@ def postponed(algorithm: Algorithm[Any, Any, Any]) -> Algorithm[Any, Any, Any]:
         send=lambda state: algorithm.send(state.now()),
         receive=lambda state, inbox: Later(algorithm, state.now(), inbox),
         carry=carried if carry else None,  # what comes of it is sent at once
+        restart=restarted if restart else None,
     )

@@ -282,7 +282,8 @@ class Links:
         no message can be left out, it is given up once too much has piled up.
         """
         about = (self._handshake.run, self._phase, self.me, send.round, send.degree, send.score)
-        message = Outgoing(Header(Kind.CHUNK, *about), send.message)
+        kind = Kind.ANEW if send.fresh else Kind.CHUNK
+        message = Outgoing(Header(kind, *about), send.message)
         for to in send.to:
             if one := self._neighbours.get(to):
                 one.outflow.put(message, self._replaceable)

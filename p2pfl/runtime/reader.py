@@ -117,7 +117,7 @@ class Reader:
             for frames in one.link.read():
                 try:
                     header = wire.unpack(frames[0])
-                    if header.kind is Kind.CHUNK:
+                    if header.kind in (Kind.CHUNK, Kind.ANEW):
                         self._check_origin(peer, one, header)
                         arrived.append(one.inflow.take(header, frames[1:]))
                         one.ask(self._about(Kind.CREDIT))  # now, so that the next are on their way

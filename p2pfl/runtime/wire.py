@@ -65,6 +65,7 @@ class Kind(IntEnum):
     MEMBERS = 12  # what the membership machines tell each other
     SKIP = 13  # nothing counts in a round
     PULL = 14  # asks for the model of who is in training
+    ANEW = 15  # a chunk of a message that builds on nothing said before
 
 
 _KINDS = frozenset(Kind)

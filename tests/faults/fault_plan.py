@@ -186,6 +186,8 @@ def draw(seed):
     )
     if algorithm == "gossip":
         pace = Tempo(2 * compute, int((FAULTS_END + 60) / 2 / compute), seed=seed)
+    if network.slow:  # nobody is slowed down twice: a round would last a minute
+        allowed = [kind for kind in allowed if kind != "slow"] or ["kill"]
     plan = plan._replace(network=network, pace=pace)
     if algorithm == "push_sum" and (not plan.timers or {"partition", "isolate"} & {*allowed}):
         plan = plan._replace(rate=0.0)  # whose mass gets small is thrown off by a local step

@@ -19,6 +19,7 @@ from p2pfl.topology import weights
 
 AVERAGING = ("dpsgd", "fedavg", "combine first")
 AGREED_BY = FAULTS_END + 75.0  # seconds: all know who is there
+LONG = 6.0
 WATCHED = 35.0  # seconds after that, in which all must get on
 
 
@@ -93,10 +94,10 @@ class Watched(Emulator):
                 self.expected[me, life] += sum(round != key[2] for key in use)
             return opened
 
-        def remembering(peer, degree, message):
+        def remembering(peer, degree, message, *more):
             if peer != me:
                 state["letters"].append((peer, message))
-            return remember(peer, degree, message)
+            return remember(peer, degree, message, *more)
 
         def boxing(entries, taking):
             made = inbox(entries, taking)
@@ -266,7 +267,9 @@ class Watched(Emulator):
         """Say whether all that is left is to wait for each other, which they have the time to."""
         network, patience = self.plan.network, getattr(self.plan.pace, "patience", 0.0)
         steady = not network.slow and not network.loss and self.setup.among is not None
-        return steady and patience >= 3 * network.compute and self._symmetric()
+        longest = network.compute * (1 + network.compute_jitter)
+        longest += network.latency * (1 + network.jitter)
+        return steady and patience >= 2 * longest and self._symmetric()
 
     def look_at_rounds(self):
         rounds = {p: self.peers[p].round for p in self.running()}
@@ -274,15 +277,16 @@ class Watched(Emulator):
         require(far <= 2 + len(rounds) // 2, f"not in step again: {rounds}")
 
     def look_at_consensus(self, before, gained):
-        if self.plan.rate or self.plan.algorithm not in AVERAGING:
+        long = self.plan.pace.patience > LONG  # who waits so long takes long to be in step again
+        if self.plan.rate or long or self.plan.algorithm not in AVERAGING:
             return
         running = self.running()
         live = self.setup.among(tuple(running))
         x = torch.zeros(self.plan.n, before[running[0]].shape[1], dtype=torch.float64)
         x[running] = torch.cat([before[p] for p in running])
         first = self.then[0]
-        # Where neighbours change it takes longer until everybody waits for everybody again.
-        for k in range(gained // (2 if live.period else 4)):
+        # It takes a while until all are in step again, the longer where neighbours change.
+        for k in range(gained // (3 if live.period else 6)):
             x = weights(live.links(min(first.values()) + k), self.setup.mixing).to_dense() @ x
         best = spread(x[running])
         now = spread(torch.cat([*self.models(running).values()]))
