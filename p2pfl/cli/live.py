@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from p2pfl.runtime.setup import Row
 
 SHOWN = 24  # peers in the live table; more would not fit a screen
+GONE = "gone"  # the phase of a peer that was killed or has left, and may come back
 
 
 class LiveView:
@@ -60,7 +61,7 @@ class LiveView:
             if not (math.isnan(row.eval_loss) and math.isnan(row.eval_acc)):
                 self._measured[row.node] = row
         due = time.monotonic() - self._printed > 1.0
-        if due and not self._console.is_terminal and len(self._last) == self.nodes:
+        if due and not self._console.is_terminal and self._done():
             self._printed = time.monotonic()
             self._console.print(self._line(), markup=False, highlight=False, soft_wrap=True)
 
@@ -72,24 +73,33 @@ class LiveView:
         """Take note of what a node is doing."""
         self._phase[node] = phase
 
+    def _done(self) -> int:
+        """Return how many rounds more than half of those who are there have done."""
+        gone = sum(phase == GONE for phase in self._phase.values())
+        done = sorted((row.round + 1 for row in self._there(self._last)), reverse=True)
+        most = (self.nodes - gone) // 2
+        return done[most] if most < len(done) else 0
+
+    def _there(self, rows: dict[int, Row]) -> list[Row]:
+        return [row for node, row in rows.items() if self._phase.get(node) != GONE]
+
     def _line(self) -> str:
-        done = 1 + min((row.round for row in self._last.values()), default=-1)
-        parts = [f"round {done}/{self.rounds}", *self._scores()]
+        parts = [f"round {self._done()}/{self.rounds}", *self._scores()]
         return "  ".join(parts)
 
     def _scores(self) -> list[str]:
-        if not self._measured:
+        measured = self._there(self._measured)
+        if not measured:
             return []
-        accuracies = [row.eval_acc for row in self._measured.values()]
+        accuracies = [row.eval_acc for row in measured]
         if not any(math.isnan(value) for value in accuracies):
             mean, worst = sum(accuracies) / len(accuracies), min(accuracies)
             return [f"accuracy mean {mean:.4f}", f"worst {worst:.4f}"]
-        losses = [row.eval_loss for row in self._measured.values()]
+        losses = [row.eval_loss for row in measured]
         return [f"loss mean {sum(losses) / len(losses):.4f}", f"worst {max(losses):.4f}"]
 
     def _render(self) -> RenderableType:
-        done = 1 + min((row.round for row in self._last.values()), default=-1)
-        done = done if len(self._last) == self.nodes else 0
+        done = self._done()
         seconds = time.monotonic() - self._started
         bar = Table.grid(padding=(0, 1))
         bar.add_row(

@@ -53,7 +53,8 @@ def report(
 
 
 def show(runs: list[Run]) -> None:
-    """Print the comparison of runs, and a single run node by node."""
+    """Print the comparison of runs, what happened to their peers, a single run node by node."""
+    from p2pfl.results.churned import churn_table
     from p2pfl.results.report import NODES_SHOWN, compare, node_table
 
     console = Console()
@@ -64,6 +65,9 @@ def show(runs: list[Run]) -> None:
     elif needed > console.width:
         table = compare(runs, upright=True)
     console.print(table)
+    if churn := churn_table(runs):
+        console.print()
+        console.print(churn)
     if len(runs) == 1 and (runs[0].summary.get("nodes") or 0) <= NODES_SHOWN:
         console.print()
         console.print(node_table(runs[0]))

@@ -7,11 +7,13 @@ out of the topology.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 
 from p2pfl.peer.events import PeerDown, PeerId, PeerSuspected, PeerUp
 from p2pfl.peer.plan import BACKLOG
+
+LAGGING = 3  # deadlines that a peer has to miss running to count as slow
 
 
 class Company:
@@ -29,7 +31,9 @@ class Company:
         self.gone: frozenset[PeerId] = frozenset()
         self._suspected: set[PeerId] = set()
         self._late: dict[PeerId, int] = {}  # the last deadline missed by who has not caught up
+        self._misses: Counter[PeerId] = Counter()  # how many it has missed since it was in step
         self._left_out: dict[PeerId, deque[int]] = {}  # the last rounds in which we do not count
+        self._alone: dict[PeerId, deque[int]] = {}  # those in which only we do
 
     def note(self, event: PeerUp | PeerSuspected | PeerDown) -> None:
         """Take note of who is there for certain, perhaps, or not any more."""
@@ -45,23 +49,31 @@ class Company:
                 self.gone |= {peer}
                 self._suspected.discard(peer)
                 self._late.pop(peer, None)
+                self._misses.pop(peer, None)
                 self._left_out.pop(peer, None)
+                self._alone.pop(peer, None)
 
     def missed(self, peers: Iterable[PeerId], round: int) -> None:
         """Take note of who was not heard in a round: late is who should have been."""
         due = [p for p in peers if self.is_there(p) and not self.is_left_out(p, round)]
         self._late.update(dict.fromkeys(due, round))
+        self._misses.update(due)
+
+    def lags(self, peer: PeerId) -> bool:
+        """Say whether a peer is not late for once, but too slow for the others."""
+        return self._misses[peer] >= LAGGING
 
     def in_time(self, peer: PeerId, round: int, before: int) -> None:
         """Take note that a peer was in time in a round, having spoken last in the round `before`.
 
         Who was late is in step again. But one that is slow is in time whenever it has leapt, and
-        no reason to wait: where peers leap it must be so twice running, or have come so late
-        for the deadline it missed that it is almost in time.
+        no reason to wait: where peers leap it must be so twice running, or have missed a single
+        deadline, and that by little.
         """
         missed = self._late.get(peer, round)
-        if not self._leaps or round == missed or before > missed:
+        if not self._leaps or before > missed or (round == missed and before == missed - 1):
             self._late.pop(peer, None)
+            self._misses.pop(peer, None)
 
     def leave_out(self, peer: PeerId, round: int) -> None:
         """Take note that a peer counts nothing of ours in a round, nor do we of its."""
@@ -70,6 +82,14 @@ class Company:
     def is_left_out(self, peer: PeerId, round: int) -> bool:
         """Say whether what a peer says in a round is not to be counted."""
         return round in self._left_out.get(peer, ())
+
+    def count_alone(self, peer: PeerId, round: int) -> None:
+        """Take note that a peer counts nothing of ours in a round, while we may of its."""
+        self._alone.setdefault(peer, deque(maxlen=BACKLOG)).append(round)
+
+    def counts_alone(self, peer: PeerId, round: int) -> bool:
+        """Say whether only one of us counts the other in a round."""
+        return round in self._alone.get(peer, ())
 
     def is_there(self, peer: PeerId) -> bool:
         """Say whether a peer is taken to be there, without any doubt."""

@@ -73,10 +73,15 @@ class TimerFired:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A neighbour does without us in a round: it counts nothing of ours, so we nothing of its."""
+    """A neighbour does without us in a round: it counts nothing of ours, so we nothing of its.
+
+    If it has `kept` what we said, which came too late, it takes that for what it is, later; so we
+    may count it all the same.
+    """
 
     sender: PeerId
     round: int
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +148,7 @@ class Skip:
 
     to: tuple[PeerId, ...]
     round: int
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

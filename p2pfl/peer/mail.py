@@ -156,6 +156,7 @@ class Mail(Generic[S, M, R]):
         # Where neighbours change, a letter may come when its sender is none any more. It is
         # taken now: later it would be old, and a share of a mass may not be lost.
         others = tuple(p for p, letters in self.unopened.items() if letters and p not in hears_from)
+        others = () if self._exact else others
         mail = {peer: self._due(peer, round, everything) for peer in (*hears_from, *others)}
         mail = {p: letters for p, letters in mail.items() if letters or p not in others}
         received, stale, taking = 0, 0, len(mail)
@@ -169,7 +170,7 @@ class Mail(Generic[S, M, R]):
             if letters:
                 mixed = self._mixed.setdefault(peer, deque(maxlen=BACKLOG))
                 mixed.append(letters[-1].round)
-                stale += letters[-1].round != round
+                stale += sum(letter.round != round for letter in letters)
             if not shares and peer in self._heard:
                 degree, memory = self._heard[peer]
                 entries.append((peer, self._mixing.weight(taking, degree), memory))

@@ -148,8 +148,8 @@ class Peer(Generic[S, M, R]):
                 return self._try_speak()
             case Received():
                 return self._receive(event)
-            case Skipped(sender=sender, round=number):
-                return self._skipped(sender, number)
+            case Skipped():
+                return self._skipped(event)
             case TimerFired(round=number):
                 self._out_of_time |= number == TIME_IS_UP
                 self._patient &= number != self.round
@@ -260,6 +260,8 @@ class Peer(Generic[S, M, R]):
         """Drop what has come of rounds we have left out, and of those who are no neighbours."""
         effects: list[Effect] = []
         for peer in sorted(self.mail.unopened) if self._mutual else ():
+            if self._company.lags(peer) and peer in self._view.hears_from:
+                continue
             strange = peer not in self._view.hears_from
             for letter in self.mail.drop(peer, range(self.round + strange)):
                 effects += [Skip((peer,), letter.round), Discard(letter.message)]
@@ -281,7 +283,11 @@ class Peer(Generic[S, M, R]):
             effects = self._drop(sender, event.round)
         elif self._mutual and event.round < self.round + (spoken and not known):
             # It comes too late, or from a stranger; who is one in a later round may not be then.
-            effects = [Skip((sender,), event.round), *self._drop(sender, event.round)]
+            # Of who is always late its model is better than none, as it is.
+            now = self._view_of(self.round, self._company.gone).hears_from
+            kept = sender in now and self._company.lags(sender)
+            effects = [Skip((sender,), event.round, kept)]
+            effects += [] if kept else self._drop(sender, event.round)
         return [*effects, *self._try_close()]
 
     def _drop(self, sender: PeerId, round: int) -> list[Effect]:
@@ -294,9 +300,13 @@ class Peer(Generic[S, M, R]):
             return event.sender in self._view.hears_from
         return event.sender in self._view_of(event.round, self._company.gone).hears_from
 
-    def _skipped(self, sender: PeerId, round: int) -> list[Effect]:
+    def _skipped(self, event: Skipped) -> list[Effect]:
+        sender, round = event.sender, event.round
         if round < self.round:  # too late: we have counted it, if it had come
             self._one_sided += self.mail.disown(sender, round)
+            return []
+        if event.kept:
+            self._company.count_alone(sender, round)
             return []
         self._company.leave_out(sender, round)
         return [*self._drop(sender, round), *self._try_close()]
@@ -339,13 +349,22 @@ class Peer(Generic[S, M, R]):
         return [*effects, *(self._try_speak() if self.pace.overlap else self._train())]
 
     def _leave_out(self, opened: Opened[R]) -> list[Effect]:
-        """Tell those of whom nothing came that we do without them, unless they said so first."""
-        silent = tuple(
-            peer
-            for peer, said in opened.scores.items()
-            if self._mutual and not said and not self._company.is_left_out(peer, self.round)
-        )
-        return [Skip(silent, self.round)] if silent else []
+        """Tell those of whom nothing came that we do without them, unless they said so first.
+
+        Who is always late may count us all the same: we take what it says when it comes.
+        """
+        company, now = self._company, self.round
+        alone = [p for p, said in opened.scores.items() if said and company.counts_alone(p, now)]
+        self._one_sided += len(alone)
+        effects: list[Effect] = []
+        for kept in (False, True) if self._mutual else ():
+            silent = tuple(
+                peer
+                for peer, said in opened.scores.items()
+                if not said and company.lags(peer) == kept and not company.is_left_out(peer, now)
+            )
+            effects += [Skip(silent, now, kept)] if silent else []
+        return effects
 
     @property
     def _is_last(self) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pfl.errors import UserError
+from p2pfl.results.churned import Mark, clock, draw_marks, legend_of, marks
 from p2pfl.results.report import graph_of, labels
 from p2pfl.results.runs import Metrics, Run
 from p2pfl.topology import draw
@@ -53,6 +54,7 @@ class Drawn(NamedTuple):
     run: Run
     label: str
     style: Mapping[str, Any]
+    marks: Sequence[Mark] = ()
 
 
 _NAMES: Mapping[str, str] = {
@@ -79,7 +81,8 @@ def draw_runs(runs: Sequence[Run], folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made: {error.strerror or error}") from error
-    drawn = [Drawn(run, name, style(i)) for i, (run, name) in enumerate(_named(runs))]
+    named = enumerate(zip(runs, labels(runs), strict=True))
+    drawn = [Drawn(run, name, style(i), marks(run)) for i, (run, name) in named]
     paths = [
         path
         for name, panels in _pictures(runs).items()
@@ -106,10 +109,7 @@ def curve(metrics: Metrics, column: str) -> Curve:
 
 def _pictures(runs: Sequence[Run]) -> dict[str, list[Panel]]:
     """Return the panels of each picture, by the name of its file."""
-    quality = next(
-        (key for key in ("eval_acc", "eval_loss") if _has(runs, key)),
-        "train_loss",
-    )
+    quality = next((key for key in ("eval_acc", "eval_loss") if _has(runs, key)), "train_loss")
     name = _NAMES[quality]
     return {
         "accuracy": [Panel("eval_acc", "Accuracy")],
@@ -143,8 +143,7 @@ def picture(drawn: Sequence[Drawn], panels: Sequence[Panel], path: Path) -> Path
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, panel in zip(all_axes, panels, strict=True):
         _draw_panel(axes, panel, drawn)
-    if len(drawn) > 1:
-        _add_legend(figure, all_axes[0], len(drawn))
+    _add_legend(figure, all_axes[0], drawn, panels)
     _save(figure, path)
     return path
 
@@ -164,6 +163,13 @@ def _draw_panel(axes: Axes, panel: Panel, drawn: Sequence[Drawn]) -> None:
     if panel.y == "bytes_sent":
         axes.set_ylim(bottom=0)
     _format_axes(axes, panel)
+    for lane, each in enumerate(each for each in drawn if _is_marked(each, panel)):
+        draw_marks(axes, each.marks, panel.x, each.style["color"], lane)
+
+
+def _is_marked(each: Drawn, panel: Panel) -> bool:
+    """Say whether the axis tells when something has happened to a run."""
+    return bool(each.marks) and panel.x in ("round", clock(each.run.metrics))
 
 
 def _draw_curve(axes: Axes, each: Drawn, points: Curve, log: bool) -> None:
@@ -228,18 +234,26 @@ def _format_axes(axes: Axes, panel: Panel) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _add_legend(figure: Figure, axes: Axes, count: int) -> None:
-    handles, names = axes.get_legend_handles_labels()
+def _add_legend(
+    figure: Figure, axes: Axes, drawn: Sequence[Drawn], panels: Sequence[Panel]
+) -> None:
+    """Say which run is which, if there are several, and what marks mean, if there are any."""
+    handles, names = axes.get_legend_handles_labels() if len(drawn) > 1 else ([], [])
+    shown = [each for each in drawn if any(_is_marked(each, panel) for panel in panels)]
+    more, words = legend_of([mark for each in shown for mark in each.marks])
+    handles, names = [*handles, *more], [*names, *words]
+    if not names:
+        return
     width, _ = figure.get_size_inches()
     longest = max(len(name) for name in names)
-    fit = max(1, min(count, int(width * 11 / (longest + 6))))
+    fit = max(1, min(len(names), int(width * 11 / (longest + 6))))
     figure.legend(handles, names, loc="outside lower center", ncols=fit, frameon=False, fontsize=9)
 
 
 def _draw_topologies(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Draw each graph once."""
     graphs: list[tuple[str, nx.Graph]] = []
-    for run, name in _named(runs):
+    for run, name in zip(runs, labels(runs), strict=True):
         graph = graph_of(run)
         if graph is None or graph.number_of_edges() > MOST_EDGES:
             continue
@@ -251,10 +265,6 @@ def _draw_topologies(runs: Sequence[Run], folder: Path) -> list[Path]:
         draw(graph, path)
         paths.append(path)
     return paths
-
-
-def _named(runs: Sequence[Run]) -> list[tuple[Run, str]]:
-    return list(zip(runs, labels(runs), strict=True))
 
 
 def style(index: int) -> dict[str, Any]:

@@ -257,9 +257,9 @@ class Emulator:
                 self.at(self.time + spent * self.churning.turmoil.slowness(peer), peer, effect)
             case Send():
                 self._send(peer, effect)
-            case Skip(to=to, round=round):
+            case Skip(to=to, round=round, kept=kept):
                 for dst in to:
-                    self._dispatch(peer, dst, SMALL, Skipped(peer, round))
+                    self._dispatch(peer, dst, SMALL, Skipped(peer, round, kept))
             case SetTimer(after=after, round=number):
                 self.at(self.time + after, peer, TimerFired(number))
             case Report():

@@ -260,7 +260,8 @@ class Links:
         """Tell peers that nothing of theirs counts in a round."""
         for peer in skip.to:
             if one := self._neighbours.get(peer):
-                one.tell(wire.pack(self._about(Kind.SKIP)._replace(round=skip.round)))
+                about = self._about(Kind.SKIP)
+                one.tell(wire.pack(about._replace(round=skip.round, degree=int(skip.kept))))
 
     def pull(self, peers: Iterable[PeerId]) -> None:
         """Ask some for their models."""

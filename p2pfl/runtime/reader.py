@@ -92,7 +92,7 @@ class Reader:
         elif header.kind is Kind.MEMBERS:
             self._hear_of_members(sender, mail)
         elif header.kind is Kind.SKIP:
-            self._happened.append(Skipped(sender, header.round))
+            self._happened.append(Skipped(sender, header.round, bool(header.degree)))
         elif header.kind is Kind.PULL:
             self._happened.append(Asked(sender))
         elif one:

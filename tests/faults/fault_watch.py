@@ -259,7 +259,7 @@ class Watched(Emulator):
         slowest = network.compute * (network.slow_factor if network.slow else 1.0)
         round_ = (slowest + network.latency) * (1 + max(network.compute_jitter, network.jitter))
         waits = pace.patience if network.loss and pace.patience < math.inf else 0.0
-        least = 0.4 * WATCHED / (round_ + waits) - 2
+        least = 0.4 * WATCHED / (round_ + waits) - 3
         slow = {p: g for p, g in gained.items() if g < least}
         require(not slow, f"at least {least:.1f} rounds in {WATCHED} s, but {slow}")
 
