@@ -26,8 +26,9 @@ def report(
 ) -> None:
     """Compare runs: a table, and plots of accuracy, loss, consensus, bytes and time.
 
-    A single run is also told node by node. A run that was broken off is told as far as it
-    came.
+    Of runs with churn it says what happened to their peers and what came of it, and marks it
+    in the plots. A single run is also told node by node. A run that was broken off is told as
+    far as it came.
 
     Example: p2pfl report runs/digits runs/digits-2
     """

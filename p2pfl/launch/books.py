@@ -18,6 +18,7 @@ from p2pfl.errors import UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.experiment.sections import Timer
 from p2pfl.launch.outcome import Outcome
+from p2pfl.results.churned import recovery
 from p2pfl.results.record import CHECKPOINTS, Mark, Recorder
 from p2pfl.results.runs import Facts, Metrics, Result, columns, read_run, summarise
 from p2pfl.runtime.setup import Ending, Row, Seconds, Status
@@ -140,6 +141,8 @@ class Books:
         summary = summarise(metrics, self._facts(outcome.ending if outcome else None))
         if outcome is not None:
             summary |= outcome.summary()
+        if churn := self._noted.get("churn"):
+            churn |= recovery(metrics, churn["first_s"])
         summary |= {**self._noted, **(more or {}), "status": status}
         if error is not None:
             summary["error"] = error
@@ -164,6 +167,7 @@ class Books:
             reason=ending.reason if ending else "",
             missed=ending.missed if ending else 0,
             rejected=ending.rejected if ending else 0,
+            one_sided=ending.one_sided if ending else 0,
         )
 
 

@@ -117,6 +117,7 @@ def gather(experiment: Experiment, folder: Path, where: Where, watching: Watchin
         sum(summary["node_updates"] for summary in summaries),
         missed=sum(summary["missed"] for summary in summaries),
         rejected=sum(summary["rejected"] for summary in summaries),
+        one_sided=sum(summary["one_sided"] for summary in summaries),
     )
     pooled = pooled_task(experiment, federation, affine, where.device)
     return Outcome(experiment, federation, task, affine, ending, pooled, middle(ending))

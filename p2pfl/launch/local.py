@@ -276,6 +276,7 @@ def _summary(ending: Ending, rows: list[Row]) -> dict[str, Any]:
         "reason": ending.reason,
         "node_updates": ending.updates,
         "missed": ending.missed,
+        "one_sided": ending.one_sided,
         "rejected": ending.rejected,
         "rounds": rows[-1].round + 1 if rows else 0,
         "bytes_sent": sum(row.bytes_sent for row in rows),

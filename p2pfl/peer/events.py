@@ -86,9 +86,13 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class PeerUp:
-    """A peer has joined, or is there after all."""
+    """A peer has joined, or is there after all.
+
+    If it is there `anew`, in another process than before, it knows nothing of us any more.
+    """
 
     peer: PeerId
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)

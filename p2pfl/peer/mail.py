@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Generic, NamedTuple, cast
 
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, M, R, S, newest
 from p2pfl.errors import RemoteProtocolError
+from p2pfl.learning.tree import tree_map
 from p2pfl.peer.events import PeerId, Received
+from p2pfl.peer.ledger import Ledger
 from p2pfl.peer.letters import unstacked
 from p2pfl.peer.plan import BACKLOG
 from p2pfl.topology.mixing import Mixing
@@ -34,8 +36,11 @@ class Opened(NamedTuple, Generic[R]):
 
 
 def is_replaceable(algorithm: Algorithm[S, M, R], mixing: Mixing) -> bool:
-    """Say whether the newest message of a sender says all that older ones do."""
-    return algorithm.absorb is newest and mixing.conserves == "mean"
+    """Say whether the newest message of a sender says all that older ones do.
+
+    Shares of a mass are sent as sums of all there were, see `ledger`.
+    """
+    return algorithm.absorb is newest
 
 
 class Mail(Generic[S, M, R]):
@@ -66,6 +71,7 @@ class Mail(Generic[S, M, R]):
         self._me, self._algorithm, self._mixing, self._width = me, algorithm, mixing, width
         self._backlog = backlog if is_replaceable(algorithm, mixing) else None
         self._exact = exact
+        self._ledger: Ledger[M] = Ledger()  # used where a mass is conserved
         self.unopened: dict[PeerId, deque[Received]] = {}
         self._mixed: dict[PeerId, deque[int]] = {}  # the last rounds of which models were mixed
         self._newest: dict[PeerId, int] = {}
@@ -115,6 +121,16 @@ class Mail(Generic[S, M, R]):
         self._newest.pop(peer, None)
         self._heard.pop(peer, None)
         self._outran.discard(peer)
+        self._ledger.forget(peer)
+
+    def shares(
+        self, to: Sequence[PeerId], message: tuple[Tensor, ...]
+    ) -> Iterator[tuple[PeerId, tuple[Tensor, ...]]]:
+        """Yield what to send to each of some peers, where a message is a mass to be shared out."""
+        weight = self._mixing.weight(len(to), len(to))
+        share = cast(M, tree_map(lambda part: part * weight, message))
+        for peer in to:
+            yield peer, self._ledger.give(peer, share)
 
     def drop(self, sender: PeerId, rounds: range) -> list[Received]:
         """Take out and return what a sender has said in some rounds."""
@@ -160,13 +176,14 @@ class Mail(Generic[S, M, R]):
         mail = {peer: self._due(peer, round, everything) for peer in (*hears_from, *others)}
         mail = {p: letters for p, letters in mail.items() if letters or p not in others}
         received, stale, taking = 0, 0, len(mail)
-        shares = self._mixing.conserves == "mass"  # every message is one, to be taken once
+        shares = self._mixing.conserves == "mass"
         for peer, letters in mail.items():
             received += sum(letter.size for letter in letters)
             for letter in letters:
-                degree, memory = self.remember(peer, letter.degree, letter.message, letter.fresh)
+                message = self._taken(letter) if shares else letter.message
+                degree, memory = self.remember(peer, letter.degree, message, letter.fresh)
                 if shares:
-                    entries.append((peer, self._mixing.weight(taking, degree), memory))
+                    entries.append((peer, 1.0, memory))
             if letters:
                 mixed = self._mixed.setdefault(peer, deque(maxlen=BACKLOG))
                 mixed.append(letters[-1].round)
@@ -179,6 +196,12 @@ class Mail(Generic[S, M, R]):
             self._heard.clear()  # what was said before says nothing of later rounds
         said = {p: [one.score for one in mail[p] if one.round == round] for p in hears_from}
         return Opened(inbox, received, said, stale)
+
+    def _taken(self, letter: Received) -> tuple[Tensor, ...]:
+        """Return what is new in a sum of shares, in the type that we reckon in."""
+        new = self._ledger.take(letter.sender, cast(M, letter.message))
+        _, mine = self._heard[self._me]
+        return tree_map(lambda part, like: part.to(like.dtype), new, cast(M, mine))
 
     def _due(self, peer: PeerId, round: int, everything: bool) -> list[Received]:
         unopened, due = self.unopened.get(peer, deque()), []

@@ -107,7 +107,9 @@ class Peer(Generic[S, M, R]):
         self.round, self.step, self.state = begin
         backlog = pace.backlog if pace.patience < math.inf else None
         # Whether both ends of a link are to count each other, or neither.
-        self._mutual = views.mutual and is_replaceable(algorithm, mixing) and pace.patience > 0
+        averages = is_replaceable(algorithm, mixing) and mixing.conserves == "mean"
+        self._mutual = views.mutual and averages and pace.patience > 0
+        self._shares = mixing.conserves == "mass"
         self.mail = Mail(self.me, algorithm, mixing, params.shape[1], backlog, self._mutual)
         self._view_of = lru_cache(maxsize=4)(views.of)
         self._follows, self._company = views.follow, Company(leaps=self._mutual)
@@ -161,7 +163,7 @@ class Peer(Generic[S, M, R]):
         """Take note of who is there."""
         company, peer = self._company, event.peer
         before = company.gone
-        if isinstance(event, PeerUp) and peer in before:  # it may have been started again
+        if isinstance(event, PeerUp) and event.anew:
             self.mail.forget(peer)
         if isinstance(event, PeerDown):
             self._hearing.discard(peer)
@@ -224,12 +226,21 @@ class Peer(Generic[S, M, R]):
         self.mail.remember(self.me, degree, message, fresh)
         score = self._agreement.begin(self.round)
         effects: list[Effect] = [
-            Send(self._view.sends_to, self.round, degree, score, message, fresh)
+            Send(to, self.round, degree, score, said, fresh) for to, said in self._said(message)
         ]
         effects += self._turned_away()
         if 0 < self.pace.patience < math.inf:
             effects.append(SetTimer(self.pace.patience, self.round))
         return effects
+
+    def _said(
+        self, message: tuple[Tensor, ...]
+    ) -> list[tuple[tuple[PeerId, ...], tuple[Tensor, ...]]]:
+        """Return what is sent to whom: all are told the same, but of a mass each has its share."""
+        to = self._view.sends_to
+        if not self._shares:
+            return [(to, message)]
+        return [((peer,), share) for peer, share in self.mail.shares(to, message)]
 
     def _catch_up(self) -> None:
         """Go to the round that most others come to next, if they have gone on without us.
@@ -334,7 +345,8 @@ class Peer(Generic[S, M, R]):
         together = self._agreement.reached(self.round)
         last = together or self._is_last
         missed = tuple(p for p in missing if p not in self._company.gone)
-        one_sided, self._one_sided = self._one_sided + opened.stale, 0
+        one_sided = self._one_sided + (opened.stale if self._mutual else 0)
+        self._one_sided = 0
         report = (self.round, self._loss, self.params, opened.received, missed, one_sided)
         effects.append(Report(*report))
         every, stop = self.pace.evaluate_every, self.pace.stop

@@ -160,18 +160,18 @@ def draw_marks(axes: Axes, found: Sequence[Mark], x: str, colour: str, lane: int
         lane: how many runs have their marks above these.
     """
     height = axes.get_xaxis_transform()
-    left, right = axes.get_xlim()
+    _, right = axes.set_xlim(axes.get_xlim())  # which keeps them
     for mark in found:
         at, until = (mark.round, mark.until_round) if x == "round" else (mark.at, mark.until)
         if mark.kind == SPAN:
             axes.axvspan(at, min(until, right), color=colour, alpha=0.1, linewidth=0)
+        if mark.kind == SPAN or at > right:  # later than the last round
             continue
         if len(found) <= FEW:
             axes.axvline(at, color=colour, linewidth=0.6, alpha=0.5)
         glyph, y = GLYPHS[mark.kind], 1 - 0.035 * lane
         look: dict[str, Any] = {"color": colour, "markersize": 4.5, "clip_on": False}
         axes.plot(at, y, glyph, transform=height, **look)
-    axes.set_xlim(left, right)
 
 
 def legend_of(found: Sequence[Mark]) -> tuple[list[Artist], list[str]]:
@@ -217,7 +217,7 @@ def _progress(metrics: Metrics, column: str, came: set[int]) -> tuple[list[float
 
 def _happened(churn: Mapping[str, Any], run: Run) -> str:
     counts = churn["happenings"].items()
-    return ", ".join(f"{count} {kind}" for kind, count in counts) or UNKNOWN
+    return ", ".join(f"{count}× {kind}" for kind, count in counts) or UNKNOWN
 
 
 def _spread(key: str) -> Callable[[Mapping[str, Any], Run], str]:

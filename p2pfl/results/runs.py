@@ -57,6 +57,7 @@ class Facts(NamedTuple):
     reason: str = ""  # why the run has stopped
     missed: int = 0  # messages waited for in vain
     rejected: int = 0  # messages refused
+    one_sided: int = 0  # models mixed without their senders having mixed ours
 
 
 def summarise(metrics: Metrics, facts: Facts) -> dict[str, Any]:

@@ -148,6 +148,7 @@ class Emulator:
 
     def enter(self, peer: PeerId, begin: Position | None = None) -> None:
         """Make the machine of a peer, which begins now, or goes on from somewhere."""
+        self._lives[peer] += 1
         machine = self._lazy.peer(peer, begin)
         self.peers[peer] = machine
         self._rounds.join(peer, machine.round)
@@ -316,8 +317,13 @@ class Emulator:
             self._dispatch(src, dst, size, message)
 
     def _dispatch(self, src: PeerId, dst: PeerId, size: int, message: Received | Skipped) -> None:
+        rosters = self.churning.rosters if self.setup.churn else None
+        if rosters and dst in self.peers and not rosters.introduce(src, dst, self.time):
+            return  # it was for an earlier life
         due = self.post.due(src, dst, size, self.time)
         if due < math.inf and not self.post.is_damaged(src, dst):
+            if rosters:
+                rosters.introduce(dst, src, due)
             self.at(due, dst, message)
         elif due < math.inf:
             self.rejected += 1

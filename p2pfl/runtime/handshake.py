@@ -53,6 +53,7 @@ class Handshake:
         answered: whose hello we have answered, either way.
         done: whether all have met.
         is_late: whether the others had met before we came.
+        lives: in which life each of those is that has been let in.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Handshake:
         self.done = False
         self._terms = wire.shorten(terms.items)
         self._life = life or secrets.randbits(53)
-        self._lives: dict[PeerId, int] = {}
+        self.lives: dict[PeerId, int] = {}
         self._senders: dict[bytes, PeerId] = {}  # by connection
 
     @property
@@ -91,7 +92,7 @@ class Handshake:
 
     def is_known(self, peer: PeerId) -> bool:
         """Return whether a peer has been let in."""
-        return peer in self._lives
+        return peer in self.lives
 
     def name(self, peer: PeerId) -> str:
         """Return what errors call a neighbour."""
@@ -124,10 +125,10 @@ class Handshake:
         # Of a connection before this one something may still lie unread, if it was not
         # another process that made it.
         before = [old for old, whose in self._senders.items() if whose == peer]
-        known = self._lives.get(peer)
+        known = self.lives.get(peer)
         for old in before[:-1] if known == life else before:
             del self._senders[old]
-        self._senders[identity], self._lives[peer] = peer, life
+        self._senders[identity], self.lives[peer] = peer, life
         late = self._returns and self.done and known != life
         listener.answer(identity, self._header(Kind.WELCOME, int(late)))
         return known not in (None, life)
@@ -194,7 +195,7 @@ class Handshake:
             return f"peer {peer} is no neighbour of peer {self.me}"
         if self.done and not self._returns and peer not in here:
             return f"peer {self.me} goes on without peer {peer}"
-        before = self._lives.get(peer, life)
+        before = self.lives.get(peer, life)
         if before == life:
             return ""
         if self._returns and self.done:  # of two the later goes on, and the other hears of it

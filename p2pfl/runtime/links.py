@@ -177,6 +177,8 @@ class Links:
         others = {peer: addresses.get(peer, "") for peer in sorted(founders)}
         address = "" if is_wildcard(addresses[self.me]) else addresses[self.me]
         self.lookout = Lookout(self.me, self._roll.life, self._roll.timers, others, address)
+        for peer, life in self._handshake.lives.items():
+            self.lookout.meet(peer, life)
         self._reader.lookout = self.lookout
         if self.friends:
             self.lookout.join(self.friends)
@@ -229,9 +231,11 @@ class Links:
         for peer, one in self._neighbours.items():
             if one.has_broken():
                 self.lookout.probe(peer)
-        events = [*self._cut_off(), *self.lookout.tend(self._tell)]
+        met, self._meeting.met = self._meeting.met, []
+        again = [event for peer, life in met for event in self.lookout.meet(peer, life)]
+        events = [*again, *self._cut_off(), *self.lookout.tend(self._tell)]
         for event in events:
-            if isinstance(event, PeerDown):
+            if isinstance(event, PeerDown) and event not in again:
                 self._meeting.drop(event.peer)
             elif isinstance(event, PeerUp):
                 self._meeting.reach(event.peer, self.lookout.address(event.peer))

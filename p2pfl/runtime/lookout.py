@@ -78,6 +78,10 @@ class Lookout:
         """
         self._swim.hear(time.monotonic(), sender, body)
 
+    def meet(self, peer: PeerId, life: int) -> list[Presence]:
+        """Take note of the life that a peer says it is in; return what follows."""
+        return self._lives.meet(peer, life)
+
     def believes(self, peer: PeerId) -> bool:
         """Say whether a peer is there beyond doubt."""
         member = self._swim.members.get(peer)

@@ -32,6 +32,7 @@ class Meeting:
 
     Attributes:
         neighbours: those that have been dialled, and are not gone.
+        met: who has said hello since all had met, and in which life; to be taken out.
         prepare: called with every new one.
     """
 
@@ -48,6 +49,7 @@ class Meeting:
         self._book, self._finder, self._awaited = book, finder, frozenset(awaited)
         self.handshake = handshake
         self.neighbours: dict[PeerId, Neighbour] = {}
+        self.met: list[tuple[PeerId, int]] = []
         self.prepare: Callable[[Neighbour], None] = lambda one: None
         self._elsewhere: set[PeerId] = set()  # peers of another run have asked for addresses
 
@@ -126,6 +128,7 @@ class Meeting:
         if self.handshake.done:
             if another:
                 self.drop(peer)  # what was under way to its last life is lost
+            self.met.append((peer, header.round))
             self.reach(peer)
         if one := self.neighbours.get(header.sender):
             one.connected(mail.connection)

@@ -11,20 +11,24 @@ Presence: TypeAlias = PeerUp | PeerSuspected | PeerDown
 
 
 class Lives:
-    """Turns changes into events; who was started again unnoticed has died in between."""
+    """In which life each of the others is; who was started again has died in between."""
 
     def __init__(self) -> None:
         self._known: dict[PeerId, int] = {}
 
-    def events(self, change: Change) -> list[Presence]:
-        """Return what a change means to a peer."""
-        peer, life = change.peer, life_of(change.incarnation)
+    def meet(self, peer: PeerId, life: int) -> list[Presence]:
+        """Take note of the life a peer is in; return what follows if it is a new one."""
         before = self._known.get(peer, life)
         self._known[peer] = max(before, life)
+        return [PeerDown(peer), PeerUp(peer, anew=True)] if life > before else []
+
+    def events(self, change: Change) -> list[Presence]:
+        """Return what a change means to a peer."""
+        peer = change.peer
+        again = self.meet(peer, life_of(change.incarnation))
         match change.status:
             case Status.ALIVE:
-                again = [PeerDown(peer)] if life > before else []
-                return [*again, PeerUp(peer)]
+                return again or [PeerUp(peer)]
             case Status.SUSPECT:
-                return [PeerSuspected(peer)]
-        return [PeerDown(peer)]
+                return [*again, PeerSuspected(peer)]
+        return [*again, PeerDown(peer)]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from p2pfl.membership.members import BOOT, Change, Status, incarnation
+from p2pfl.membership.members import Change, Status, incarnation
 from p2pfl.membership.swim import Swim
 from p2pfl.membership.timers import Timers
-from p2pfl.peer.events import PeerDown, PeerId, PeerSuspected, PeerUp
+from p2pfl.peer.events import PeerDown, PeerId, PeerUp
+from p2pfl.runtime.presence import Lives, Presence
 
 if TYPE_CHECKING:
     from p2pfl.runtime.emulate import Emulator
@@ -45,19 +47,47 @@ class Rosters(Protocol):
     def ended_round(self, peer: PeerId, round: int) -> None:
         """Let a peer say from now on how far it is."""
 
+    def introduce(self, one: PeerId, other: PeerId, due: float) -> bool:
+        """Let one peer learn in which life another is; return whether it had known."""
 
-class Oracle:
-    """Everybody is told of everything at once; for runs without membership."""
+
+class Acquaintance:
+    """Who knows in which life whom.
+
+    It shows when a connection is made that another process is behind it than before. So no message
+    of an earlier life, or for one, is taken for one of this.
+    """
 
     def __init__(self, emulator: Emulator) -> None:
         self._emulator = emulator
+        self._boots: Counter[PeerId] = Counter()
+        self._known: dict[PeerId, Lives] = defaultdict(Lives)
+
+    def born(self, peer: PeerId) -> None:
+        """Let a peer begin another life, in which it knows nobody."""
+        self._boots[peer] += 1
+        self._known.pop(peer, None)
+
+    def introduce(self, one: PeerId, other: PeerId, due: float) -> bool:
+        """Let one peer learn in which life another is; return whether it had known."""
+        news = self._known[one].meet(other, self._boots[other])
+        for event in news:
+            self._emulator.at(due, one, event)
+        return not news
+
+
+class Oracle(Acquaintance):
+    """Everybody is told of everything at once; for runs without membership."""
 
     def begin(self, founders: Iterable[PeerId]) -> None:
         """Let these be there from the outset."""
+        for peer in founders:
+            self.born(peer)
 
     def arrived(self, peer: PeerId, friends: Iterable[PeerId]) -> None:
         """Tell all that a peer is there, and it who is not."""
         emulator = self._emulator
+        self.born(peer)
         for other in range(emulator.setup.topology.n):
             if other != peer and other not in emulator.peers:
                 emulator.tell(peer, PeerDown(other))
@@ -88,7 +118,7 @@ class Oracle:
         emulator.at(due, other, event)
 
 
-class Machines:
+class Machines(Acquaintance):
     """Every peer finds out by itself.
 
     Args:
@@ -98,11 +128,10 @@ class Machines:
     """
 
     def __init__(self, emulator: Emulator, timers: Timers, seed: int) -> None:
-        self._emulator, self._timers, self._seed = emulator, timers, seed
+        super().__init__(emulator)
+        self._timers, self._seed = timers, seed
         self._swims: dict[PeerId, Swim] = {}
-        self._boots: dict[PeerId, int] = {}
         self._ticks: dict[PeerId, tuple[float, Tick]] = {}
-        self._met: dict[tuple[PeerId, PeerId], int] = {}  # whom in which life, by who has
         self._goodbyes: dict[tuple[PeerId, PeerId], float] = {}  # when they come, by who hears
 
     def begin(self, founders: Iterable[PeerId]) -> None:
@@ -161,9 +190,9 @@ class Machines:
             self._flush(peer)
 
     def _boot(self, peer: PeerId, others: Iterable[PeerId], contacts: tuple[PeerId, ...]) -> None:
-        boot = self._boots[peer] = self._boots.get(peer, 0) + 1
+        self.born(peer)
+        boot = self._boots[peer]
         known = {other: "" for other in others if other != peer}
-        self._met = {pair: life for pair, life in self._met.items() if pair[0] != peer}
         seed = (self._seed << 32) + (peer << 8) + boot
         swim = Swim(peer, incarnation(boot), self._timers, known, seed)
         self._swims[peer] = swim
@@ -194,15 +223,13 @@ class Machines:
     def _changed(self, peer: PeerId, change: Change) -> None:
         emulator = self._emulator
         emulator.churning.chronicle.noticed(emulator.time, peer, change.peer, change.status)
-        pair, life = (peer, change.peer), change.incarnation >> BOOT
-        if 0 < self._met.get(pair, 0) < life:  # it was started again before anybody missed it
-            self._tell(pair, PeerDown(change.peer))
-        self._met[pair] = life
+        pair = peer, change.peer
         if change.status is Status.LEFT:  # what it has sent before arrives before
             self._goodbyes[pair] = emulator.post.not_before(change.peer, peer, emulator.time)
-        self._tell(pair, event_of(change))
+        for event in self._known[peer].events(change):
+            self._tell(pair, event)
 
-    def _tell(self, pair: tuple[PeerId, PeerId], event: PeerUp | PeerSuspected | PeerDown) -> None:
+    def _tell(self, pair: tuple[PeerId, PeerId], event: Presence) -> None:
         """Tell a peer of another, in the order in which it has learned it."""
         emulator = self._emulator
         due = self._goodbyes.get(pair, -1.0)
@@ -210,13 +237,3 @@ class Machines:
             emulator.tell(pair[0], event)
         else:
             emulator.at(due, pair[0], event)
-
-
-def event_of(change: Change) -> PeerUp | PeerSuspected | PeerDown:
-    """Return what a peer makes of a change in its roster."""
-    match change.status:
-        case Status.ALIVE:
-            return PeerUp(change.peer)
-        case Status.SUSPECT:
-            return PeerSuspected(change.peer)
-    return PeerDown(change.peer)

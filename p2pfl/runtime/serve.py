@@ -37,6 +37,7 @@ from p2pfl.peer.events import (
     Trained,
 )
 from p2pfl.peer.letters import Letters
+from p2pfl.peer.mail import is_replaceable
 from p2pfl.peer.plan import Pace
 from p2pfl.runtime import chunks, flows
 from p2pfl.runtime.handshake import NeighbourGone
@@ -124,8 +125,7 @@ class Server:
         pace = self.setup.pace
         in_step = isinstance(pace, Pace) and pace.patience == math.inf
         waits = in_step or self.part.strict
-        mean = self.setup.mixing.conserves == "mean"
-        return mean and self.setup.algorithm.absorb is newest and not waits
+        return is_replaceable(self.setup.algorithm, self.setup.mixing) and not waits
 
     def _can_stream(self, schema: chunks.Schema) -> bool:
         """Say whether models are mixed while they arrive, for want of room for all of them.

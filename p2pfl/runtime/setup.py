@@ -17,6 +17,7 @@ from p2pfl.learning.task import Task
 from p2pfl.membership.timers import Timers
 from p2pfl.peer.events import Machine, Position
 from p2pfl.peer.gossiper import Gossiper, Tempo
+from p2pfl.peer.ledger import Ledger
 from p2pfl.peer.plan import BACKLOG, Pace, View, Views
 from p2pfl.peer.rounds import Peer
 from p2pfl.topology.mixing import Mixing
@@ -99,7 +100,8 @@ class Setup:
         nodes = torch.tensor([node])
         state = self.algorithm.init(self.task.init(nodes), self.rows(nodes))
         message: tuple[Tensor, ...] = self.algorithm.send(state)
-        return message
+        # Shares of a mass are summed up in single precision at least.
+        return Ledger[Any]().give(node, message) if self.mixing.conserves == "mass" else message
 
     def peer(self, node: int, begin: Position | None = None) -> Machine:
         """Return the state machine of one node, which may go on from somewhere."""

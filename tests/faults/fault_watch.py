@@ -78,7 +78,7 @@ class Watched(Emulator):
     def tap(self, me, machine):
         """Listen to what a peer takes out of its mail."""
         mail, life = machine.mail, self._lives[me]
-        open_, remember, inbox = mail.open, mail.remember, mail._inbox
+        open_, remember, inbox, taken = mail.open, mail.remember, mail._inbox, mail._taken
         state = {}
 
         def opening(hears_from, round, everything):
@@ -95,9 +95,13 @@ class Watched(Emulator):
             return opened
 
         def remembering(peer, degree, message, *more):
-            if peer != me:
+            if peer != me and id(message) in self.letters:
                 state["letters"].append((peer, message))
             return remember(peer, degree, message, *more)
+
+        def taking(letter):  # of sums of shares, what is new in them is remembered
+            state["letters"].append((letter.sender, letter.message))
+            return taken(letter)
 
         def boxing(entries, taking):
             made = inbox(entries, taking)
@@ -106,7 +110,7 @@ class Watched(Emulator):
             state["weights"] = dict(zip(ids, made.weights[0].tolist(), strict=True))
             return made
 
-        mail.open, mail.remember, mail._inbox = opening, remembering, boxing
+        mail.open, mail.remember, mail._inbox, mail._taken = opening, remembering, boxing, taking
 
     def take(self, me, life, round, key, message):
         what = f"{me} (life {life}) takes the model of {key} in round {round}"
@@ -164,7 +168,8 @@ class Watched(Emulator):
         self.letters[id(send.message)] = (src, self._lives[src], send.round), send.message
         if isinstance(self.peers[src], Peer):
             last = self.spoke.get(key := (src, self._lives[src]), -1)
-            require(send.round > last, f"{src} speaks in round {send.round} again")
+            again = send.round == last and self.setup.mixing.conserves == "mean"
+            require(send.round >= last and not again, f"{src} speaks in round {send.round} again")
             self.reached["jump"] += key in self.spoke and send.round > last + 1
             self.spoke[key] = send.round
         super()._send(src, send)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from p2pfl.cli.report import Format, report
 from p2pfl.errors import UserError
-from p2pfl.results.churned import Mark, churn_table, legend_of, marks, recovery
+from p2pfl.results.churned import Mark, churn_table, draw_marks, legend_of, marks, recovery
 from p2pfl.results.plots import Drawn, Panel, picture, style
 from p2pfl.results.record import Recorder
 from p2pfl.results.runs import Facts, columns, read_run, summarise
@@ -115,6 +115,12 @@ def test_marks_stand_where_things_happened(tmp_path):
     ]
 
 
+def test_a_round_is_done_when_the_first_peer_has_done_it_or_a_later_one(tmp_path):
+    run = read_run(churned(tmp_path / "a", EVENTS[:1]))
+    run.metrics["virtual_s"][run.metrics["round"] == 1] = 5.0  # the others have left it out
+    assert marks(run) == [Mark("killed", 2.0, 1.5)]
+
+
 def test_marks_of_processes_count_from_when_all_founders_trained(tmp_path):
     events = [
         {"event": "peer", "phase": "training", "node": 0, "wall_s": 3.0},
@@ -184,6 +190,17 @@ def test_several_runs_have_their_own_marks_and_one_legend(tmp_path, monkeypatch)
     assert names == ["a", "b", "c", "killed", "left", "frozen", "back", "parted"]
 
 
+def test_marks_do_not_make_the_axis_longer():
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    axes.plot([0, 10], [1, 2])
+    found = [Mark("killed", 0, 10.4), Mark("killed", 0, 50), Mark("parted", 0, 9)]
+    draw_marks(axes, found, "round", "#000000", lane=0)
+    assert axes.get_xlim() == (-0.5, 10.5)
+    assert [line.get_xdata()[0] for line in axes.lines] == [0, 10.4, 10.4]
+
+
 def test_a_legend_names_what_there_is():
     assert legend_of([]) == ([], [])
     assert legend_of([Mark("back", 1, 1), Mark("back", 2, 2)])[1] == ["back"]
@@ -209,7 +226,7 @@ def test_the_table_says_what_happened_and_what_it_cost(tmp_path):
     lines = shown([read_run(churned(tmp_path / "a", more=more))])
     assert lines[0] == "churn: median (and longest) times a"
     assert lines[1:] == [
-        "happened 2 kill",
+        "happened 2× kill",
         "dead to all 3.5 s (4.2 s)",
         "kills not noticed 0",
         "false suspicions 7",
@@ -222,7 +239,10 @@ def test_the_table_says_what_happened_and_what_it_cost(tmp_path):
 
 @pytest.mark.parametrize(
     ("took", "words"),
-    [(0, "never fell below 90.00 % by more than 1 point"), (None, "not by the end: 90.00 % before, then 80.00 %")],
+    [
+        (0, "never fell below 90.00 % by more than 1 point"),
+        (None, "not by the end: 90.00 % before, then 80.00 %"),
+    ],
 )
 def test_runs_are_told_side_by_side(tmp_path, took, words):
     more = {"accuracy_before": 0.9, "accuracy_least": 0.8, "recovery_rounds": took}

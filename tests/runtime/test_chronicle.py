@@ -129,6 +129,7 @@ def test_false_is_what_is_said_of_a_peer_that_could_be_heard():
         [(49, "leave", 1)],
         [(49, "stop", 1)],
         [(49, "stop", 0)],
+        [(40, "stop", 1), (41, 3, 1, ALIVE)],  # from before
         [(40, "stop", 1), (49, "cont", 1)],  # rumours go on a little
         [(49, "partition", (0, 2), (1, 3))],
         [(40, "partition", (0, 2), (1, 3)), (49, "heal")],
@@ -151,7 +152,8 @@ def test_what_is_not_false(story):
         [(40, "partition", (0, 2), (1, 3)), (45, "partition", (0, 1), (2, 3))],
         [(30, "kill", 1), (40, "restart", 1), (41, 3, 1, ALIVE)],
         [(30, "leave", 1), (40, "join", 1), (41, 3, 1, ALIVE)],
-        [(20, "restart", 1), (30, "cont", 1)],  # which cannot happen to it
+        [(20, "stop", 1), (30, "kill", 1), (40, "restart", 1), (41, 3, 1, ALIVE)],
+        [(40, "restart", 1), (49, "cont", 1)],  # which cannot happen to it
     ],
 )
 def test_trouble_that_is_over_excuses_nobody(story):
