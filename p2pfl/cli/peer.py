@@ -74,6 +74,7 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
     Example:  p2pfl peer digits --id 0 --peers peers.toml
     """
     from p2pfl.experiment.experiment import Experiment
+    from p2pfl.launch.leavings import has_finished
     from p2pfl.launch.local import peer_run
     from p2pfl.launch.membership import Membership
     from p2pfl.results.record import new_folder
@@ -87,6 +88,9 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
     if insecure and members.warning:
         typer.echo(members.warning, err=True)
     folder = out or new_folder(Path(checked.output.dir), f"{checked.name}-peer-{post.node:03d}")
+    if resume and has_finished(folder):
+        typer.echo(f"peer {post.node} has finished, results in {folder}")
+        return
     stop = _Stop()
     say = _print_json if format is Format.json else _print_text
     summary = peer_run(checked, post, folder, say, go_on=stop.go_on, threads=threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -65,7 +66,7 @@ def catch_up(
     features: int,
     own: Position | None,
     patience: Patience,
-) -> tuple[Position | None, Affine | None]:
+) -> tuple[Position | None, Affine | None, float]:
     """Ask the friends that let us in for their models, and make ourselves known to all.
 
     Args:
@@ -77,7 +78,7 @@ def catch_up(
         patience: how long to wait for a first model.
 
     Returns:
-        where to begin, and those constants.
+        where to begin, those constants, and for how many seconds the run has been going on.
 
     Raises:
         RunError: nobody gave us a model in time.
@@ -88,6 +89,7 @@ def catch_up(
         exact = torch.zeros(1, features, dtype=torch.promote_types(example.params.dtype, FLOAT))
         example = GivenConstants(example.params, exact, exact)
     offered = _offers(links, node, example, patience)
+    elapsed = statistics.median(max(0.0, one.score) for one in offered)  # one alone may lie
     affine = Affine(*offered[0].message[1:]) if features else None
     offers = [Offer(one.round, one.message[0]) for one in offered]
     algorithm, rows = setup.algorithm, setup.rows(torch.tensor([node]))
@@ -97,7 +99,7 @@ def catch_up(
     while len(_live(links)) < 2 and time.monotonic() < deadline and patience.go_on():
         links.poller.poll(links.until_due(deadline, NAP))
         links.events()
-    return begin, affine
+    return begin, affine, elapsed
 
 
 def _live(links: Links) -> tuple[PeerId, ...]:

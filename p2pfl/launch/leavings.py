@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import torch
 
-from p2pfl.errors import RunError
+from p2pfl.errors import RunError, UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch.books import Where
 from p2pfl.launch.outcome import Outcome, middle, pooled_task
+from p2pfl.launch.resuming import compare
 from p2pfl.launch.watching import Watching
 from p2pfl.results.record import EXPERIMENT, METRICS, PEERS, SUMMARY, Mark, Recorder
 from p2pfl.results.runs import read_summary
@@ -38,6 +39,26 @@ class Before(NamedTuple):
 def home(folder: Path, node: int) -> Path:
     """Return the folder of a peer in that of its run."""
     return folder / PEERS / f"{node:03d}"
+
+
+def check_home(folder: Path, experiment: Experiment, node: int) -> None:
+    """Refuse to go on in a folder that is not that of the same peer of the same experiment.
+
+    Raises:
+        UserError: it says whose it is.
+    """
+    if not (folder / EXPERIMENT).is_file():
+        return
+    summary = read_summary(folder)
+    if (summary.get("on"), summary.get("node")) != ("peer", node):
+        whose = f"peer {summary['node']}" if "node" in summary else "another kind of run"
+        raise UserError(f"{folder} is the folder of {whose}, not of peer {node}")
+    compare(Experiment.load(folder / EXPERIMENT), experiment, folder)
+
+
+def has_finished(folder: Path) -> bool:
+    """Say whether a run folder is that of a run that came to its end."""
+    return (folder / SUMMARY).is_file() and read_summary(folder).get("status") == "finished"
 
 
 def so_far(folder: Path) -> Before:

@@ -23,7 +23,15 @@ from p2pfl.errors import P2pflError, UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch.books import Books, Watch, Where
 from p2pfl.launch.crew import Crew, News, reserve
-from p2pfl.launch.leavings import Before, bury, gather, home, measured_at_the_end, so_far
+from p2pfl.launch.leavings import (
+    Before,
+    bury,
+    check_home,
+    gather,
+    home,
+    measured_at_the_end,
+    so_far,
+)
 from p2pfl.launch.nemesis import Nemesis, needs_proxy
 from p2pfl.launch.outcome import Outcome
 from p2pfl.launch.proxy import Proxy
@@ -217,10 +225,12 @@ def peer_run(
         torch.set_num_threads(threads)
     about = {"on": "peer", "experiment": experiment.name, "node": post.node}
     about |= {"seed": experiment.seed, "base": str(experiment.base)}
+    if post.resume:
+        check_home(folder, experiment, post.node)
     before = so_far(folder) if post.resume else Before()
     recorder = Recorder(folder, experiment.to_toml(), before.mark, **about)
     notes = _Notes(recorder, say, before)
-    post = replace(post, home=folder)
+    post = replace(post, home=folder, elapsed=before.wall_s)
     try:
         served = serve(experiment, post, notes.on_row, go_on, notes.on_phase, notes.on_event)
     except P2pflError as error:
@@ -250,7 +260,6 @@ class _Notes:
 
     def on_row(self, row: Row, mark: Tensor) -> None:
         """Take note of a round."""
-        row = row._replace(wall_s=self._before.wall_s + row.wall_s)
         self.rows.append(row)
         if row.round >= self._before.rounds:
             self._recorder.row(row, mark)

@@ -52,7 +52,7 @@ def unfinished(
         raise UserError(f"{folder} has finished. For more rounds: {again} --set pace.rounds=...")
     before = Experiment.load(folder / EXPERIMENT)
     after = Experiment.load(folder / EXPERIMENT, changes)
-    _compare(before, after, folder)
+    compare(before, after, folder)
     if began == "local" and before.churn:
         raise UserError(
             f"{folder} has a churn script, which cannot go on from the middle. Start again: {again}"
@@ -124,7 +124,8 @@ def _again(folder: Path) -> str:
     return f"p2pfl run {folder / EXPERIMENT}"
 
 
-def _compare(before: Experiment, after: Experiment, folder: Path) -> None:
+def compare(before: Experiment, after: Experiment, folder: Path) -> None:
+    """Refuse to go on with another experiment; raises `UserError`."""
     old, new = _fixed(before), _fixed(after)
     for key in sorted(old.keys() | new.keys()):
         was, now = old.get(key), new.get(key)

@@ -54,6 +54,7 @@ class Post:
         relisted: asked now and then for a new list of keys; None: it is as it was.
         home: the folder in which it keeps checkpoints, and counts its lives; None: nowhere.
         resume: whether it goes on from a checkpoint, if there is one.
+        elapsed: seconds that it had been training before.
     """
 
     node: int
@@ -71,6 +72,7 @@ class Post:
     relisted: Callable[[], Mapping[int, str] | None] = lambda: None
     home: Path | None = None
     resume: bool = False
+    elapsed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -114,29 +116,26 @@ def serve(
         RunError: an address is taken, a neighbour does not turn up or is lost before
             training, training diverged.
     """
-    node, last = post.node, experiment.nodes - 1
-    if not 0 <= node <= last:
-        raise UserError(f"--id {node}: the nodes of this experiment are 0 to {last}")
+    node = post.node
+    _check_ids(post, experiment.nodes - 1)
     on_phase("loading")
     federation = experiment.federation(post.data_dir, only=node)
     task = experiment.task(federation, None, post.device)
     setup = experiment.setup(task)
-    kept = None
-    if post.home and experiment.checkpoint.every:
-        run = digest(experiment, task.spec)
-        kept = Comeback(post.home, run, experiment.checkpoint, on_event)
+    kept = _comeback(experiment, task, post, on_event)
     links = open_links(experiment, post, Terms(experiment.terms(task)))
     go_on = _minding(links, post, go_on)
     reason, linger = "failed", FAILED_LINGER
     try:
         try:
             affine = _prepare(experiment, federation, links, post, go_on, on_phase)
+            elapsed = post.elapsed
             begin = kept.last(fresh_state(setup, node)) if kept and post.resume else None
             if links.friends:
                 on_phase("catching up")
                 patience = Patience(post.join_timeout, go_on)
                 features = _agreed_features(experiment, federation)
-                begin, agreed = catch_up(setup, links, node, features, begin, patience)
+                begin, agreed, elapsed = catch_up(setup, links, node, features, begin, patience)
                 affine = agreed or affine
         except (RunError, Interrupted):
             if go_on():
@@ -147,7 +146,9 @@ def serve(
             task.affine = per_node(affine, federation.train.nodes)
         on_phase("training")
         keep = kept.keep if kept else None
-        part = Part(begin=begin, keep=keep, constants=constants(experiment, affine))
+        part = Part(
+            begin=begin, keep=keep, constants=constants(experiment, affine), elapsed=elapsed
+        )
         ending = Server(setup, node, links, part).run(on_row, go_on, on_event)
         if links.lookout:
             on_event("membership", **links.lookout.report())
@@ -234,12 +235,29 @@ def open_links(experiment: Experiment, post: Post, terms: Terms) -> Links:
         raise
 
 
+def _check_ids(post: Post, last: int) -> None:
+    """Refuse ids that nobody has."""
+    if not 0 <= post.node <= last:
+        raise UserError(f"--id {post.node}: the nodes of this experiment are 0 to {last}")
+    if post.contact and not 0 <= post.contact[0] <= last:
+        raise UserError(f"--contact {post.contact[0]}@...: the nodes are 0 to {last}")
+
+
 def _check_keys(post: Post, neighbours: Iterable[int]) -> None:
     """Refuse to begin if the key of a neighbour is not known."""
     if post.keyring is None:
         return
     if keyless := sorted({post.node, *neighbours} - post.keyring.of.keys()):
         raise UserError(f"peer {post.node}: peers {keyless} have no key listed, or are revoked")
+
+
+def _comeback(
+    experiment: Experiment, task: ModelTask, post: Post, on_event: OnEvent
+) -> Comeback | None:
+    """Return where checkpoints are kept, if they are."""
+    if post.home is None or not experiment.checkpoint.every:
+        return None
+    return Comeback(post.home, digest(experiment, task.spec), experiment.checkpoint, on_event)
 
 
 def _roll(experiment: Experiment, post: Post) -> Roll | None:

@@ -40,6 +40,7 @@ from p2pfl.peer.events import (
     Train,
     Trained,
 )
+from p2pfl.peer.rounds import TIME_IS_UP
 from p2pfl.runtime.batch import Batch
 from p2pfl.runtime.churning import Churning
 from p2pfl.runtime.gathering import Gathering
@@ -262,7 +263,8 @@ class Emulator:
                 for dst in to:
                     self._dispatch(peer, dst, SMALL, Skipped(peer, round, kept))
             case SetTimer(after=after, round=number):
-                self.at(self.time + after, peer, TimerFired(number))
+                since = 0.0 if number == TIME_IS_UP else self.time  # all began together
+                self.at(max(self.time, since + after), peer, TimerFired(number))
             case Report():
                 self._report(peer, effect, last)
             case Evaluate():

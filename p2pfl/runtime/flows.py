@@ -37,7 +37,7 @@ class Outflow:
     """
 
     def __init__(self, checked: bool = True) -> None:
-        self._checked = checked
+        self.checked = checked
         self.connection: bytes | None = None
         self._queue: deque[Outgoing] = deque()
         self._at, self._chunk = 0, 0  # what goes out next: which model, and which chunk of it
@@ -60,9 +60,14 @@ class Outflow:
 
     def put(self, message: Outgoing, replaceable: bool) -> None:
         """Take in a model; a replaceable one that has not begun to leave makes room for it."""
-        while replaceable and len(self._queue) > self._at + (self._chunk > 0):
-            self._queue.pop()
+        if replaceable:
+            self.clear()
         self._queue.append(message)
+
+    def clear(self) -> None:
+        """Forget what has not begun to leave."""
+        while len(self._queue) > self._at + (self._chunk > 0):
+            self._queue.pop()
 
     def connected(self, connection: bytes) -> None:
         """Begin anew on another connection; what has not been acknowledged goes out again."""
@@ -96,13 +101,48 @@ class Outflow:
         message = self._queue[self._at]
         if not self._credit[message.phase]:
             return False
-        if not hand_over(self.connection, message.chunk(self._chunk, self._checked)):
+        if not hand_over(self.connection, message.chunk(self._chunk, self.checked)):
             return False
         self._credit[message.phase] -= 1
         self._chunk += 1
         if self._chunk == len(message):
             self._at, self._chunk = self._at + 1, 0
         return True
+
+
+class Giving:
+    """What one peer gets of us on the connection it has dialled, for as long as that stands.
+
+    Attributes:
+        outflow: the messages of the rounds.
+        offers: models it has asked for because it has come late.
+    """
+
+    def __init__(self) -> None:
+        self.outflow, self.offers = Outflow(), Outflow()
+
+    @property
+    def connection(self) -> bytes | None:
+        """On which it asks."""
+        return self.outflow.connection
+
+    def connected(self, connection: bytes) -> None:
+        """Begin anew on another connection."""
+        self.outflow.connected(connection)
+        self.offers.connected(connection)
+
+    def guarded(self, is_guarded: bool) -> None:
+        """Take note whether nothing is changed on the way to this peer by accident."""
+        self.outflow.checked = self.offers.checked = not is_guarded
+
+    def asked(self, connection: bytes, header: Header) -> None:
+        """Take note of credit.
+
+        Raises:
+            RemoteProtocolError: it is more than anybody has reason to ask for.
+        """
+        if connection == self.connection:  # else it is for what was on one that is gone
+            (self.offers if header.phase == wire.OFFERS else self.outflow).asked(header)
 
 
 class Inflow:

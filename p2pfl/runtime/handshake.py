@@ -17,6 +17,8 @@ from p2pfl.runtime import wire
 from p2pfl.runtime.sockets import Frames, Link, Listener, Mail
 from p2pfl.runtime.wire import MOST_REASON, Header, Kind
 
+STARTED_LATER = "that was started later"
+
 
 class NeighbourGone(RunError):
     """A neighbour gave up before training had begun, for a reason of its own."""
@@ -126,6 +128,9 @@ class Handshake:
         # another process that made it.
         before = [old for old, whose in self._senders.items() if whose == peer]
         known = self.lives.get(peer)
+        if known not in (None, life):
+            for old in before:
+                self.refuse(listener, old, f"a process {STARTED_LATER} takes part as peer {peer}")
         for old in before[:-1] if known == life else before:
             del self._senders[old]
         self._senders[identity], self.lives[peer] = peer, life

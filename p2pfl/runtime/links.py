@@ -37,14 +37,14 @@ from p2pfl.runtime.chunks import Outgoing, Schema
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.finding import Book, Finder
 from p2pfl.runtime.flows import Expected
-from p2pfl.runtime.handshake import Handshake, NeighbourGone, Terms
+from p2pfl.runtime.handshake import STARTED_LATER, Handshake, NeighbourGone, Terms
 from p2pfl.runtime.lookout import Lookout, Roll
 from p2pfl.runtime.meeting import Meeting
 from p2pfl.runtime.neighbour import Neighbour
 from p2pfl.runtime.presence import Presence
 from p2pfl.runtime.reader import Asked, Reader
 from p2pfl.runtime.streams import Stream
-from p2pfl.runtime.wire import MOST_REASON, Header, Kind
+from p2pfl.runtime.wire import MOST_REASON, OFFERS, Header, Kind
 
 # A link that broke is dialled again by ZeroMQ; if that has not helped after so many seconds,
 # the peer behind it is taken for dead.
@@ -79,7 +79,7 @@ class Links:
         UserError: an address cannot be used, or a key is not listed.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that links need
         self,
         me: PeerId,
         endpoint: Endpoint,
@@ -226,8 +226,9 @@ class Links:
         """Return what is new of who is there, as it was heard and as links have broken."""
         if self.lookout is None:
             return []
-        if self.lookout.is_outlived:
-            raise RunError(f"another process takes part as peer {self.me}, and was started later")
+        replaced = [why for why in self._handshake.refused.values() if STARTED_LATER in why]
+        if 2 * len(replaced) > len(self._neighbours):  # one alone may lie
+            raise RunError(replaced[0])
         for peer, one in self._neighbours.items():
             if one.has_broken():
                 self.lookout.probe(peer)
@@ -273,11 +274,10 @@ class Links:
             if one := self._neighbours.get(peer):
                 one.tell(wire.pack(self._about(Kind.PULL)))
 
-    def offer(self, to: PeerId, phase: int, round: int, message: tuple[Tensor, ...]) -> None:
-        """Give somebody what it has asked for."""
-        if one := self._neighbours.get(to):
-            header = Header(Kind.CHUNK, self._handshake.run, phase, self.me, round)
-            one.offers.put(Outgoing(header, message), replaceable=True)
+    def offer(self, to: PeerId, round: int, message: tuple[Tensor, ...], elapsed: float) -> None:
+        """Give somebody what it has asked for, `elapsed` seconds after the run began."""
+        header = Header(Kind.CHUNK, self._handshake.run, OFFERS, self.me, round, 0, elapsed)
+        self._meeting.giving[to].offers.put(Outgoing(header, message), replaceable=True)
         self._pass_on()
 
     def send(self, send: Send) -> None:
@@ -290,8 +290,10 @@ class Links:
         kind = Kind.ANEW if send.fresh else Kind.CHUNK
         message = Outgoing(Header(kind, *about), send.message)
         for to in send.to:
-            if one := self._neighbours.get(to):
-                one.outflow.put(message, self._replaceable)
+            giving = self._meeting.giving[to]
+            # Who has come late may ask before we know where it listens.
+            if to in self._neighbours or (giving.connection and self._replaceable):
+                giving.outflow.put(message, self._replaceable)
         self._pass_on()
 
     def begin(self, streams: Iterable[Stream]) -> None:
@@ -371,8 +373,8 @@ class Links:
 
     def _pass_on(self) -> None:
         """Send chunks to those who have asked for some, to each in turn."""
-        flows = (flow for one in self._neighbours.values() for flow in (one.outflow, one.offers))
-        waiting = [flow for flow in flows if flow.waiting]
+        all_ = self._meeting.giving.values()
+        waiting = [flow for one in all_ for flow in (one.outflow, one.offers) if flow.waiting]
         while waiting:  # as many as there is credit for: a few MB
             waiting = [outflow for outflow in waiting if outflow.flush(self._listener.hand_over)]
 
@@ -393,9 +395,11 @@ class Links:
         grace = math.inf if self.lookout else GRACE
         lost = [p for p, one in self._neighbours.items() if one.is_lost(grace, self._room)]
         if self.lookout:
-            for peer in self.lookout.strangers(self._neighbours):
-                if self._neighbours[peer].seems_wrong:
-                    self._meeting.drop(peer)
+            lost += [
+                peer
+                for peer in self.lookout.strangers(self._neighbours)
+                if self._neighbours[peer].seems_wrong and peer not in lost
+            ]
         for peer in lost:
             self._meeting.drop(peer)
         return [PeerDown(peer) for peer in lost]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from p2pfl.membership.members import Status, incarnation, life_of
+from p2pfl.membership.members import Status, incarnation
 from p2pfl.membership.swim import Swim
 from p2pfl.membership.timers import Timers
 from p2pfl.peer.events import PeerId
@@ -51,7 +51,7 @@ class Lookout:
         others: Mapping[PeerId, str],
         address: str,
     ) -> None:
-        self._me, self._life, self._lives = me, life, Lives()
+        self._lives = Lives()
         self._swim = Swim(me, incarnation(life), timers, others, life ^ me, address)
         self._swim.start(time.monotonic())
         self.noticed: list[tuple[float, PeerId, Status]] = []
@@ -120,11 +120,6 @@ class Lookout:
             if change.status is not Status.LEFT:
                 events += self._lives.events(change)
         return events
-
-    @property
-    def is_outlived(self) -> bool:
-        """Whether another process has begun later, and takes part as the same peer."""
-        return life_of(self._swim.members[self._me].incarnation) > self._life
 
     def leave(self, tell: Tell) -> None:
         """Say goodbye."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -10,6 +11,7 @@ from p2pfl.peer.events import PeerId
 from p2pfl.runtime import finding, wire
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.finding import Book, Finder
+from p2pfl.runtime.flows import Giving
 from p2pfl.runtime.handshake import Handshake, NeighbourGone
 from p2pfl.runtime.neighbour import Neighbour
 from p2pfl.runtime.sockets import Mail
@@ -32,6 +34,7 @@ class Meeting:
 
     Attributes:
         neighbours: those that have been dialled, and are not gone.
+        giving: what each peer gets of us, whether we have dialled it or not.
         met: who has said hello since all had met, and in which life; to be taken out.
         prepare: called with every new one.
     """
@@ -49,6 +52,7 @@ class Meeting:
         self._book, self._finder, self._awaited = book, finder, frozenset(awaited)
         self.handshake = handshake
         self.neighbours: dict[PeerId, Neighbour] = {}
+        self.giving: defaultdict[PeerId, Giving] = defaultdict(Giving)
         self.met: list[tuple[PeerId, int]] = []
         self.prepare: Callable[[Neighbour], None] = lambda one: None
         self._elsewhere: set[PeerId] = set()  # peers of another run have asked for addresses
@@ -91,10 +95,9 @@ class Meeting:
     def _dial(self, peer: PeerId, address: str) -> None:
         link = self._endpoint.dial(peer, address, self.handshake.hello)
         self.handshake.addresses[peer] = address
-        one = self.neighbours[peer] = Neighbour(link)
+        self.giving[peer].guarded(link.is_guarded)
+        one = self.neighbours[peer] = Neighbour(link, self.giving[peer])
         self.prepare(one)
-        if connection := self.handshake.connection(peer):  # it has found us first
-            one.connected(connection)
 
     def absent(self) -> list[PeerId]:
         """Return those who have not welcomed us, or been welcomed."""
@@ -126,12 +129,12 @@ class Meeting:
         peer = header.sender
         another = self.handshake.hear(self._listener, mail, header, self.neighbours)
         if self.handshake.done:
-            if another:
-                self.drop(peer)  # what was under way to its last life is lost
+            if another:  # what was under way to its last life is lost
+                self.drop(peer)
+                self.giving.pop(peer, None)
             self.met.append((peer, header.round))
             self.reach(peer)
-        if one := self.neighbours.get(header.sender):
-            one.connected(mail.connection)
+        self.giving[peer].connected(mail.connection)
 
     def tell_addresses(self, mail: Mail, header: Header) -> None:
         """Answer somebody who looks for the others.
@@ -168,6 +171,7 @@ class Meeting:
         """Close our link to a peer, if there is one."""
         if one := self.neighbours.pop(peer, None):
             one.inflow.end()
+            one.outflow.clear()
             self._endpoint.hang_up(one.link)
 
     def close(self) -> None:

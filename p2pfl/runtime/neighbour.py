@@ -9,11 +9,12 @@ from collections import Counter, deque
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.peer.events import PeerId
 from p2pfl.runtime import wire
-from p2pfl.runtime.flows import Inflow, Mark, Outflow
+from p2pfl.runtime.flows import Giving, Inflow, Mark
 from p2pfl.runtime.sockets import Link
 from p2pfl.runtime.wire import MOST_CREDIT, Header, Kind
 
 HEARTBEAT = 2.0  # seconds between two
+UNANSWERED = 10.0  # seconds after which no answer is expected any more
 LATE = 3.0  # seconds after which an address that leads nowhere may be the wrong one
 MOST_OFFENCES = 100  # messages that may have to be refused before a neighbour is given up
 MOST_REASONS = 100  # reasons of refusal told apart: strangers could make up any number
@@ -25,15 +26,14 @@ class Neighbour:
     Attributes:
         link: on which small messages go to it, and chunks of models come back.
         round_trips: seconds that heartbeats took, of the last few.
-        offers: models it has asked for because it has come late.
+        giving: what it gets of us.
         is_unwanted: whether its key is not to be trusted any more.
         offences: messages of it that were refused.
     """
 
-    def __init__(self, link: Link) -> None:
-        self.link = link
-        self.outflow, self.inflow = Outflow(not link.is_guarded), Inflow()
-        self.offers = Outflow(not link.is_guarded)
+    def __init__(self, link: Link, giving: Giving) -> None:
+        self.link, self.giving = link, giving
+        self.outflow, self.inflow = giving.outflow, Inflow()
         self.is_unwanted, self.offences = False, 0
         self.round_trips: deque[float] = deque(maxlen=64)
         self._goodbye: tuple[bytes, Mark] | None = None
@@ -71,6 +71,8 @@ class Neighbour:
         now = time.monotonic()
         can_answer = self.outflow.connection is not None  # it does so on the link it has dialled
         due = self.link.welcomed and can_answer and now > self._next_ping
+        if self._pinged is not None and now > self._pinged + UNANSWERED:
+            self._pinged = None  # it may have been busy, or not have known us yet
         if due and self._pinged is None:
             self._pinged, self._next_ping = now, now + HEARTBEAT
             self.tell(wire.pack(about._replace(kind=Kind.PING)))
@@ -85,10 +87,6 @@ class Neighbour:
         match header.kind:
             case Kind.BYE:  # it leaves once we have all it has sent
                 self._goodbye = connection, (header.phase, header.round - 1)
-            case Kind.CREDIT if connection != self.outflow.connection:
-                pass  # of a connection that is gone, as is what it asked for
-            case Kind.CREDIT:
-                self._flow(header.phase).asked(header)
             case Kind.PING if not self.link.unsent:  # else it does not read what we say
                 self.tell(wire.pack(pong))
             case Kind.PING:
@@ -97,14 +95,6 @@ class Neighbour:
                 self._answered()
             case _:
                 raise RemoteProtocolError(f"an unexpected {header.kind.name}")
-
-    def connected(self, connection: bytes) -> None:
-        """Send on another connection from now on."""
-        self.outflow.connected(connection)
-        self.offers.connected(connection)
-
-    def _flow(self, phase: int) -> Outflow:
-        return self.offers if phase == wire.OFFERS else self.outflow
 
     def _answered(self) -> None:
         if self._pinged is not None:

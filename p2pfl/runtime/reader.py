@@ -95,6 +95,8 @@ class Reader:
             self._happened.append(Skipped(sender, header.round, bool(header.degree)))
         elif header.kind is Kind.PULL:
             self._happened.append(Asked(sender))
+        elif header.kind is Kind.CREDIT:
+            self._meeting.giving[sender].asked(mail.connection, header)
         elif one:
             one.hear(mail.connection, header, self._about(Kind.PONG))
         elif header.kind is Kind.BYE:

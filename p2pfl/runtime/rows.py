@@ -27,9 +27,9 @@ class Rows:
         self._sent: Counter[int] = Counter()
         self.start()
 
-    def start(self) -> None:
-        """Count the time from now on."""
-        self._clock = time.perf_counter()
+    def start(self, elapsed: float = 0.0) -> None:
+        """Count the time from now on, of which so many seconds have gone by."""
+        self._clock = time.perf_counter() - elapsed
 
     def sent(self, round: int, size: int) -> None:
         """Take note that so many bytes were sent in a round."""

@@ -39,6 +39,7 @@ from p2pfl.peer.events import (
 from p2pfl.peer.letters import Letters
 from p2pfl.peer.mail import is_replaceable
 from p2pfl.peer.plan import Pace
+from p2pfl.peer.rounds import TIME_IS_UP
 from p2pfl.runtime import chunks, flows
 from p2pfl.runtime.handshake import NeighbourGone
 from p2pfl.runtime.later import Later, postponed
@@ -47,7 +48,7 @@ from p2pfl.runtime.reader import Asked
 from p2pfl.runtime.rows import Rows
 from p2pfl.runtime.setup import Ending, Row, Setup
 from p2pfl.runtime.streams import Stream, streaming, wide_field
-from p2pfl.runtime.wire import OFFERS, TRAINING
+from p2pfl.runtime.wire import TRAINING
 from p2pfl.runtime.worker import Give, Given, Keep, Kept, Marked, Result, Worker, model
 
 # How long the loop may sleep: a signal (Ctrl-C) is noticed after so many milliseconds.
@@ -68,6 +69,7 @@ class Part(NamedTuple):
         begin: where it goes on, if others have begun before.
         keep: writes checkpoints, in the worker; None: there are none.
         constants: what who comes late needs to know besides a model, ``[1, ...]`` each.
+        elapsed: seconds for which the run has been going on.
     """
 
     phase: int = TRAINING
@@ -75,6 +77,7 @@ class Part(NamedTuple):
     begin: Position | None = None
     keep: Keep | None = None
     constants: tuple[Tensor, ...] = ()
+    elapsed: float = 0.0
 
 
 class Server:
@@ -169,7 +172,8 @@ class Server:
             NeighbourGone: if `strict`, a neighbour was lost.
         """
         self._on_event = on_event
-        self._rows.start()
+        self._began = time.monotonic() - self.part.elapsed
+        self._rows.start(self.part.elapsed)
         try:
             for absent in self._absent():
                 self._tell(PeerDown(absent))
@@ -260,7 +264,8 @@ class Server:
                 self._on_event(**about)
             case Given(to=to, round=round, model=params):
                 self._giving.discard(to)
-                self.links.offer(to, OFFERS, round, (params.cpu(), *self.part.constants))
+                message = (params.cpu(), *self.part.constants)
+                self.links.offer(to, round, message, time.monotonic() - self._began)
             case Marked(round=round, mark=mark):
                 self._rows.marked(round, mark)
             case Evaluated():
@@ -295,7 +300,8 @@ class Server:
             case Discard(message=message):
                 _drop(message)
             case SetTimer(after=after, round=number):
-                heapq.heappush(self._timers, (time.monotonic() + after, number))
+                since = self._began if number == TIME_IS_UP else time.monotonic()
+                heapq.heappush(self._timers, (since + after, number))
             case Report():
                 self._report(effect)
             case Stop(reason=reason):

@@ -33,7 +33,16 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     "verb",
     [
-        *("run", "peer", "report", "predict", "experiments", "topology show", "partition show", "churn show"),
+        *(
+            "run",
+            "peer",
+            "report",
+            "predict",
+            "experiments",
+            "topology show",
+            "partition show",
+            "churn show",
+        ),
         *("up", "status", "logs", "down", "sweep"),
         *("keys new", "keys show", "keys allow", "keys revoke"),
     ],

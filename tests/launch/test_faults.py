@@ -85,7 +85,7 @@ def test_a_peer_that_is_killed_costs_the_others_a_second(topology: str, tmp_path
     assert not multiprocessing.active_children()
 
 
-def test_a_peer_that_freezes_costs_the_others_no_more_than_one_deadline(tmp_path: Path, monkeypatch):
+def test_a_peer_that_freezes_costs_the_others_one_deadline_at_most(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(crew, "SILENCE", 3.0)
     monkeypatch.setattr(local, "LINGER", 1.0)
     disturb = Disturb(2, signal.SIGSTOP)
