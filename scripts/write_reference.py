@@ -54,7 +54,7 @@ INTRODUCTIONS = {
     "training": "How a peer trains.",
     "optimiser": "How gradients become steps.",
     "membership": "How peers find out who is there; see membership.md.",
-    "churn": "What happens to peers and links while the run goes on; see churn.md. Times are seconds,"
+    "churn": "What happens to peers and links while a run goes on; see churn.md. Times are seconds,"
     ' or texts such as `"2m"`.',
     "checkpoint": "When a run writes down what it needs to go on after it was killed; see"
     " checkpoints.md.",

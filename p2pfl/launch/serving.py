@@ -125,7 +125,7 @@ def serve(
     kept = _comeback(experiment, task, post, on_event)
     links = open_links(experiment, post, Terms(experiment.terms(task)))
     go_on = _minding(links, post, go_on)
-    reason, linger = "failed", FAILED_LINGER
+    reason, linger, done = "failed", FAILED_LINGER, False
     try:
         try:
             affine = _prepare(experiment, federation, links, post, go_on, on_phase)
@@ -152,14 +152,14 @@ def serve(
         ending = Server(setup, node, links, part).run(on_row, go_on, on_event)
         if links.lookout:
             on_event("membership", **links.lookout.report())
-        reason = ending.reason
+        reason, done = ending.reason, ending.reason != "interrupted"
         about = links.report()
         linger = post.linger if reason != "interrupted" else FAILED_LINGER
     except P2pflError as error:
         reason, error.links = str(error), links.report()
         raise
     finally:
-        links.close(reason, linger)
+        links.close(reason, linger, done)
     return Served(ending, federation, task, affine, links=about)
 
 

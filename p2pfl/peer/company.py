@@ -29,29 +29,41 @@ class Company:
     def __init__(self, leaps: bool = False) -> None:
         self._leaps = leaps
         self.gone: frozenset[PeerId] = frozenset()
+        self._done: dict[PeerId, int] = {}  # up to which round those who are done keep their place
         self._suspected: set[PeerId] = set()
         self._late: dict[PeerId, int] = {}  # the last deadline missed by who has not caught up
         self._misses: Counter[PeerId] = Counter()  # how many it has missed since it was in step
         self._left_out: dict[PeerId, deque[int]] = {}  # the last rounds in which we do not count
         self._alone: dict[PeerId, deque[int]] = {}  # those in which only we do
 
-    def note(self, event: PeerUp | PeerSuspected | PeerDown) -> None:
-        """Take note of who is there for certain, perhaps, or not any more."""
+    def note(self, event: PeerUp | PeerSuspected | PeerDown, round: int) -> None:
+        """Take note, in a round, of who is there for certain, perhaps, or not any more."""
         match event:
             case PeerUp(peer=peer):
+                self._done.pop(peer, None)
                 if peer in self.gone:  # it may not have come to our round yet, or be beyond it
                     self._late[peer] = -1
                 self.gone -= {peer}
                 self._suspected.discard(peer)
             case PeerSuspected(peer=peer):
                 self._suspected.add(peer)
-            case PeerDown(peer=peer):
+            case PeerDown(peer=peer, done=done):
                 self.gone |= {peer}
+                if done:
+                    self._done[peer] = round + BACKLOG
                 self._suspected.discard(peer)
                 self._late.pop(peer, None)
                 self._misses.pop(peer, None)
                 self._left_out.pop(peer, None)
                 self._alone.pop(peer, None)
+
+    def absent(self, round: int) -> frozenset[PeerId]:
+        """Return who has no place among the others in a round.
+
+        Who is done leaves a gap at first: others in their last rounds would else change their
+        neighbours, one after the other, for nothing.
+        """
+        return frozenset(p for p in self.gone if self._done.get(p, -1) < round)
 
     def missed(self, peers: Iterable[PeerId], round: int) -> None:
         """Take note of who was not heard in a round: late is who should have been."""

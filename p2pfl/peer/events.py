@@ -104,9 +104,13 @@ class PeerSuspected:
 
 @dataclass(frozen=True, slots=True)
 class PeerDown:
-    """A peer has left or is presumed dead; what it sent before still counts."""
+    """A peer has left or is presumed dead; what it sent before still counts.
+
+    If it is `done`, it has come to the end of its rounds, as all will soon.
+    """
 
     peer: PeerId
+    done: bool = False
 
 
 Event: TypeAlias = (

@@ -107,13 +107,13 @@ class Gossiper(Generic[S, M]):
             case TimerFired(round=tick):
                 return self._push(tick)
             case PeerUp() | PeerSuspected() | PeerDown():
-                self._company.note(event)
+                self._company.note(event, self.round)
             case Evaluated() | Skipped():
                 pass  # there are no rounds in which anybody could be left out
         return []
 
     def _receive(self, event: Received) -> list[Effect]:
-        hears_from = self._views.of(0, self._company.gone).hears_from
+        hears_from = self._views.of(0, self._company.absent(self.round)).hears_from
         if event.sender not in hears_from and not self._views.follow:
             raise RemoteProtocolError(f"{event.sender} is not a neighbour")
         self._received_bytes += event.size
@@ -144,7 +144,7 @@ class Gossiper(Generic[S, M]):
     def _push(self, tick: int) -> list[Effect]:
         effects: list[Effect] = []
         company = self._company
-        sends_to = self._views.of(0, company.gone).sends_to
+        sends_to = self._views.of(0, company.absent(tick)).sends_to
         neighbours = [p for p in sends_to if company.is_there(p)]
         if neighbours:
             to = self._random.choice(neighbours)

@@ -167,11 +167,11 @@ class Peer(Generic[S, M, R]):
             self.mail.forget(peer)
         if isinstance(event, PeerDown):
             self._hearing.discard(peer)
-        company.note(event)
+        company.note(event, self.round)
         effects: list[Effect] = []
         if company.gone != before and self.phase is Phase.WAITING:
             # We have spoken in this round. Who is to hear us only now waits in vain.
-            now = self._view_of(self.round, company.gone).sends_to
+            now = self._view_of(self.round, company.absent(self.round)).sends_to
             new = tuple(p for p in now if p not in self._view.sends_to)
             effects += [Skip(new, self.round)] if new and self._follows else []
         return [*effects, *self._try_close()]
@@ -215,10 +215,10 @@ class Peer(Generic[S, M, R]):
         # The view is fixed here for the whole round: both ends of a link reckon with the
         # degrees that were announced, whatever happens to a third peer meanwhile.
         gone = self._company.gone
-        sends_to, hears_from = self._view_of(self.round, gone)
+        sends_to, hears_from = self._view_of(self.round, self._company.absent(self.round))
         self._view = View(
             tuple(p for p in sends_to if p not in gone),
-            tuple(p for p in hears_from if p not in gone or self.mail.unopened.get(p)),
+            tuple(p for p in hears_from if p not in gone or self._has_last_words(p)),
         )
         self._agreement.measured("train_loss", self._loss)
         fresh, degree = self._begin_anew(), len(self._view.sends_to)
@@ -250,13 +250,17 @@ class Peer(Generic[S, M, R]):
         """
         if not self._mutual:
             return
-        neighbours = len(self._view_of(self.round, self._company.gone).hears_from)
+        neighbours = len(self._view_of(self.round, self._company.absent(self.round)).hears_from)
         theirs = self.mail.latest_rounds(max(FEW, neighbours))
         share = 1 if self.round % MEET == 0 else 2
         reached = theirs[(len(theirs) - 1) // share] if theirs else -1
         if reached > self.round:
             self.round = min(reached + 1, self.pace.rounds - 1)
             self._agreement.missed()  # what was said in between
+
+    def _has_last_words(self, peer: PeerId) -> bool:
+        """Say whether there is something of a peer that is gone, and to be counted by us alone."""
+        return bool(self.mail.unopened.get(peer)) and not self._mutual
 
     def _begin_anew(self) -> bool:
         """Take back what was said, if somebody is to hear us now who has not heard it."""
@@ -295,7 +299,7 @@ class Peer(Generic[S, M, R]):
         elif self._mutual and event.round < self.round + (spoken and not known):
             # It comes too late, or from a stranger; who is one in a later round may not be then.
             # Of who is always late its model is better than none, as it is.
-            now = self._view_of(self.round, self._company.gone).hears_from
+            now = self._view_of(self.round, self._company.absent(self.round)).hears_from
             kept = sender in now and self._company.lags(sender)
             effects = [Skip((sender,), event.round, kept)]
             effects += [] if kept else self._drop(sender, event.round)
@@ -309,7 +313,9 @@ class Peer(Generic[S, M, R]):
         """Say whether we hear the sender of a message in its round."""
         if self.phase is Phase.WAITING and event.round == self.round:
             return event.sender in self._view.hears_from
-        return event.sender in self._view_of(event.round, self._company.gone).hears_from
+        return (
+            event.sender in self._view_of(event.round, self._company.absent(event.round)).hears_from
+        )
 
     def _skipped(self, event: Skipped) -> list[Effect]:
         sender, round = event.sender, event.round
@@ -325,8 +331,7 @@ class Peer(Generic[S, M, R]):
     def _try_close(self) -> list[Effect]:
         if self.phase is not Phase.WAITING:
             return []
-        # Who is no neighbour of ours any more will not speak to us in this round.
-        still = self._view_of(self.round, self._company.gone).hears_from
+        still = self._still_heard()
         missing = []
         for peer in self._view.hears_from:
             if self.mail.has_come(peer, self.round):
@@ -335,6 +340,16 @@ class Peer(Generic[S, M, R]):
                 return []
             missing.append(peer)
         return self._close(tuple(missing) if self.pace.patience else ())
+
+    def _still_heard(self) -> tuple[PeerId, ...]:
+        """Return who is to speak to us in this round, as far as can be told.
+
+        Who is no neighbour of ours any more may have seen so before it spoke. Where both ends of a
+        link count, it says so itself; and of the last round all are leaving.
+        """
+        if self._mutual:
+            return self._view.hears_from
+        return self._view_of(self.round, self._company.absent(self.round)).hears_from
 
     def _close(self, missing: tuple[PeerId, ...]) -> list[Effect]:
         self._company.missed(missing, self.round)

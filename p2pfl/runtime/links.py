@@ -210,7 +210,7 @@ class Links:
 
     def _prepare(self, one: Neighbour) -> None:
         """Tell a neighbour's end what is to come of it."""
-        if self._expected is not None:
+        if self._expected is not None and one.inflow.phase != self._phase:
             one.inflow.expect(self._phase, self._expected)
 
     def events(self) -> list[Event | Asked]:
@@ -331,8 +331,13 @@ class Links:
             if one := self._neighbours.get(peer):
                 one.is_unwanted = True
 
-    def close(self, reason: str, linger: float) -> None:
-        """Say goodbye; wait until the neighbours have everything, `linger` seconds at most.
+    def close(self, reason: str, linger: float, done: bool = False) -> None:
+        """Say goodbye, and wait until the neighbours have everything.
+
+        Args:
+            reason: why we leave, in words.
+            linger: seconds to wait at most.
+            done: whether we have come to our end.
 
         Before all have met it is also for neighbours that are only about to turn up.
         """
@@ -340,7 +345,8 @@ class Links:
         if self.lookout:
             self.lookout.leave(self._tell)
         for one in self._neighbours.values():
-            one.say_goodbye(self._about(kind), reason.encode()[:MOST_REASON])
+            about = self._about(kind)._replace(degree=int(done))
+            one.say_goodbye(about, reason.encode()[:MOST_REASON])
         self._leaving, deadline = True, time.monotonic() + linger
         try:
             while self._has_listeners() and time.monotonic() < deadline:
@@ -384,8 +390,9 @@ class Links:
         for peer, one in list(self._neighbours.items()):
             if connection := one.has_left(self._leaving):
                 self._meeting.drop(peer)
+                self._meeting.departed.add(peer)
                 self._listener.answer(connection, wire.pack(self._about(Kind.BYE)))
-                left.append(PeerDown(peer))
+                left.append(PeerDown(peer, one.is_done))
         return left
 
     def _lost(self) -> list[PeerDown]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -9,8 +10,8 @@ from typing import Any, NamedTuple
 from p2pfl.membership.members import Status, incarnation
 from p2pfl.membership.swim import Swim
 from p2pfl.membership.timers import Timers
-from p2pfl.peer.events import PeerId
-from p2pfl.runtime.presence import Lives, Presence
+from p2pfl.peer.events import PeerId, PeerSuspected
+from p2pfl.runtime.presence import DOUBT, Lives, Presence
 
 Tell = Callable[[PeerId, bytes, str], None]  # whom, what, and where it listens if that is known
 
@@ -52,6 +53,7 @@ class Lookout:
         address: str,
     ) -> None:
         self._lives = Lives()
+        self._doubted: dict[PeerId, float] = {}  # suspects, and when to tell of it
         self._swim = Swim(me, incarnation(life), timers, others, life ^ me, address)
         self._swim.start(time.monotonic())
         self.noticed: list[tuple[float, PeerId, Status]] = []
@@ -59,7 +61,7 @@ class Lookout:
     @property
     def due(self) -> float:
         """When (monotonic) there is something to do."""
-        return self._swim.due()
+        return min(self._swim.due(), *self._doubted.values(), math.inf)
 
     @property
     def live(self) -> tuple[PeerId, ...]:
@@ -117,8 +119,15 @@ class Lookout:
         events: list[Presence] = []
         for change in self._swim.changes():
             self.noticed.append((now, change.peer, change.status))
+            self._doubted.pop(change.peer, None)
             if change.status is not Status.LEFT:
                 events += self._lives.events(change)
+        for event in [one for one in events if isinstance(one, PeerSuspected)]:
+            events.remove(event)
+            self._doubted[event.peer] = now + DOUBT
+        for peer in [peer for peer, due in self._doubted.items() if due <= now]:
+            del self._doubted[peer]
+            events.append(PeerSuspected(peer))
         return events
 
     def leave(self, tell: Tell) -> None:

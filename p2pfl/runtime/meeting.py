@@ -11,7 +11,7 @@ from p2pfl.peer.events import PeerId
 from p2pfl.runtime import finding, wire
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.finding import Book, Finder
-from p2pfl.runtime.flows import Giving
+from p2pfl.runtime.flows import Giving, Inflow
 from p2pfl.runtime.handshake import Handshake, NeighbourGone
 from p2pfl.runtime.neighbour import Neighbour
 from p2pfl.runtime.sockets import Mail
@@ -35,6 +35,7 @@ class Meeting:
     Attributes:
         neighbours: those that have been dialled, and are not gone.
         giving: what each peer gets of us, whether we have dialled it or not.
+        departed: who has said goodbye, and is not dialled any more.
         met: who has said hello since all had met, and in which life; to be taken out.
         prepare: called with every new one.
     """
@@ -53,6 +54,8 @@ class Meeting:
         self.handshake = handshake
         self.neighbours: dict[PeerId, Neighbour] = {}
         self.giving: defaultdict[PeerId, Giving] = defaultdict(Giving)
+        self._taking: defaultdict[PeerId, Inflow] = defaultdict(Inflow)
+        self.departed: set[PeerId] = set()
         self.met: list[tuple[PeerId, int]] = []
         self.prepare: Callable[[Neighbour], None] = lambda one: None
         self._elsewhere: set[PeerId] = set()  # peers of another run have asked for addresses
@@ -87,7 +90,8 @@ class Meeting:
             address: where it says that it listens, if nobody else says where.
         """
         address = self._book.addresses.get(peer, address)
-        if peer not in self.neighbours and peer in self.handshake.neighbours and address:
+        known = peer in self.handshake.neighbours and peer not in self.departed
+        if peer not in self.neighbours and known and address:
             with suppress(UserError):  # a key that is revoked, an address beyond this machine
                 self._dial(peer, address)
         return self.neighbours.get(peer)
@@ -96,7 +100,7 @@ class Meeting:
         link = self._endpoint.dial(peer, address, self.handshake.hello)
         self.handshake.addresses[peer] = address
         self.giving[peer].guarded(link.is_guarded)
-        one = self.neighbours[peer] = Neighbour(link, self.giving[peer])
+        one = self.neighbours[peer] = Neighbour(link, self.giving[peer], self._taking[peer])
         self.prepare(one)
 
     def absent(self) -> list[PeerId]:
@@ -132,7 +136,9 @@ class Meeting:
             if another:  # what was under way to its last life is lost
                 self.drop(peer)
                 self.giving.pop(peer, None)
+                self._taking.pop(peer, None)
             self.met.append((peer, header.round))
+            self.departed.discard(peer)
             self.reach(peer)
         self.giving[peer].connected(mail.connection)
 
@@ -171,6 +177,7 @@ class Meeting:
         """Close our link to a peer, if there is one."""
         if one := self.neighbours.pop(peer, None):
             one.inflow.end()
+            one.inflow.broken()
             one.outflow.clear()
             self._endpoint.hang_up(one.link)
 

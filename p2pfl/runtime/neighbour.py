@@ -27,16 +27,18 @@ class Neighbour:
         link: on which small messages go to it, and chunks of models come back.
         round_trips: seconds that heartbeats took, of the last few.
         giving: what it gets of us.
+        is_done: whether it has said goodbye because it has come to its end.
         is_unwanted: whether its key is not to be trusted any more.
         offences: messages of it that were refused.
     """
 
-    def __init__(self, link: Link, giving: Giving) -> None:
-        self.link, self.giving = link, giving
-        self.outflow, self.inflow = giving.outflow, Inflow()
+    def __init__(self, link: Link, giving: Giving, inflow: Inflow) -> None:
+        self.link, self.giving, self.inflow = link, giving, inflow
+        self.outflow = giving.outflow
         self.is_unwanted, self.offences = False, 0
         self.round_trips: deque[float] = deque(maxlen=64)
         self._goodbye: tuple[bytes, Mark] | None = None
+        self.is_done = False
         self._since = time.monotonic()
         self._pinged: float | None = None  # when, if the answer is still out
         self._next_ping = 0.0
@@ -87,6 +89,7 @@ class Neighbour:
         match header.kind:
             case Kind.BYE:  # it leaves once we have all it has sent
                 self._goodbye = connection, (header.phase, header.round - 1)
+                self.is_done = bool(header.degree)
             case Kind.PING if not self.link.unsent:  # else it does not read what we say
                 self.tell(wire.pack(pong))
             case Kind.PING:

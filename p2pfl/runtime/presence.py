@@ -9,6 +9,10 @@ from p2pfl.peer.events import PeerDown, PeerId, PeerSuspected, PeerUp
 
 Presence: TypeAlias = PeerUp | PeerSuspected | PeerDown
 
+# Seconds that a suspect is still waited for. Most objections come sooner, above all where a peer
+# was only too busy to answer; and a round without it gives other numbers.
+DOUBT = 0.5
+
 
 class Lives:
     """In which life each of the others is; who was started again has died in between."""

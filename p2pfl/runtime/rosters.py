@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from p2pfl.membership.members import Change, Status, incarnation
 from p2pfl.membership.swim import Swim
 from p2pfl.membership.timers import Timers
-from p2pfl.peer.events import PeerDown, PeerId, PeerUp
-from p2pfl.runtime.presence import Lives, Presence
+from p2pfl.peer.events import PeerDown, PeerId, PeerSuspected, PeerUp
+from p2pfl.runtime.presence import DOUBT, Lives, Presence
 
 if TYPE_CHECKING:
     from p2pfl.runtime.emulate import Emulator
@@ -109,7 +110,7 @@ class Oracle(Acquaintance):
     def _spread(self, peer: PeerId, others: Iterable[PeerId], after: float) -> None:
         for other in others:
             if other != peer:
-                self._tell(other, PeerDown(peer), after)
+                self._tell(other, PeerDown(peer, peer in self._emulator.stopped), after)
 
     def _tell(self, other: PeerId, event: PeerUp | PeerDown, after: float) -> None:
         """Tell a peer of another; what that one has sent, or was told of it, before comes first."""
@@ -227,7 +228,18 @@ class Machines(Acquaintance):
         if change.status is Status.LEFT:  # what it has sent before arrives before
             self._goodbyes[pair] = emulator.post.not_before(change.peer, peer, emulator.time)
         for event in self._known[peer].events(change):
-            self._tell(pair, event)
+            if isinstance(event, PeerDown) and change.status is Status.LEFT:
+                event = PeerDown(event.peer, event.peer in emulator.stopped)
+            if isinstance(event, PeerSuspected):
+                emulator.at(emulator.time + DOUBT, peer, partial(self._doubt, pair))
+            else:
+                self._tell(pair, event)
+
+    def _doubt(self, pair: tuple[PeerId, PeerId]) -> None:
+        """Tell a peer that it suspects another, if it still does."""
+        swim = self._swims.get(pair[0])
+        if swim and swim.members[pair[1]].status is Status.SUSPECT:
+            self._tell(pair, PeerSuspected(pair[1]))
 
     def _tell(self, pair: tuple[PeerId, PeerId], event: Presence) -> None:
         """Tell a peer of another, in the order in which it has learned it."""
