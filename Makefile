@@ -45,6 +45,8 @@ bench: $(READY)
 	$(BIN)/python scripts/benchmarks/emulator.py --models mlp --repeats 3
 	$(BIN)/python scripts/benchmarks/distributed.py
 	$(BIN)/python scripts/benchmarks/wire.py
+	$(BIN)/python scripts/benchmarks/detection.py --seeds 10 --hours 10
+	$(BIN)/python scripts/benchmarks/kills.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from p2pfl.data.shards import Federation
@@ -253,7 +254,18 @@ def _tell_churn(driver: Emulator, books: Books) -> None:
     chronicle = driver.churning.chronicle
     for at, happening in chronicle.story:
         books.event("churn", virtual_s=at, **happening.about())
-    books.note(churn=chronicle.summary(driver.time))
+    kept = {"mean_drift": driver.drift.of_mean(len(driver.peers))} if driver.drift else {}
+    if driver.setup.mixing.conserves == "mass":
+        kept = {"mass_kept": _mass_kept(driver)}
+    books.note(churn={**chronicle.summary(driver.time), **kept})
+
+
+def _mass_kept(driver: Emulator) -> float:
+    """Return the weight that those who are there hold, as a part of what they began with."""
+    setup, nodes = driver.setup, torch.tensor(sorted(driver.peers))
+    begun = setup.algorithm.init(setup.task.init(nodes), setup.rows(nodes)).w.sum().item()
+    held = sum(driver.state(peer).w.sum().item() for peer in driver.peers)
+    return float(held / begun)
 
 
 def prepare(experiment: Experiment, on: On, where: Where, ranks: Ranks = ALONE) -> Ready:
@@ -289,8 +301,6 @@ def check_device(device: str) -> None:
     Raises:
         UserError: it names the device.
     """
-    import torch
-
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -43,6 +43,7 @@ from p2pfl.peer.events import (
 from p2pfl.peer.rounds import TIME_IS_UP
 from p2pfl.runtime.batch import Batch
 from p2pfl.runtime.churning import Churning
+from p2pfl.runtime.drift import Drift
 from p2pfl.runtime.gathering import Gathering
 from p2pfl.runtime.later import Later, postponed
 from p2pfl.runtime.network import NetworkModel
@@ -77,12 +78,15 @@ class Emulator:
         time: the virtual time, in seconds.
         missed: messages waited for in vain.
         rejected: messages refused.
+        drift: how far one-sided exchanges have moved the mean; None: that is not watched.
     """
 
     def __init__(self, setup: Setup, network: NetworkModel) -> None:
         keep_freed_memory()
         self.setup, self.network = setup, network
-        self._lazy = dataclasses.replace(setup, algorithm=postponed(setup.algorithm))
+        self.drift = Drift() if setup.churn and setup.mixing.conserves == "mean" else None
+        algorithm = self.drift.watch(setup.algorithm) if self.drift else setup.algorithm
+        self._lazy = dataclasses.replace(setup, algorithm=postponed(algorithm))
         self.peers: dict[PeerId, Machine] = {}
         self.positions: dict[PeerId, Position] = {}
         self.time, self.rejected, self.missed, self.one_sided = 0.0, 0, 0, 0

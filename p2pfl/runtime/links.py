@@ -52,6 +52,7 @@ GRACE = 1.0
 KEPT = 1 << 28  # bytes of memory for models that are kept to be used again
 # What may wait for one neighbour to ask for it.
 MANY, PLENTY = 8, 1 << 26  # messages of any size; bytes
+MOST_UNSENT = 64  # small messages that may wait for a link that is broken
 FRIENDS = 3  # neighbours that who comes late needs to know
 POLL = 20  # milliseconds between two looks at what wakes no poller
 
@@ -264,7 +265,8 @@ class Links:
     def skip(self, skip: Skip) -> None:
         """Tell peers that nothing of theirs counts in a round."""
         for peer in skip.to:
-            if one := self._neighbours.get(peer):
+            one = self._neighbours.get(peer)
+            if one and len(one.link.unsent) < MOST_UNSENT:  # else it hears nothing of us anyway
                 about = self._about(Kind.SKIP)
                 one.tell(wire.pack(about._replace(round=skip.round, degree=int(skip.kept))))
 
