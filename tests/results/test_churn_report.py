@@ -232,6 +232,7 @@ def test_the_table_says_what_happened_and_what_it_cost(tmp_path):
         "false suspicions 7",
         "false deaths 0",
         "stall 0.500 s (1.5 s), survivors: 1",
+        "mixed one-sidedly 0",
         "accuracy back after 3 rounds: 90.00 % before, then 80.00 %",
         "membership, per peer 1.23 kB a second",
     ]

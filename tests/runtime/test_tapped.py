@@ -87,7 +87,7 @@ def test_a_bit_turned_in_an_encrypted_link_breaks_it_and_it_is_made_again():
 
 
 def test_a_bit_turned_in_clear_is_caught_by_the_checksum(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sockets, "is_loopback", lambda address: False)
+    monkeypatch.setattr(sockets, "is_direct", lambda address: False)
     ends, taps = run(False, IN_A_MODEL)
     for me, (end, tap) in enumerate(zip(ends, taps, strict=True)):
         assert tap.turned is None
