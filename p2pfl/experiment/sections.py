@@ -20,7 +20,7 @@ from p2pfl.data.partition import PARTITIONERS
 from p2pfl.experiment.config import Kind
 from p2pfl.learning.models import MODELS
 from p2pfl.learning.optim import OPTIMISERS
-from p2pfl.membership.timers import Timers
+from p2pfl.membership.timers import swim
 from p2pfl.peer.stopping import StopRule
 from p2pfl.runtime.network import NetworkModel
 from p2pfl.topology.files import Network, read_network
@@ -211,54 +211,6 @@ def output(dir: str = "runs", models: Literal["all", "mean", "none"] = "all") ->
         models: which final models are saved; of more than 64 nodes only the mean.
     """
     return Output(dir, models)
-
-
-def swim(  # noqa: PLR0913 - a section: every parameter is a key of the file
-    probe: float = 0.5,
-    timeout: float = 0.3,
-    indirect: int = 3,
-    suspicion_mult: int = 6,
-    suspicion_max: int = 4,
-    gossip: float = 0.1,
-    fanout: int = 3,
-    exchange: float = 10.0,
-    recontact: float = 5.0,
-    to_dead: float = 10.0,
-    tolerance: float = 0.25,
-) -> Timers:
-    """Find out who is there by asking around (SWIM with the rules of Lifeguard).
-
-    Times are seconds. The topology is then that of those who are there.
-
-    Args:
-        probe: between two probes; whoever has not answered by then is suspected.
-        timeout: until others are asked to probe it as well.
-        indirect: how many are asked.
-        suspicion_mult: a suspect has at least this many probe intervals to object, times the
-            decimal logarithm of the number of peers.
-        suspicion_max: how many times as long if nobody else suspects it.
-        gossip: between two rounds of gossip, while there is something to tell.
-        fanout: how many hear each.
-        exchange: between two exchanges of all that is known, with one peer.
-        recontact: between two attempts at somebody who is dead.
-        to_dead: for so long the dead hear gossip, which lets them object.
-        tolerance: a timer that fires later than this means that we were frozen ourselves.
-    """
-    timers = Timers(
-        probe=probe,
-        timeout=timeout,
-        indirect=indirect,
-        suspicion_mult=suspicion_mult,
-        suspicion_max=suspicion_max,
-        gossip=gossip,
-        fanout=fanout,
-        exchange=exchange,
-        recontact=recontact,
-        to_dead=to_dead,
-        tolerance=tolerance,
-    )
-    timers.check()
-    return timers
 
 
 def no_membership() -> None:
