@@ -96,7 +96,9 @@ class Lookout:
 
     def strangers(self, peers: Iterable[PeerId]) -> list[PeerId]:
         """Return who of some peers is not there."""
-        return [peer for peer in peers if peer not in self._swim.live]
+        members = self._swim.members
+        there = (Status.ALIVE, Status.SUSPECT)
+        return [p for p in peers if p not in members or members[p].status not in there]
 
     def probe(self, peer: PeerId) -> None:
         """Have a look at somebody whose link has broken."""
