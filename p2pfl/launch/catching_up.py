@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from p2pfl.data.statistics import Affine
 from p2pfl.errors import RunError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch.averaging import Interrupted
+from p2pfl.learning.tree import wide
 from p2pfl.peer.events import PeerId, Position, Received
-from p2pfl.peer.joining import Offer, position
+from p2pfl.peer.joining import Offer
 from p2pfl.runtime import chunks
 from p2pfl.runtime.links import Links
 from p2pfl.runtime.setup import Setup
@@ -23,7 +24,6 @@ from p2pfl.runtime.wire import OFFERS
 
 MORE = 1.0  # seconds to wait for further models, once there is one
 HELLO = 2.0  # seconds to hear who else is there
-FLOAT = torch.float32
 NAP = 100  # milliseconds between two looks at whether to go on
 
 
@@ -53,12 +53,6 @@ def constants(experiment: Experiment, affine: Affine | None) -> tuple[Tensor, ..
     return tuple(affine) if affine is not None and experiment.standardise == "pooled" else ()
 
 
-def fresh_state(setup: Setup, node: int) -> Any:  # noqa: ANN401 - whatever the algorithm keeps
-    """Return the state that a node begins from."""
-    nodes = torch.tensor([node])
-    return setup.algorithm.init(setup.task.init(nodes), setup.rows(nodes))
-
-
 def catch_up(
     setup: Setup,
     links: Links,
@@ -86,14 +80,13 @@ def catch_up(
     """
     example: Given | GivenConstants = Given(setup.task.init(torch.tensor([node])))
     if features:
-        exact = torch.zeros(1, features, dtype=torch.promote_types(example.params.dtype, FLOAT))
+        exact = torch.zeros(1, features, dtype=wide(example.params))
         example = GivenConstants(example.params, exact, exact)
     offered = _offers(links, node, example, patience)
     elapsed = statistics.median(max(0.0, one.score) for one in offered)  # one alone may lie
     affine = Affine(*offered[0].message[1:]) if features else None
     offers = [Offer(one.round, one.message[0]) for one in offered]
-    algorithm, rows = setup.algorithm, setup.rows(torch.tensor([node]))
-    begin = position(offers, own, algorithm.model, lambda params: algorithm.init(params, rows))
+    begin = setup.joined(node, offers, own)
     links.look_out()
     deadline = time.monotonic() + HELLO
     while len(_live(links)) < 2 and time.monotonic() < deadline and patience.go_on():

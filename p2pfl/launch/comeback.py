@@ -9,11 +9,10 @@ from typing import Any
 
 from p2pfl.errors import RunError
 from p2pfl.experiment.sections import Checkpointing
-from p2pfl.learning.packing import pack, unpack
+from p2pfl.launch.keeping import Keeper
+from p2pfl.learning.packing import unpack
 from p2pfl.peer.events import Position
-from p2pfl.results.checkpoint import Checkpoints, Timetable
 from p2pfl.results.durable import DRAFT, Disk, write_durably
-from p2pfl.results.record import CHECKPOINTS
 
 LIFE = "life"  # the file that says which was the last
 Told = Callable[..., None]  # of an event: its kind, and what belongs to it
@@ -30,10 +29,7 @@ class Comeback:
     """
 
     def __init__(self, home: Path, run: str, settings: Checkpointing, tell: Told) -> None:
-        self._checkpoints = Checkpoints(home / CHECKPOINTS, run, settings.keep)
-        self._timetable = Timetable(settings.every, settings.seconds)
-        self._tell = tell
-        self._failed: set[str] = set()
+        self._keeper, self._tell = Keeper(home, run, settings), tell
 
     def last(self, fresh: Any) -> Position | None:  # noqa: ANN401 - whatever the algorithm keeps
         """Return where the peer stood at its newest checkpoint that can be read, if any.
@@ -42,7 +38,7 @@ class Comeback:
             fresh: a state of its algorithm as it is at the outset.
         """
         try:
-            found = self._checkpoints.newest()
+            found = self._keeper.checkpoints.newest()
         except RunError as error:
             self._tell("checkpoint_unreadable", error=str(error))
             return None
@@ -57,25 +53,12 @@ class Comeback:
             self._tell("checkpoint_unreadable", error=str(error))
             return None
 
-    def keep(self, position: Position) -> dict[str, Any] | None:
+    def keep(self, position: Position) -> tuple[str, dict[str, Any]] | None:
         """Write a checkpoint, if it is due; return what to say of it, and None if it was not.
 
         The peer goes on without, if it cannot be written.
         """
-        done = position.round
-        if not self._timetable.due(done):
-            return None
-        self._timetable.begin(done)
-        try:
-            tensors, plain = pack(position)
-            self._checkpoints.save(done, tensors, {"state": plain})
-        except RunError as error:
-            self._timetable.end()
-            if str(error) in self._failed:
-                return None
-            self._failed.add(str(error))
-            return {"kind": "checkpoint_failed", "rounds": done, "error": str(error)}
-        return {"kind": "checkpoint", "rounds": done, "took_s": self._timetable.end()}
+        return self._keeper.offer(position.round, lambda: position)
 
 
 def next_life(home: Path | None) -> int:

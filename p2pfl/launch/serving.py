@@ -15,7 +15,7 @@ from p2pfl.data.statistics import Affine, in_two_passes
 from p2pfl.errors import P2pflError, RunError, UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch.averaging import Averaging, Interrupted
-from p2pfl.launch.catching_up import Patience, catch_up, constants, fresh_state
+from p2pfl.launch.catching_up import Patience, catch_up, constants
 from p2pfl.launch.comeback import Comeback, next_life
 from p2pfl.launch.resuming import digest
 from p2pfl.learning.task import ModelTask, per_node
@@ -130,7 +130,7 @@ def serve(
         try:
             affine = _prepare(experiment, federation, links, post, go_on, on_phase)
             elapsed = post.elapsed
-            begin = kept.last(fresh_state(setup, node)) if kept and post.resume else None
+            begin = kept.last(setup.fresh(torch.tensor([node]))) if kept and post.resume else None
             if links.friends:
                 on_phase("catching up")
                 patience = Patience(post.join_timeout, go_on)

@@ -186,7 +186,7 @@ class Ready:
     def drive(self, books: Books, watch: Watch) -> tuple[Outcome, Status]:
         """Run to the end, or until Ctrl-C."""
         status: Status = "finished"
-        told, keeper = False, self._keeper(books, watch)
+        told, keeper = False, self._keeper(books)
         try:
             for rows in self.driver.rounds():
                 books.add(rows)
@@ -197,7 +197,7 @@ class Ready:
                     if isinstance(self.driver, Simulator):
                         watch.note(f"exchange: {self.driver.exchange_path}")
                 self._note_mean(books, rows[0].round)
-                self._keep(keeper, rows[0].round + 1)
+                self._keep(keeper, rows[0].round + 1, books, watch)
         except KeyboardInterrupt:
             if self.ranks.size > 1:  # nothing can be gathered from ranks which leave as well
                 raise
@@ -213,16 +213,23 @@ class Ready:
         held = (self.experiment, self.federation, self.task, self.affine)
         return Outcome(*held, ending, self.pooled, between, self.ranks), status
 
-    def _keeper(self, books: Books, watch: Watch) -> Keeper | None:
+    def _keeper(self, books: Books) -> Keeper | None:
         """Return who writes the checkpoints of this run; nobody if it could not go on from them."""
         driver, settings = self.driver, self.experiment.checkpoint
         if not isinstance(driver, Simulator) or books.recorder is None or self.ranks.size > 1:
             return None
-        return Keeper(books.recorder, self.digest, settings, driver.done, watch.warn)
+        return Keeper(books.recorder.folder, self.digest, settings, driver.done)
 
-    def _keep(self, keeper: Keeper | None, done: int) -> None:
-        if keeper and isinstance(self.driver, Simulator) and not self.driver.over:
-            keeper.offer(done, self.driver.snapshot)
+    def _keep(self, keeper: Keeper | None, done: int, books: Books, watch: Watch) -> None:
+        driver, recorder = self.driver, books.recorder
+        if keeper is None or recorder is None or not isinstance(driver, Simulator) or driver.over:
+            return
+        told = keeper.offer(done, driver.snapshot, lambda: {"mark": recorder.mark()._asdict()})
+        if told:
+            kind, fields = told
+            books.event(kind, **fields)
+            if error := fields.get("error"):
+                watch.warn(f"{error}; the run goes on")
 
     @property
     def digest(self) -> str:
@@ -263,7 +270,7 @@ def _tell_churn(driver: Emulator, books: Books) -> None:
 def _mass_kept(driver: Emulator) -> float:
     """Return the weight that those who are there hold, as a part of what they began with."""
     setup, nodes = driver.setup, torch.tensor(sorted(driver.peers))
-    begun = setup.algorithm.init(setup.task.init(nodes), setup.rows(nodes)).w.sum().item()
+    begun = setup.fresh(nodes).w.sum().item()
     held = sum(driver.state(peer).w.sum().item() for peer in driver.peers)
     return float(held / begun)
 

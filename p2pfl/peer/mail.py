@@ -35,7 +35,7 @@ class Opened(NamedTuple, Generic[R]):
     stale: int
 
 
-def is_replaceable(algorithm: Algorithm[S, M, R], mixing: Mixing) -> bool:
+def is_replaceable(algorithm: Algorithm[S, M, R]) -> bool:
     """Say whether the newest message of a sender says all that older ones do.
 
     Shares of a mass are sent as sums of all there were, see `ledger`.
@@ -69,7 +69,7 @@ class Mail(Generic[S, M, R]):
         exact: bool = False,
     ) -> None:
         self._me, self._algorithm, self._mixing, self._width = me, algorithm, mixing, width
-        self._backlog = backlog if is_replaceable(algorithm, mixing) else None
+        self._backlog = backlog if is_replaceable(algorithm) else None
         self._exact = exact
         self._ledger: Ledger[M] = Ledger()  # used where a mass is conserved
         self.unopened: dict[PeerId, deque[Received]] = {}

@@ -107,7 +107,7 @@ class Peer(Generic[S, M, R]):
         self.round, self.step, self.state = begin
         backlog = pace.backlog if pace.patience < math.inf else None
         # Whether both ends of a link are to count each other, or neither.
-        averages = is_replaceable(algorithm, mixing) and mixing.conserves == "mean"
+        averages = is_replaceable(algorithm) and mixing.conserves == "mean"
         self._mutual = views.mutual and averages and pace.patience > 0
         self._shares = mixing.conserves == "mass"
         self.mail = Mail(self.me, algorithm, mixing, params.shape[1], backlog, self._mutual)
@@ -171,7 +171,7 @@ class Peer(Generic[S, M, R]):
         effects: list[Effect] = []
         if company.gone != before and self.phase is Phase.WAITING:
             # We have spoken in this round. Who is to hear us only now waits in vain.
-            now = self._view_of(self.round, company.absent(self.round)).sends_to
+            now = self._view_in(self.round).sends_to
             new = tuple(p for p in now if p not in self._view.sends_to)
             effects += [Skip(new, self.round)] if new and self._follows else []
         return [*effects, *self._try_close()]
@@ -215,7 +215,7 @@ class Peer(Generic[S, M, R]):
         # The view is fixed here for the whole round: both ends of a link reckon with the
         # degrees that were announced, whatever happens to a third peer meanwhile.
         gone = self._company.gone
-        sends_to, hears_from = self._view_of(self.round, self._company.absent(self.round))
+        sends_to, hears_from = self._view_in(self.round)
         self._view = View(
             tuple(p for p in sends_to if p not in gone),
             tuple(p for p in hears_from if p not in gone or self._has_last_words(p)),
@@ -232,6 +232,10 @@ class Peer(Generic[S, M, R]):
         if 0 < self.pace.patience < math.inf:
             effects.append(SetTimer(self.pace.patience, self.round))
         return effects
+
+    def _view_in(self, round: int) -> View:
+        """Return whom we talk to in a round, as far as we know who is there now."""
+        return self._view_of(round, self._company.absent(round))
 
     def _said(
         self, message: tuple[Tensor, ...]
@@ -250,7 +254,7 @@ class Peer(Generic[S, M, R]):
         """
         if not self._mutual:
             return
-        neighbours = len(self._view_of(self.round, self._company.absent(self.round)).hears_from)
+        neighbours = len(self._view_in(self.round).hears_from)
         theirs = self.mail.latest_rounds(max(FEW, neighbours))
         share = 1 if self.round % MEET == 0 else 2
         reached = theirs[(len(theirs) - 1) // share] if theirs else -1
@@ -299,7 +303,7 @@ class Peer(Generic[S, M, R]):
         elif self._mutual and event.round < self.round + (spoken and not known):
             # It comes too late, or from a stranger; who is one in a later round may not be then.
             # Of who is always late its model is better than none, as it is.
-            now = self._view_of(self.round, self._company.absent(self.round)).hears_from
+            now = self._view_in(self.round).hears_from
             kept = sender in now and self._company.lags(sender)
             effects = [Skip((sender,), event.round, kept)]
             effects += [] if kept else self._drop(sender, event.round)
@@ -313,9 +317,7 @@ class Peer(Generic[S, M, R]):
         """Say whether we hear the sender of a message in its round."""
         if self.phase is Phase.WAITING and event.round == self.round:
             return event.sender in self._view.hears_from
-        return (
-            event.sender in self._view_of(event.round, self._company.absent(event.round)).hears_from
-        )
+        return event.sender in self._view_in(event.round).hears_from
 
     def _skipped(self, event: Skipped) -> list[Effect]:
         sender, round = event.sender, event.round
@@ -349,7 +351,7 @@ class Peer(Generic[S, M, R]):
         """
         if self._mutual:
             return self._view.hears_from
-        return self._view_of(self.round, self._company.absent(self.round)).hears_from
+        return self._view_in(self.round).hears_from
 
     def _close(self, missing: tuple[PeerId, ...]) -> list[Effect]:
         self._company.missed(missing, self.round)

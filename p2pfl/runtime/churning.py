@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-
 from p2pfl.churn.script import Happening, Script
 from p2pfl.peer import joining
 from p2pfl.peer.events import PeerDown, PeerId
@@ -151,10 +149,7 @@ class Churning:
         own = emulator.positions.get(peer)
         if own:
             own = own._replace(state=own.state.now())
-        rows = setup.rows(torch.tensor([peer]))
-        begin = joining.position(
-            offers, own, algorithm.model, lambda params: algorithm.init(params, rows)
-        )
+        begin = setup.joined(peer, offers, own)
         if begin:
             begin = begin._replace(state=Later(algorithm, begin.state))
         emulator.enter(peer, begin)

@@ -88,10 +88,6 @@ class Handshake:
         """Return who is behind a connection; None: nobody who has said hello."""
         return self._senders.get(identity)
 
-    def connection(self, peer: PeerId) -> bytes | None:
-        """Return the newest connection on which a peer has been let in."""
-        return next((i for i, whose in reversed(self._senders.items()) if whose == peer), None)
-
     def is_known(self, peer: PeerId) -> bool:
         """Return whether a peer has been let in."""
         return peer in self.lives

@@ -99,8 +99,9 @@ class Meeting:
     def _dial(self, peer: PeerId, address: str) -> None:
         link = self._endpoint.dial(peer, address, self.handshake.hello)
         self.handshake.addresses[peer] = address
-        self.giving[peer].guarded(link.is_guarded)
-        one = self.neighbours[peer] = Neighbour(link, self.giving[peer], self._taking[peer])
+        giving = self.giving[peer]
+        giving.guarded(link.is_guarded)
+        one = self.neighbours[peer] = Neighbour(link, giving.outflow, self._taking[peer])
         self.prepare(one)
 
     def absent(self) -> list[PeerId]:

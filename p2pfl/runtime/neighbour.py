@@ -9,7 +9,7 @@ from collections import Counter, deque
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.peer.events import PeerId
 from p2pfl.runtime import wire
-from p2pfl.runtime.flows import Giving, Inflow, Mark
+from p2pfl.runtime.flows import Inflow, Mark, Outflow
 from p2pfl.runtime.sockets import Link
 from p2pfl.runtime.wire import MOST_CREDIT, Header, Kind
 
@@ -26,15 +26,15 @@ class Neighbour:
     Attributes:
         link: on which small messages go to it, and chunks of models come back.
         round_trips: seconds that heartbeats took, of the last few.
-        giving: what it gets of us.
+        outflow: what it gets of us.
+        inflow: what we get of it.
         is_done: whether it has said goodbye because it has come to its end.
         is_unwanted: whether its key is not to be trusted any more.
         offences: messages of it that were refused.
     """
 
-    def __init__(self, link: Link, giving: Giving, inflow: Inflow) -> None:
-        self.link, self.giving, self.inflow = link, giving, inflow
-        self.outflow = giving.outflow
+    def __init__(self, link: Link, outflow: Outflow, inflow: Inflow) -> None:
+        self.link, self.outflow, self.inflow = link, outflow, inflow
         self.is_unwanted, self.offences = False, 0
         self.round_trips: deque[float] = deque(maxlen=64)
         self._goodbye: tuple[bytes, Mark] | None = None

@@ -128,7 +128,7 @@ class Server:
         pace = self.setup.pace
         in_step = isinstance(pace, Pace) and pace.patience == math.inf
         waits = in_step or self.part.strict
-        return is_replaceable(self.setup.algorithm, self.setup.mixing) and not waits
+        return is_replaceable(self.setup.algorithm) and not waits
 
     def _can_stream(self, schema: chunks.Schema) -> bool:
         """Say whether models are mixed while they arrive, for want of room for all of them.
@@ -260,8 +260,8 @@ class Server:
     def _done(self, result: Result) -> None:
         """Take in what the worker has done."""
         match result:
-            case Kept(event=about):
-                self._on_event(**about)
+            case Kept(kind=kind, fields=fields):
+                self._on_event(kind, **fields)
             case Given(to=to, round=round, model=params):
                 self._giving.discard(to)
                 message = (params.cpu(), *self.part.constants)

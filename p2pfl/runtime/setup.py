@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -17,6 +17,7 @@ from p2pfl.learning.task import Task
 from p2pfl.membership.timers import Timers
 from p2pfl.peer.events import Machine, Position
 from p2pfl.peer.gossiper import Gossiper, Tempo
+from p2pfl.peer.joining import Offer, position
 from p2pfl.peer.ledger import Ledger
 from p2pfl.peer.plan import BACKLOG, Pace, View, Views
 from p2pfl.peer.rounds import Peer
@@ -97,11 +98,18 @@ class Setup:
 
     def message(self, node: int) -> tuple[Tensor, ...]:
         """Return what a node would say at the outset: all its messages have this form."""
-        nodes = torch.tensor([node])
-        state = self.algorithm.init(self.task.init(nodes), self.rows(nodes))
-        message: tuple[Tensor, ...] = self.algorithm.send(state)
+        message: tuple[Tensor, ...] = self.algorithm.send(self.fresh(torch.tensor([node])))
         # Shares of a mass are summed up in single precision at least.
         return Ledger[Any]().give(node, message) if self.mixing.conserves == "mass" else message
+
+    def fresh(self, nodes: Tensor) -> Any:  # noqa: ANN401 - whatever the algorithm keeps
+        """Return the state that some nodes begin from."""
+        return self.algorithm.init(self.task.init(nodes), self.rows(nodes))
+
+    def joined(self, node: int, offers: Sequence[Offer], own: Position | None) -> Position | None:
+        """Return where a node goes on that comes late, or comes back; see `joining.position`."""
+        algorithm, rows = self.algorithm, self.rows(torch.tensor([node]))
+        return position(offers, own, algorithm.model, lambda params: algorithm.init(params, rows))
 
     def peer(self, node: int, begin: Position | None = None) -> Machine:
         """Return the state machine of one node, which may go on from somewhere."""

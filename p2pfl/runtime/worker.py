@@ -49,12 +49,13 @@ class Given(NamedTuple):
 class Kept(NamedTuple):
     """What is to be said of a checkpoint."""
 
-    event: dict[str, Any]
+    kind: str  # of the event
+    fields: dict[str, Any]
 
 
 Order: TypeAlias = Train | Evaluate | Report | Give | Position
 Result: TypeAlias = Trained | Evaluated | Marked | Given | Kept | None
-Keep = Callable[[Position], dict[str, Any] | None]
+Keep = Callable[[Position], tuple[str, dict[str, Any]] | None]
 
 
 class Worker:
@@ -128,7 +129,7 @@ class Worker:
     def _work(self, effect: Order) -> Result:
         if isinstance(effect, Position):
             said = self._keep(effect._replace(state=effect.state.now()))
-            return Kept(said) if said else None
+            return Kept(*said) if said else None
         if isinstance(effect, Give):
             return Given(effect.to, effect.round, model(effect.params))
         if isinstance(effect, Report):
