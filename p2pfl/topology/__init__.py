@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from p2pfl.topology.cliques import d_cliques_graph
-from p2pfl.topology.cyclon import cyclon
 from p2pfl.topology.draw import draw
 from p2pfl.topology.epidemic import el_local, el_oracle
 from p2pfl.topology.equitopo import equi_static, od_equi_dyn, ou_equi_dyn, u_equi_static
@@ -25,6 +24,7 @@ from p2pfl.topology.graphs import (
     watts_strogatz_graph,
 )
 from p2pfl.topology.mixing import MIXING, Mixing, metropolis, push, uniform, weights
+from p2pfl.topology.sampling import cyclon
 from p2pfl.topology.schedule import (
     Links,
     Topology,

@@ -12,11 +12,11 @@ from functools import lru_cache
 
 import torch
 
-from p2pfl.topology.cyclon import cyclon
 from p2pfl.topology.epidemic import el_local, el_oracle
 from p2pfl.topology.equitopo import equi_static, od_equi_dyn, ou_equi_dyn, u_equi_static
 from p2pfl.topology.finite import base, hyper_hypercube, one_peer_hypercube, simple_base
 from p2pfl.topology.lots import at_least_two, both_ways, drawn, lots, repeated
+from p2pfl.topology.sampling import cyclon
 from p2pfl.topology.schedule import Links, Topology, links_between
 
 
@@ -55,22 +55,24 @@ def one_factorisation(n: int) -> Topology:
     """Return the tournament in which everybody meets everybody once, then again.
 
     One other a round, in n - 1 rounds; of an odd number there are n rounds, in each of which
-    another node has nobody to meet. By the circle method (Kirkman, 1847): one stands still, the
-    others go around it, and who stand opposite each other meet.
+    another node has nobody to meet. By the circle method (Kirkman, 1847): the nodes, but for node
+    0 if their number is even, stand in a circle that turns. Who stand opposite each other meet,
+    and node 0 meets the one at the top.
 
     >>> [one_factorisation(4).view(0, round)[0] for round in range(3)]
-    [(3,), (2,), (1,)]
+    [(1,), (2,), (3,)]
     """
     at_least_two(n)
-    around = n - 1 + n % 2  # how many go around
+    inside = 1 - n % 2
+    around = n - inside
     steps = torch.arange(1, (around + 1) // 2)
 
     @lru_cache(maxsize=4)  # all of them would take n² numbers
-    def meet(round: int) -> Links:
-        one, other = (round + steps) % around, (round - steps) % around
-        if n % 2 == 0:
-            one = torch.cat([one, torch.tensor([round])])
-            other = torch.cat([other, torch.tensor([around])])
+    def meet(top: int) -> Links:
+        one, other = inside + (top + steps) % around, inside + (top - steps) % around
+        # Of an odd number the one at the top meets itself, which is no link.
+        one = torch.cat([one, torch.tensor([inside + top])])
+        other = torch.cat([other, torch.tensor([0 if inside else top])])
         return both_ways(n, one, other)
 
     return Topology(n, lambda round: meet(round % around), around, "one_factorisation")
