@@ -23,6 +23,7 @@ from p2pfl.learning.optim import OPTIMISERS
 from p2pfl.membership.timers import swim
 from p2pfl.peer.stopping import StopRule
 from p2pfl.runtime.network import NetworkModel
+from p2pfl.topology.cliques import d_cliques_graph
 from p2pfl.topology.files import Network, read_network
 from p2pfl.topology.graphs import GRAPHS
 from p2pfl.topology.mixing import MIXING
@@ -289,6 +290,7 @@ def network_file(n: int | None, path: str) -> Network:
 TOPOLOGIES: dict[str, Callable[..., nx.Graph | Network | Topology]] = {
     **GRAPHS,
     **SCHEDULES,
+    "d_cliques": d_cliques_graph,
     "file": network_file,
 }
 

@@ -146,13 +146,26 @@ class Setup:
         """Say whom a node talks to, given a round and who is gone."""
         among, nodes = self.among, range(self.topology.n)
         if among is None:
-            return Views(lambda round, gone: View(*self.topology.view(node, round)))
+            return Views(lambda round, gone: self._view(self.topology, node, round))
 
         def of(round: int, gone: frozenset[int]) -> View:
             there = tuple(other for other in nodes if other == node or other not in gone)
-            return View(*among(there).view(node, round))
+            return self._view(among(there), node, round)
 
         return Views(of, follow=True, mutual=self.topology.is_symmetric)
+
+    def _view(self, topology: Topology, node: int, round: int) -> View:
+        sends_to, hears_from = topology.view(node, round)
+        weights = topology.view_weights(node, round)
+        if weights is None:
+            return View(sends_to, hears_from)
+        given, taken = ([self.mixing.share * weight for weight in each] for each in weights)
+        return View(
+            sends_to,
+            hears_from,
+            dict(zip(sends_to, given, strict=True)),
+            dict(zip(hears_from, taken, strict=True)),
+        )
 
 
 Status = Literal["running", "finished", "interrupted", "failed"]

@@ -25,11 +25,14 @@ class Mixing(NamedTuple):
             of a receiver (``"mean"``, row-stochastic) or of a sender (``"mass"``,
             column-stochastic).
         name: what reports call it.
+        share: what is made of weights that come with the links (`Links.weights`) and go before
+            those of the rule: they are multiplied by it.
     """
 
     weight: Callable[[int, int], float]
     conserves: Literal["mean", "mass"]
     name: str
+    share: float = 1.0
 
 
 def metropolis(lazy: bool = False) -> Mixing:
@@ -44,7 +47,7 @@ def metropolis(lazy: bool = False) -> Mixing:
     """
     share = 0.5 if lazy else 1.0
     name = "lazy metropolis" if lazy else "metropolis"
-    return Mixing(lambda taking, giving: share / (1 + max(taking, giving)), "mean", name)
+    return Mixing(lambda taking, giving: share / (1 + max(taking, giving)), "mean", name, share)
 
 
 def uniform() -> Mixing:
@@ -85,7 +88,8 @@ def weights(links: Links, mixing: Mixing, dtype: torch.dtype = torch.float64) ->
             [0.5000, 0.5000]], dtype=torch.float64)
     """
     n = links.n
-    if len(links.senders) == n * (n - 1):  # everybody hears everybody: all rows are equal
+    # Where everybody hears everybody, all rows are equal.
+    if links.weights is None and len(links.senders) == n * (n - 1):
         share = mixing.weight(n - 1, n - 1)
         if abs(n * share - 1) < 1e-12:
             return torch.full((1, n), 1 / n, dtype=dtype).expand(n, n)
@@ -106,6 +110,8 @@ def weights(links: Links, mixing: Mixing, dtype: torch.dtype = torch.float64) ->
 
 def _link_weights(links: Links, mixing: Mixing) -> Tensor:
     """Return the weight of every link, ``[links]``, asking once for every pair of degrees."""
+    if links.weights is not None:
+        return mixing.share * links.weights
     taking = in_degrees(links)[links.receivers]
     giving = out_degrees(links)[links.senders]
     keys, place = torch.unique(taking * links.n + giving, return_inverse=True)
