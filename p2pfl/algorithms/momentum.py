@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from p2pfl.algorithm import Algorithm, Inbox, Rows
+from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
 from p2pfl.algorithms.averaging import Params
 from p2pfl.learning.checks import require
 from p2pfl.learning.optim import Optimiser
@@ -67,5 +67,6 @@ def qg(
         step,
         lambda s: Params(s.x),
         receive,
+        needs=Needs(rounds=True),
         columnwise=True,
     )

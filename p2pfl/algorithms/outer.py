@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from p2pfl.algorithm import Algorithm, Inbox, Rows
+from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
 from p2pfl.algorithms.averaging import plain_steps
 from p2pfl.learning.checks import require
 from p2pfl.learning.optim import Optimiser, State, sgd
@@ -134,6 +134,7 @@ def _with_outer(opt: Optimiser, outer: Optimiser) -> Algorithm[SlowState, Slow, 
         step,
         lambda s: Slow(s.slow, s.x - s.slow),
         receive,
+        needs=Needs(rounds=True),
         factor=plain_steps(opt),
         columnwise=True,
     )
