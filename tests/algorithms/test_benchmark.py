@@ -70,6 +70,12 @@ def alternating() -> list[torch.Tensor]:
     return [mixing(graph, metropolis())[0] for graph in (even, odd)]
 
 
+def one_way() -> list[torch.Tensor]:
+    """Return the shares of graphs in which everybody sends to one other, 1, 2, 4 or 8 on."""
+    graphs = [nx.DiGraph((i, (i + jump) % N) for i in range(N)) for jump in (1, 2, 4, 8)]
+    return [mixing(graph, push())[0] for graph in graphs]
+
+
 def end(a, each, rounds=ROUNDS, steps=1) -> torch.Tensor:
     state, heard = a.init(TASK.init(NODES), Rows(NODES, torch.ones(N).long())), None
     for k in range(rounds):
@@ -93,6 +99,8 @@ EXACT = {
     "kgt changing": (kgt, alternating()),
     "push_diging": (push_diging, SHARES),
     "push_pull": (push_pull, SHARES),
+    "push_diging changing": (push_diging, one_way()),
+    "push_pull changing": (push_pull, one_way()),
 }
 
 

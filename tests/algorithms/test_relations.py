@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_invariants import digraphs
 
-from p2pfl.algorithm import Rows
+from p2pfl.algorithm import Inbox, Rows
 from p2pfl.algorithms import (
     d2,
     diloco,
@@ -29,6 +29,7 @@ from p2pfl.algorithms import (
 )
 from p2pfl.learning.optim import adam, sgd
 from p2pfl.learning.schedules import exponential
+from p2pfl.learning.tree import take
 from p2pfl.topology import complete_graph, exponential_graph, push, static, weights
 
 LAWS = settings(max_examples=15, deadline=None)
@@ -156,6 +157,26 @@ def test_push_pull_pulls_the_plain_mean_of_who_was_heard(data):
     after = exchange(a, state, None, w, 4)[0].x
     for i in range(len(x)):
         close(after[i], x[[i, *(j for j in graph.predecessors(i))]].mean(0))
+
+
+@given(data=st.data())
+@LAWS
+def test_push_pull_sees_through_shares(data):
+    """Peers hear shares, of which they make the models that were shared out."""
+    graph = data.draw(digraphs())
+    x, rows, grads = data.draw(blocks(len(graph)))
+    a, w = push_pull(MOMENTUM), weights(static(graph).links(0), push())
+    state = a.step(a.init(x, rows), grads[0])
+    expected, said = exchange(a, state, None, w, 4)[0], a.send(state)
+    for i in range(len(x)):
+        senders = w[i].nonzero().flatten()
+        own = (senders == i).nonzero().flatten()
+        share = torch.where(senders == i, 1.0, w[i, senders]).unsqueeze(1)
+        heard = type(said)(*(field[senders] * share for field in said))
+        line = torch.where(senders == i, w[i, senders], 1.0).unsqueeze(0)
+        one = a.receive(take(state, torch.tensor([i])), Inbox(line, heard, own))
+        close(one.x[0], expected.x[i])
+        close(one.y[0], expected.y[i])
 
 
 # Quasi-global momentum.
