@@ -44,7 +44,6 @@ def gossip(
     rounds every neighbour is merged at once. Messages are ``4 d + 4`` bytes (float32).
 
     Args:
-        opt: the optimiser.
         merge: ``"age"``: in proportion to age plus one (Hegedűs, Danner and Jelasity 2021).
             ``"mean"``: as the mixing rule says, half and half on a timer. ``"limited"``: those
             more than `limit` steps younger than the oldest are left out, the others in
@@ -84,7 +83,6 @@ def fedasync(
     Messages are ``4 d + 4`` bytes (float32).
 
     Args:
-        opt: the optimiser.
         alpha: the weight of a model that is not stale, in (0, 1].
         staleness: ``"polynomial"``: ``s = (1 + t) ** -a``. ``"hinge"``: 1 up to t = b, then
             ``1 / (a (t - b) + 1)``. ``"constant"``: 1.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from p2pfl.algorithm import Algorithm, Inbox, M, R, S
+from p2pfl.algorithm import Algorithm, Inbox, M, R, S, newest
 from p2pfl.learning.spec import Spec
 from p2pfl.learning.tree import tree_map
 
@@ -56,11 +56,6 @@ def partial(algorithm: Algorithm[S, M, R], columns: Tensor) -> Algorithm[S, M, R
     if not len(columns):
         raise ValueError("no parameters are shared")
 
-    def others(d: int, device: torch.device) -> Tensor:
-        mask = torch.ones(d, dtype=torch.bool, device=device)
-        mask[columns.to(device)] = False
-        return mask.nonzero().flatten()
-
     def send(s: S) -> M:
         return algorithm.send(_cut(s, algorithm.model(s).shape[1], columns))
 
@@ -68,15 +63,20 @@ def partial(algorithm: Algorithm[S, M, R], columns: Tensor) -> Algorithm[S, M, R
         return algorithm.absorb(known, message, len(columns))
 
     def receive(s: S, inbox: Inbox[R]) -> S:
-        model = algorithm.model(s)
-        d, kept = model.shape[1], others(model.shape[1], model.device)
-        shared = algorithm.receive(_cut(s, d, columns), inbox)
-        own = _cut(s, d, kept)
+        d = algorithm.model(s).shape[1]
+        kept = torch.ones(d, dtype=torch.bool).index_fill(0, columns.cpu(), False).nonzero()[:, 0]
+        shared, own = algorithm.receive(_cut(s, d, columns), inbox), _cut(s, d, kept)
         said = algorithm.absorb(None, algorithm.send(own), len(kept))
         alone = algorithm.receive(own, Alone(inbox.weights, said, inbox.own))
         return _joined(s, d, (columns, shared), (kept, alone))
 
-    return algorithm._replace(send=send, absorb=absorb, receive=receive, columnwise=False)
+    return algorithm._replace(
+        send=send,
+        receive=receive,
+        # Runtimes ask whether it is this very function: then older messages need not be kept.
+        absorb=newest if algorithm.absorb is newest else absorb,
+        columnwise=False,
+    )
 
 
 def check_partial(algorithm: Algorithm[Any, Any, Any]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from p2pfl.algorithm import Rows
+from p2pfl.algorithm import Rows, newest
 from p2pfl.algorithms import columns_of, dpsgd, local, partial, proximal, push_sum
 from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import sgd
@@ -53,6 +53,11 @@ def test_messages_and_memory_are_as_large_as_what_is_shared(name):
     assert [f.shape for f in a.send(a.init(x, rows))] == sizes
     heard = a.absorb(None, a.send(a.init(x, rows)), 5)
     assert all(field.shape[1] in (1, 3) for field in heard)
+
+
+def test_who_remembers_only_the_newest_message_still_does():
+    assert partial(dpsgd(OPT), SHARED).absorb is newest
+    assert partial(PLAIN["choco top_k"](OPT), SHARED).absorb is not newest
 
 
 def test_heads_differ_and_bodies_agree():
