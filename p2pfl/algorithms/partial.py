@@ -50,7 +50,7 @@ def partial(algorithm: Algorithm[S, M, R], columns: Tensor) -> Algorithm[S, M, R
 
     Args:
         algorithm: what is made of the columns shared; see `check_partial`.
-        columns: which parameters are shared, int64, each once.
+        columns: which parameters are shared, int64, ascending.
     """
     check_partial(algorithm)
     if not len(columns):
@@ -64,6 +64,8 @@ def partial(algorithm: Algorithm[S, M, R], columns: Tensor) -> Algorithm[S, M, R
 
     def receive(s: S, inbox: Inbox[R]) -> S:
         d = algorithm.model(s).shape[1]
+        if len(columns) == d:
+            return algorithm.receive(s, inbox)
         kept = torch.ones(d, dtype=torch.bool).index_fill(0, columns.cpu(), False).nonzero()[:, 0]
         shared, own = algorithm.receive(_cut(s, d, columns), inbox), _cut(s, d, kept)
         said = algorithm.absorb(None, algorithm.send(own), len(kept))

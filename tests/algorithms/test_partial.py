@@ -44,6 +44,15 @@ def test_each_part_is_the_method_on_its_own(name, steps, data):
     close(model[:, KEPT], whole.model(kept))
 
 
+@pytest.mark.parametrize("name", TAKES)
+def test_all_may_be_shared(name):
+    whole = PLAIN[name](OPT)
+    x, grads = torch.randn(4, 5, dtype=torch.float64), torch.randn(3, 4, 5, dtype=torch.float64)
+    rows, w = Rows(torch.arange(4), torch.arange(1, 5)), matrix(ring_graph(4))
+    after = play(partial(whole, torch.arange(5)), x, rows, grads, w)
+    close(whole.model(after), whole.model(play(whole, x, rows, grads, w)))
+
+
 @pytest.mark.parametrize("name", ["dpsgd", "fedavg", "gradient_tracking", "kgt", "choco top_k"])
 def test_messages_and_memory_are_as_large_as_what_is_shared(name):
     whole, a = PLAIN[name](OPT), partial(PLAIN[name](OPT), SHARED)
