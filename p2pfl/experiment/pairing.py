@@ -119,7 +119,8 @@ def _check_pace(pair: Pairing) -> None:
                 "pace.name = 'timer' has no rounds, and topology.name ="
                 f" {pair.names['topology']!r} changes from round to round: use a fixed graph"
             )
-        if needs.every_message or needs.weights == "mass" or needs.graph == "complete":
+        in_step = needs.rounds or needs.every_message
+        if in_step or needs.weights == "mass" or needs.graph == "complete":
             raise UserError(
                 f"algorithm.name = {name!r} works in rounds, not by pace.name = 'timer':"
                 " use gossip, dpsgd or local"
