@@ -14,15 +14,20 @@ from p2pfl import codec
 from p2pfl.algorithm import Algorithm, Inbox, Rows
 from p2pfl.algorithms import (
     average,
+    beer,
     choco,
     d2,
+    deepsqueeze,
     dpsgd,
     fedavg,
     gossip,
     gradient_tracking,
+    jwins,
     local,
+    moniqua,
     proximal,
     push_sum,
+    quantised,
 )
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.training import train
@@ -48,6 +53,17 @@ PLAIN: dict[str, Build] = {
     "choco identity": lambda opt: choco(opt, codec.identity(), gamma=1.0),
     "choco top_k": lambda opt: choco(opt, codec.top_k(2), gamma=0.4),
     "choco random_k": lambda opt: choco(opt, codec.random_k(share=0.5), gamma=0.3, seed=7),
+    "choco half": lambda opt: choco(opt, codec.half(), gamma=0.8),
+    "choco bfloat16": lambda opt: choco(opt, codec.bfloat16(), gamma=0.8),
+    "choco int8": lambda opt: choco(opt, codec.int8(), gamma=0.8),
+    "choco qsgd": lambda opt: choco(opt, codec.qsgd(4, bucket=3), gamma=0.3),
+    "choco sign": lambda opt: choco(opt, codec.sign(), gamma=0.3),
+    "choco wavelet": lambda opt: choco(opt, codec.wavelet(2, levels=2), gamma=0.3),
+    "beer": lambda opt: beer(opt, codec.top_k(2), gamma=0.3),
+    "deepsqueeze": lambda opt: deepsqueeze(opt, codec.top_k(2), gamma=0.2),
+    "moniqua": lambda opt: moniqua(opt, theta=9.0),
+    "jwins": lambda opt: jwins(opt, k=2, levels=1),
+    "quantised": lambda opt: quantised(opt, codec.bfloat16()),
     "gossip": gossip,
     "local": local,
 }

@@ -110,7 +110,7 @@ def test_columns_may_be_received_one_after_the_other(name, data):
         with mock.patch.object(in_place, "block_width", return_value=columns):
             state = in_place.receive_(a, state, heard, around, 4)
         close(state, expected)
-    assert a.columnwise  # none so far needs whole rows
+    assert a.columnwise or "jwins" in name  # whose wavelets need whole rows
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -122,7 +122,7 @@ def test_a_step_is_its_factor_times_the_gradient(name, opt, data):
     x, rows, grads = data.draw(blocks(3))
     state = unshared(a.init(x, rows))
     if a.factor is None:
-        assert name.startswith(("push_sum", "gradient", "d2", "proximal", "average"))
+        assert name.startswith(("push_sum", "gradient", "d2", "beer", "proximal", "average"))
         return
     for g in grads:
         factor, after = a.factor(state)
@@ -145,7 +145,7 @@ def test_agreed_nodes_without_gradients_stay(name, data):
     x, rows, _ = data.draw(blocks(len(graph)))
     x = x[:1].expand_as(x).contiguous()
     state, heard = a.init(x, rows), None
-    if "random_k" in name:  # to be agreed is to know it of each other
+    if name.endswith(("random_k", "int8", "qsgd")):  # to be agreed is to know it of each other
         state, heard = known(state, x), Params(x)
     for _ in range(4):
         state = a.step(state, torch.zeros_like(x))

@@ -235,11 +235,19 @@ def test_the_number_of_nodes_follows_from_the_topology(tmp_path):
         Experiment.from_dict({"nodes": 5, "algorithm": "dpsgd", "topology": "net.edges"}, tmp_path)
 
 
+CODED = {"codec": "top_k:k=3"}
+MORE = {  # what must be given
+    **dict.fromkeys(("beer", "choco", "deepsqueeze", "quantised"), CODED),
+    "jwins": {"k": 3},
+    "moniqua": {"theta": 1.0},
+}
+
+
 def test_the_mixing_rule_follows_the_algorithm():
     rule = {
         name: Experiment.from_dict(
             {
-                "algorithm": {"name": name} | ({"codec": "top_k:k=3"} if name == "choco" else {}),
+                "algorithm": {"name": name} | MORE.get(name, {}),
                 "pace": {"local_steps": 1},
             }
         ).sections["mixing"]
