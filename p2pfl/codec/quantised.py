@@ -72,7 +72,9 @@ def qsgd(levels: int = 4, bucket: int | None = None) -> Codec[Bits]:
 
     ``ceil(log2(2 levels + 1)) d / 8 + 4`` bytes. Unbiased; adds at most
     ``min(d / levels^2, sqrt(d) / levels)`` times the squared norm as variance, which for long
-    XX
+    rows is a multiple of it. With `bucket`, every so many entries count as a row, and have a norm
+    of their own, 4 bytes each. Methods that send differences, as `choco`, may diverge unless
+    ``levels > sqrt(bucket)``.
     """
     if not 1 <= levels <= 127:
         raise ValueError(f"levels = {levels} is not in 1..127")
@@ -80,7 +82,9 @@ def qsgd(levels: int = 4, bucket: int | None = None) -> Codec[Bits]:
     bits = (2 * levels).bit_length()
 
     def encode(block: Tensor, keys: Tensor) -> Bits:
-        unit = _unit(torch.linalg.vector_norm(_cut(block, bucket), dim=2), levels)
+        cut = _cut(block, bucket)  # of which squares may overflow
+        norm = torch.linalg.vector_norm(cut, dim=2, dtype=torch.float64)
+        unit = _unit(norm.to(cut.dtype), levels)
         drawn = _drawn(block, unit, keys, bucket, levels)
         return Bits(pack((drawn + levels).to(torch.uint8), bits), unit)
 

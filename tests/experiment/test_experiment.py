@@ -204,14 +204,21 @@ def test_changes_are_made_before_anything_is_checked():
     assert experiment.sections["topology"].name == "grid"
 
 
+CODED = {"codec": "top_k:k=3"}
+MORE = {  # what must be given
+    **dict.fromkeys(("beer", "choco", "deepsqueeze", "quantised"), CODED),
+    "jwins": {"k": 3},
+    "moniqua": {"theta": 1.0},
+}
+
+
 def test_what_the_refusal_of_an_overlap_names_can_do_it():
     pace = {"local_steps": 1}
-    choco = {"name": "choco", "codec": "top_k:k=3"}
     able = {
         name
         for name in ALGORITHMS
         if Experiment.from_dict(
-            {"algorithm": choco if name == "choco" else name, "pace": pace}
+            {"algorithm": {"name": name} | MORE.get(name, {}), "pace": pace}
         ).algorithm.carry
     }
     message = problem({"algorithm": "d2", "topology": "ring", "pace": pace | {"overlap": True}})
@@ -233,14 +240,6 @@ def test_the_number_of_nodes_follows_from_the_topology(tmp_path):
     assert (file.nodes, sides.nodes) == (4, 12)
     with pytest.raises(UserError, match=r"nodes = 5.*has 4"):
         Experiment.from_dict({"nodes": 5, "algorithm": "dpsgd", "topology": "net.edges"}, tmp_path)
-
-
-CODED = {"codec": "top_k:k=3"}
-MORE = {  # what must be given
-    **dict.fromkeys(("beer", "choco", "deepsqueeze", "quantised"), CODED),
-    "jwins": {"k": 3},
-    "moniqua": {"theta": 1.0},
-}
 
 
 def test_the_mixing_rule_follows_the_algorithm():

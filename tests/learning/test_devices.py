@@ -66,9 +66,10 @@ def test_algorithms(name, opt):
     if algorithm.factor is not None:
         factor, _ = algorithm.factor(state)
         assert factor.device.type == "meta"
-    heard = algorithm.absorb(None, algorithm.send(state), 6)
-    if name == "gossip":  # looks at the numbers to see who is the oldest
+    message = algorithm.send(state)
+    if name in ("gossip", "jwins", "moniqua"):  # look at the numbers of what they heard
         return
+    heard = algorithm.absorb(None, message, 6)
     weights = torch.zeros(4, 4, dtype=torch.float64, device="meta")
     state = algorithm.receive(state, Inbox(weights, heard, nodes))
     assert algorithm.model(state).device.type == "meta"
