@@ -43,7 +43,8 @@ def jwins(
     that have changed most since it last sent them; in place of those that a neighbour did not
     send, a receiver takes its own. Agreed models stay agreed, but the mean moves a little, as not
     all send the same coefficients. No state between peers, so neighbours may change. Messages are
-    ``4 k + d/8`` bytes (float32), or ``8 k`` with a list of indices.
+    ``4 k + d/8`` bytes (float32), or ``8 k`` with a list of indices, where d is rounded up to a
+    multiple of 2^levels.
 
     The paper draws the share anew in every round, which the fixed size of messages here does not
     allow; it also uses other wavelets, and an entropy code for the indices.
