@@ -133,6 +133,13 @@ def test_with_all_entries_they_are_dpsgd():
         close(play(a, x, rows, grads, w).x, expected)
 
 
+def test_beer_draws_other_lots_for_the_gradients():
+    a = beer(sgd(ETA), codec.random_k(5))
+    state = a.step(a.init(torch.ones(1, 400), everybody(1)), torch.ones(1, 400))
+    (x, y), *_ = a.send(state).columns
+    assert not torch.equal(x, y)
+
+
 # Error feedback.
 
 
