@@ -28,7 +28,7 @@ LAWS = settings(max_examples=12, deadline=None)
 
 # Those whose steps are no multiple of the gradient at their model.
 NO_FACTOR = {"push_sum", "gradient_tracking", "d2", "proximal", "average", "exact_diffusion"}
-NO_FACTOR |= {"extra", "kgt", "push_diging", "push_pull", "qg"}
+NO_FACTOR |= {"beer", "extra", "kgt", "push_diging", "push_pull", "qg"}
 # Those which make more of their own steps even when they hear nobody.
 OF_THEIR_OWN = {"qg", "diloco", "fedavgm", "fedadagrad", "fedadam", "fedyogi"}
 
@@ -116,7 +116,7 @@ def test_columns_may_be_received_one_after_the_other(name, data):
         with mock.patch.object(in_place, "block_width", return_value=columns):
             state = in_place.receive_(a, state, heard, around, 4)
         close(state, expected)
-    assert a.columnwise  # none so far needs whole rows
+    assert a.columnwise or "jwins" in name  # whose wavelets need whole rows
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -151,7 +151,7 @@ def test_agreed_nodes_without_gradients_stay(name, data):
     x, rows, _ = data.draw(blocks(len(graph)))
     x = x[:1].expand_as(x).contiguous()
     state, heard = a.init(x, rows), None
-    if "random_k" in name:  # to be agreed is to know it of each other
+    if name.endswith(("random_k", "int8", "qsgd")):  # to be agreed is to know it of each other
         state, heard = known(state, x), Params(x)
     for _ in range(4):
         state = a.step(state, torch.zeros_like(x))
