@@ -32,6 +32,7 @@ class Company:
         self._done: dict[PeerId, int] = {}  # up to which round those who are done keep their place
         self._suspected: set[PeerId] = set()
         self._late: dict[PeerId, int] = {}  # the last deadline missed by who has not caught up
+        self._behind: dict[PeerId, int] = {}  # rounds between us when each was last heard too late
         self._misses: Counter[PeerId] = Counter()  # how many it has missed since it was in step
         self._left_out: dict[PeerId, deque[int]] = {}  # the last rounds in which we do not count
         self._alone: dict[PeerId, deque[int]] = {}  # those in which only we do
@@ -53,6 +54,7 @@ class Company:
                     self._done[peer] = round + BACKLOG
                 self._suspected.discard(peer)
                 self._late.pop(peer, None)
+                self._behind.pop(peer, None)
                 self._misses.pop(peer, None)
                 self._left_out.pop(peer, None)
                 self._alone.pop(peer, None)
@@ -82,10 +84,22 @@ class Company:
         no reason to wait: where peers leap it must be so twice running, or have missed a single
         deadline, and that by little.
         """
+        self._behind.pop(peer, None)
         missed = self._late.get(peer, round)
         if not self._leaps or before > missed or (round == missed and before == missed - 1):
             self._late.pop(peer, None)
             self._misses.pop(peer, None)
+
+    def behind(self, peer: PeerId, rounds: int) -> None:
+        """Take note that a peer that goes from round to round is so many behind us.
+
+        Who does not fall further behind is not slow, only apart from us: we did not wait for each
+        other for a while. It is waited for, until it has come to us.
+        """
+        if self._leaps and rounds <= min(self._behind.get(peer, -1), BACKLOG):
+            self._late.pop(peer, None)
+            self._misses.pop(peer, None)
+        self._behind[peer] = rounds
 
     def leave_out(self, peer: PeerId, round: int) -> None:
         """Take note that a peer counts nothing of ours in a round, nor do we of its."""
@@ -94,6 +108,10 @@ class Company:
     def is_left_out(self, peer: PeerId, round: int) -> bool:
         """Say whether what a peer says in a round is not to be counted."""
         return round in self._left_out.get(peer, ())
+
+    def has_been_left_out(self, since: int) -> bool:
+        """Say whether anybody has done without us in a round from `since` on."""
+        return any(round >= since for rounds in self._left_out.values() for round in rounds)
 
     def count_alone(self, peer: PeerId, round: int) -> None:
         """Take note that a peer counts nothing of ours in a round, while we may of its."""
