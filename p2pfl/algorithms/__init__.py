@@ -12,8 +12,10 @@ from p2pfl.algorithms.corrected import d2, gradient_tracking
 from p2pfl.algorithms.gossip import gossip
 from p2pfl.algorithms.proximal import proximal
 from p2pfl.algorithms.push_sum import push_sum
+from p2pfl.algorithms.robust import balance, rpel
 
 ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
+    "balance": balance,
     "choco": choco,
     "d2": d2,
     "dpsgd": dpsgd,
@@ -22,11 +24,13 @@ ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
     "gradient_tracking": gradient_tracking,
     "local": local,
     "push_sum": push_sum,
+    "rpel": rpel,
 }
 
 __all__ = [
     "ALGORITHMS",
     "average",
+    "balance",
     "choco",
     "d2",
     "dpsgd",
@@ -36,4 +40,5 @@ __all__ = [
     "local",
     "proximal",
     "push_sum",
+    "rpel",
 ]

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from p2pfl.algorithm import Algorithm
 from p2pfl.algorithms import proximal
+from p2pfl.attacks import hostile
 from p2pfl.churn.script import Script
 from p2pfl.data.dataset import Source
+from p2pfl.data.flipped import with_flipped_labels
 from p2pfl.data.shards import Federation, federate
 from p2pfl.data.statistics import Affine, in_two_passes
 from p2pfl.errors import UserError
@@ -33,6 +35,7 @@ from p2pfl.experiment.pairing import Pairing, check_pairing, default_mixing, rem
 from p2pfl.experiment.sections import (
     DEFAULTS,
     SECTIONS,
+    Attackers,
     Checkpointing,
     Evaluation,
     Output,
@@ -197,8 +200,34 @@ class Experiment:
 
     @cached_property
     def algorithm(self) -> Algorithm[Any, Any, Any]:
-        """The algorithm with its optimiser, and FedProx's pull around it if asked for."""
-        return _algorithm(self.sections)
+        """The algorithm with its optimiser, and what was asked for around it.
+
+        FedProx's pull, and the lies of the attackers.
+        """
+        algorithm, (who, attack) = _algorithm(self.sections), self.attackers
+        if attack is None:
+            return algorithm
+        try:
+            return hostile(algorithm, attack, who, self.seed)
+        except ValueError as error:
+            name = self.sections["algorithm"].name
+            raise UserError(f"attackers.attack with algorithm.name = {name!r}: {error}") from error
+
+    @cached_property
+    def attackers(self) -> Attackers:
+        """Who attacks the others, and how."""
+        return self._build("attackers", self.nodes, self.seed)  # type: ignore[no-any-return]
+
+    @property
+    def attack(self) -> str | None:
+        """What the attackers do, by name."""
+        section = self.sections["attackers"].values["attack"]
+        return None if section is None else str(section.name)
+
+    @property
+    def honest(self) -> list[int]:
+        """The nodes which are no attackers, ascending: what a run reports is about them."""
+        return [node for node in range(self.nodes) if node not in self.attackers.who]
 
     @cached_property
     def mixing(self) -> Mixing:
@@ -242,7 +271,9 @@ class Experiment:
         dataset = source.load(data_dir or self.base, only)
         partitioner, holdout = self._build("partition"), self._build("holdout")
         try:
-            return federate(dataset, partitioner, holdout, self.nodes, self.seed, only)
+            shared = federate(dataset, partitioner, holdout, self.nodes, self.seed, only)
+            who, attack = self.attackers
+            return with_flipped_labels(shared, who) if attack and attack.labels else shared
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -351,6 +382,7 @@ class Experiment:
             self.standardise,
             self.algorithm.restart is not None,
             self.churn is not None,
+            self.attackers.attack is not None and not self.attackers.attack.finite,
         )
 
     def _check(self) -> None:
@@ -364,7 +396,13 @@ class Experiment:
             )
         check_pairing(self._pairing)
         rule = None if isinstance(self.pace, Timer) else self.pace.stop
-        if rule and rule.metric.startswith("eval") and measured(self) is not None:
+        evaluated = rule is not None and rule.metric.startswith("eval")
+        if rule and evaluated and self.attackers.who:
+            raise UserError(
+                f"pace.stop.metric = {rule.metric!r} asks what every node has reached, but"
+                " attackers are not measured: use metric = 'train_loss'"
+            )
+        if rule and evaluated and measured(self) is not None:
             raise UserError(
                 f"pace.stop.metric = {rule.metric!r} asks what every node has reached, but"
                 f" evaluation.nodes = {self.evaluation.nodes} of {self.nodes} are measured:"

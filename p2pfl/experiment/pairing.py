@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from p2pfl.algorithm import Needs
 from p2pfl.errors import UserError
 from p2pfl.experiment.sections import Rounds, Timer
 from p2pfl.topology.mixing import Mixing, weights
-from p2pfl.topology.schedule import Topology
+from p2pfl.topology.schedule import Topology, in_degrees
 
 DENSE = 2000  # nodes up to which eigenvalues are worked out
 
@@ -29,6 +31,7 @@ class Pairing(NamedTuple):
     standardise: str
     restarts: bool  # whether the algorithm can begin anew with some neighbours
     churns: bool  # whether anything happens to peers or links
+    refused: bool  # whether attackers send what their receivers refuse
 
 
 def default_mixing(needs: Needs) -> dict[str, object]:
@@ -48,6 +51,7 @@ def check_pairing(pair: Pairing) -> None:
     _check_graph(pair)
     _check_pace(pair)
     _check_churn(pair)
+    _check_models(pair)
     if pair.needs.positive:
         _check_spectrum(pair)
 
@@ -55,6 +59,9 @@ def check_pairing(pair: Pairing) -> None:
 def remarks(pair: Pairing) -> list[str]:
     """Return what a user should know of a pairing that is allowed."""
     needs, topology = pair.needs, pair.topology
+    hungry = _hungry(pair)
+    if hungry:
+        return hungry
     if needs.weights != "mean" or needs.graph == "complete":
         return []
     matrix = weights(topology.links(0), pair.mixing)
@@ -145,6 +152,45 @@ def _check_pace(pair: Pairing) -> None:
         raise UserError(
             f"pace.stop.metric = {metric!r} is never measured with holdout.name = 'none'"
         )
+
+
+def _check_models(pair: Pairing) -> None:
+    """Refuse a rule that would have no effect at some node, because it hears too few."""
+    needs = pair.needs
+    if pair.refused and isinstance(pair.pace, Rounds) and pair.pace.patience == math.inf:
+        raise UserError(
+            "attackers.attack = 'non_finite': what they send is refused, and pace.patience = inf"
+            " waits for it for ever: give a number of seconds"
+        )
+    if isinstance(pair.pace, Timer) and needs.models > 2:
+        raise UserError(
+            f"{needs.rule} needs {needs.models} models at once, and with pace.name = 'timer' a peer"
+            " merges two: use aggregate = 'clipped_gossip:tau=...', or rounds"
+        )
+    most = _heard(pair).amax(0)
+    if int(most.min()) + 1 < needs.models:
+        node = int(most.argmin())
+        (graph,) = _names(pair, "topology")
+        raise UserError(
+            f"{needs.rule} needs {needs.models} models, a node's own included, and node {node} on"
+            f" topology.name = {graph!r} has {int(most[node])} neighbours: lower f, or use a"
+            " topology of a higher degree"
+        )
+
+
+def _hungry(pair: Pairing) -> list[str]:
+    least = int(_heard(pair).min())
+    if isinstance(pair.pace, Timer) or least + 1 >= pair.needs.models:
+        return []
+    return [
+        f"{pair.needs.rule} needs {pair.needs.models} models, and in some rounds some nodes are"
+        f" given {least + 1} only: they then keep their own"
+    ]
+
+
+def _heard(pair: Pairing) -> Tensor:
+    """Return how many others each node hears in each round, ``[rounds, n]``."""
+    return torch.stack([in_degrees(links) for links in pair.topology.rounds()])
 
 
 def _check_churn(pair: Pairing) -> None:

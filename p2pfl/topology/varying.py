@@ -50,7 +50,7 @@ def random_matching(n: int, seed: int = 0) -> Topology:
     return _drawn(n, draw, "random_matching")
 
 
-def el_local(n: int, s: int = 4, seed: int = 0) -> Topology:
+def el_local(n: int, s: int = 4, seed: int = 0, pull: bool = False) -> Topology:
     """Return the schedule in which everybody sends to s others, drawn anew every round.
 
     How many a node hears differs (de Vos et al. 2023, *Epidemic learning*, EL-Local). There
@@ -60,6 +60,7 @@ def el_local(n: int, s: int = 4, seed: int = 0) -> Topology:
         n: how many nodes there are.
         s: how many others each sends to, 1 to n - 1.
         seed: of the draws.
+        pull: everybody hears s others instead, so that nobody is told more than it has asked for.
     """
     _at_least_two(n)
     if not 1 <= s <= n - 1:
@@ -69,7 +70,8 @@ def el_local(n: int, s: int = 4, seed: int = 0) -> Topology:
         nodes = torch.arange(n)
         steps = _distinct(rng.uniform(rng.fold(rng.keys(seed, nodes), round), s), n - 1)
         receivers = (nodes.unsqueeze(1) + 1 + steps) % n
-        return links_between(n, nodes.repeat_interleave(s), receivers.flatten())
+        drawing, drawn = nodes.repeat_interleave(s), receivers.flatten()
+        return links_between(n, drawn, drawing) if pull else links_between(n, drawing, drawn)
 
     return _drawn(n, draw, "el_local")
 
