@@ -55,9 +55,9 @@ def bucketing(then: Aggregation, s: int = 2) -> Aggregation:
         numbers = torch.arange(-(-k // s), device=order.device)
         within = (bucket.unsqueeze(1) == numbers[:, None]) & heard.mask.unsqueeze(1)
         size = within.sum(2)
-        shares = (within / size.clamp(min=1).unsqueeze(2)).to(heard.models.dtype)
+        shares = within.to(heard.models.dtype) / size.clamp(min=1).unsqueeze(2)
         full = size > 0
-        even = (full / full.sum(1, keepdim=True)).to(heard.weights.dtype)
+        even = full.to(heard.weights.dtype) / full.sum(1, keepdim=True)
         means = shares @ without_padding(heard)
         keys = rng.fold(heard.keys, 1)
         return then.combine(Heard(means, full, even, heard.own, keys))

@@ -22,11 +22,11 @@ def centred_clipping(tau: float, iterations: int = 1) -> Aggregation:
     at_least("iterations", iterations, 1)
 
     def combine(heard: Heard) -> Tensor:
-        shares = heard.mask / heard.senders.unsqueeze(1)
+        shares = heard.mask.to(heard.weights.dtype) / heard.senders.unsqueeze(1)
         longest = torch.full_like(heard.own[:, :1], tau)
         point = heard.own
         for _ in range(iterations):
-            point = point + _pull(heard, point, longest, shares.to(point.dtype))
+            point = point + _pull(heard, point, longest, shares)
         return point
 
     return Aggregation(combine, 1, f"centred_clipping with tau = {tau}")

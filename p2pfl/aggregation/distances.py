@@ -105,7 +105,7 @@ def lowest(scores: Tensor, mask: Tensor, count: Tensor) -> Tensor:
     order = order.gather(-1, (~mask.gather(-1, order)).int().sort(dim=-1, stable=True).indices)
     slots = torch.arange(scores.shape[-1], device=scores.device)
     count = count.clamp(min=1).unsqueeze(-1)
-    shares = ((slots < count) / count).to(scores.dtype)
+    shares = (slots < count).to(scores.dtype) / count
     return torch.zeros_like(scores).scatter(-1, order, shares)
 
 
@@ -125,10 +125,12 @@ def _best(heard: Heard, f: int, m: int | None) -> Tensor:
     far = far.diagonal_scatter(torch.full_like(heard.weights, torch.inf), dim1=1, dim2=2)
     near = far.sort(dim=2).values
     scores = torch.where(slots < others, near, 0.0).sum(2)
-    kept = (heard.senders - f).clamp(max=m)
+    kept = heard.senders - f
+    kept = kept if m is None else kept.clamp(max=m)
     return mean_of(heard.models, lowest(scores, heard.mask, kept))
 
 
 def _from(heard: Heard, point: Tensor) -> Tensor:
     """Return how far the models of each row are from a point, ``[rows, k]``."""
-    return (heard.models - point.unsqueeze(1)).norm(dim=2)
+    far: Tensor = (heard.models - point.unsqueeze(1)).norm(dim=2)
+    return far

@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
-from algorithm_cases import ALL, PLAIN, blocks, exchange, graphs, matrix, play
+from algorithm_cases import ALL, PLAIN, WHOLE, blocks, exchange, graphs, matrix, play
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -42,6 +42,8 @@ def test_the_table_is_complete():
 @LAWS
 @given(data=st.data())
 def test_renaming_the_nodes_changes_nothing(name, data):
+    if "bucketing" in name:  # who shares a bucket is drawn by the order of the ids
+        return
     a, graph = ALL[name](OPT), data.draw(graphs())
     n = len(graph)
     x, rows, grads = data.draw(blocks(n))
@@ -110,7 +112,7 @@ def test_columns_may_be_received_one_after_the_other(name, data):
         with mock.patch.object(in_place, "block_width", return_value=columns):
             state = in_place.receive_(a, state, heard, around, 4)
         close(state, expected)
-    assert a.columnwise  # none so far needs whole rows
+    assert a.columnwise != any(word in name for word in WHOLE)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -122,7 +124,7 @@ def test_a_step_is_its_factor_times_the_gradient(name, opt, data):
     x, rows, grads = data.draw(blocks(3))
     state = unshared(a.init(x, rows))
     if a.factor is None:
-        assert name.startswith(("push_sum", "gradient", "d2", "proximal", "average"))
+        assert name.startswith(("push_sum", "gradient", "d2", "proximal", "average", "hostile"))
         return
     for g in grads:
         factor, after = a.factor(state)
@@ -141,6 +143,8 @@ def test_a_step_is_its_factor_times_the_gradient(name, opt, data):
 @LAWS
 @given(data=st.data())
 def test_agreed_nodes_without_gradients_stay(name, data):
+    if name.startswith("hostile"):  # attackers do not agree
+        return
     a, graph = ALL[name](sgd(0.1, momentum=0.9)), data.draw(graphs())
     x, rows, _ = data.draw(blocks(len(graph)))
     x = x[:1].expand_as(x).contiguous()
