@@ -175,7 +175,7 @@ class Needs(NamedTuple):
         positive: the mixing matrix must have no eigenvalue at or below -1/3.
         one_step: a round is exactly one local step.
         models: a row that is given fewer models in a round, its own included, keeps its own.
-        rule: what asks for so many, in words.
+        rule: what lays the models it hears side by side, in words; "": nothing does.
     """
 
     weights: Literal["mean", "mass", "none"] = "mean"

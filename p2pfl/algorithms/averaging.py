@@ -124,7 +124,6 @@ def dpsgd(
     would, while the local steps run. Messages are ``4 d`` bytes (float32).
 
     Args:
-        opt: makes steps of gradients.
         order: what is exchanged.
         aggregate: what takes the place of the mean, so that neighbours may lie; the `mean` with
             the mixing weights if none is given. Takes the memory of all models heard.
@@ -155,7 +154,7 @@ def dpsgd(
         step,
         lambda s: Params(s.x),
         receive,
-        needs=Needs(models=rule.needs, rule=rule.title),
+        needs=_needs(rule),
         factor=plain_steps(opt),
         columnwise=rule.columnwise,
         carry=carry,
@@ -191,10 +190,14 @@ def _combine_then_adapt(
         step,
         lambda s: Params(s.before),
         receive,
-        needs=Needs(models=rule.needs, rule=rule.title),
+        needs=_needs(rule),
         factor=plain_steps(opt),
         columnwise=rule.columnwise,
     )
+
+
+def _needs(rule: Aggregation) -> Needs:
+    return Needs() if rule.linear else Needs(models=rule.needs, rule=rule.title)
 
 
 def _next(rule: Aggregation, keys: Tensor) -> Tensor:

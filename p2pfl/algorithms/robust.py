@@ -1,4 +1,4 @@
-"""Robust methods which are more than a rule: a threshold that shrinks, and lots that are few."""
+"""Robust methods which are more than a rule that takes the place of the mean."""
 
 from __future__ import annotations
 
@@ -39,7 +39,6 @@ def balance(
     heard. Trusts one's own model: without others like it a node learns alone.
 
     Args:
-        opt: makes steps of gradients.
         rounds: how many exchanges there will be; as `pace.rounds`.
         gamma: how far apart models may be at first, as a share of the own one's norm.
         kappa: how much that shrinks: to ``exp(-kappa)`` of it.
@@ -82,6 +81,7 @@ def balance(
         step,
         lambda s: Params(s.x),
         receive,
+        needs=Needs(rule="balance"),
         factor=plain_steps(opt),
         carry=carry,
     )
@@ -104,7 +104,6 @@ def rpel(  # noqa: PLR0913 - a section: every parameter is a key of the file
     round, see `p2pfl.aggregation.b_hat`. Messages are ``4 d`` bytes (float32).
 
     Args:
-        opt: makes steps of gradients.
         nodes: how many peers there are.
         attackers: how many of them may attack.
         s: how many others each hears in a round.
@@ -119,5 +118,5 @@ def rpel(  # noqa: PLR0913 - a section: every parameter is a key of the file
             f" in some round, which is not below half of s + 1 = {s + 1}: raise s, or reckon with"
             " fewer attackers"
         )
-    needs = Needs(models=s + 1, rule=f"rpel with s = {s}")
+    needs = Needs(models=2 * f + 1, rule=f"rpel with b_hat = {f}")
     return dpsgd(opt, aggregate=nnm(f), seed=seed)._replace(needs=needs)

@@ -27,15 +27,21 @@ from p2pfl.data.shards import Federation, federate
 from p2pfl.data.statistics import Affine, in_two_passes
 from p2pfl.errors import UserError
 from p2pfl.experiment.assembly import build_setup, measured
+from p2pfl.experiment.attackers import Attackers
 from p2pfl.experiment.building import build_model, check_complete
 from p2pfl.experiment.config import Section, Value, parse_spec, read
 from p2pfl.experiment.files import change, find, load_toml, located, shipped
 from p2pfl.experiment.nodes import MENDED, as_topology, count_nodes
-from p2pfl.experiment.pairing import Pairing, check_pairing, default_mixing, remarks
+from p2pfl.experiment.pairing import (
+    Pairing,
+    check_epidemic,
+    check_pairing,
+    default_mixing,
+    remarks,
+)
 from p2pfl.experiment.sections import (
     DEFAULTS,
     SECTIONS,
-    Attackers,
     Checkpointing,
     Evaluation,
     Output,
@@ -395,6 +401,7 @@ class Experiment:
                 f"evaluation.on = 'own' asks for holdout.name = 'per_node', not {holdout!r}"
             )
         check_pairing(self._pairing)
+        check_epidemic(self.sections, self.nodes)
         rule = None if isinstance(self.pace, Timer) else self.pace.stop
         evaluated = rule is not None and rule.metric.startswith("eval")
         if rule and evaluated and self.attackers.who:

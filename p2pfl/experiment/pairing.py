@@ -11,6 +11,7 @@ from torch import Tensor
 
 from p2pfl.algorithm import Needs
 from p2pfl.errors import UserError
+from p2pfl.experiment.config import Section
 from p2pfl.experiment.sections import Rounds, Timer
 from p2pfl.topology.mixing import Mixing, weights
 from p2pfl.topology.schedule import Topology, in_degrees
@@ -56,12 +57,31 @@ def check_pairing(pair: Pairing) -> None:
         _check_spectrum(pair)
 
 
+def check_epidemic(sections: Mapping[str, Section], nodes: int) -> None:
+    """Refuse `rpel` where nodes hear others than it reckons with.
+
+    Raises:
+        UserError: it says what would do.
+    """
+    algorithm, topology = sections["algorithm"], sections["topology"]
+    if algorithm.name != "rpel":
+        return
+    told, s = algorithm.values["nodes"], algorithm.values["s"]
+    if told != nodes:
+        raise UserError(f"algorithm.nodes = {told}, but nodes = {nodes}")
+    pulls = topology.name == "el_local" and topology.values["pull"]
+    if not pulls or topology.values["s"] != s:
+        raise UserError(
+            f"algorithm.name = 'rpel' reckons with nodes that hear s = {s} others, drawn in every"
+            f" round: use topology = {{name = 'el_local', s = {s}, pull = true}}"
+        )
+
+
 def remarks(pair: Pairing) -> list[str]:
     """Return what a user should know of a pairing that is allowed."""
     needs, topology = pair.needs, pair.topology
-    hungry = _hungry(pair)
-    if hungry:
-        return hungry
+    if needs.rule:
+        return _hungry(pair)
     if needs.weights != "mean" or needs.graph == "complete":
         return []
     matrix = weights(topology.links(0), pair.mixing)
@@ -144,8 +164,8 @@ def _check_pace(pair: Pairing) -> None:
     if pace.overlap and not pair.carries:
         raise UserError(
             f"algorithm.name = {name!r} as it is set cannot train while it exchanges"
-            " (pace.overlap = true): use fedavg, push_sum, local, or dpsgd with order ="
-            " 'adapt_then_combine'"
+            " (pace.overlap = true): use fedavg, push_sum, local, balance, rpel, or dpsgd with"
+            " order = 'adapt_then_combine'"
         )
     metric = pace.stop.metric if pace.stop else ""
     if metric.startswith("eval") and pair.names["holdout"] == "none":
@@ -167,6 +187,8 @@ def _check_models(pair: Pairing) -> None:
             f"{needs.rule} needs {needs.models} models at once, and with pace.name = 'timer' a peer"
             " merges two: use aggregate = 'clipped_gossip:tau=...', or rounds"
         )
+    if needs.models == 1:
+        return
     most = _heard(pair).amax(0)
     if int(most.min()) + 1 < needs.models:
         node = int(most.argmin())
@@ -179,8 +201,10 @@ def _check_models(pair: Pairing) -> None:
 
 
 def _hungry(pair: Pairing) -> list[str]:
+    if pair.needs.models == 1 or isinstance(pair.pace, Timer):
+        return []
     least = int(_heard(pair).min())
-    if isinstance(pair.pace, Timer) or least + 1 >= pair.needs.models:
+    if least + 1 >= pair.needs.models:
         return []
     return [
         f"{pair.needs.rule} needs {pair.needs.models} models, and in some rounds some nodes are"

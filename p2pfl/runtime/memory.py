@@ -68,7 +68,7 @@ def needed(setup: Setup, held: int, emulated: bool = False, twice: bool = False)
         more += (EMULATED - 1) * own
     elif not algorithm.columnwise:
         more += own
-    if algorithm.needs.models > 1 and not algorithm.columnwise:  # side by side, and compared
+    if algorithm.needs.rule and not algorithm.columnwise:  # side by side, and compared
         most = int(in_degrees(setup.topology.links(0)).max()) + 1
         more += 2 * most * params.nbytes // (held if emulated else 1)
     if getattr(setup.pace, "overlap", False):

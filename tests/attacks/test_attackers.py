@@ -160,7 +160,7 @@ def test_plain_averaging_breaks_and_a_robust_rule_does_not():
                 "algorithm": {"name": "rpel", "nodes": 8, "attackers": 1, "s": 5, "rounds": 9},
                 "topology": "el_local:s=3,pull=true",
             },
-            "rpel with s = 5 needs 6 models",
+            "reckons with nodes that hear s = 5",
         ),
     ],
 )
