@@ -56,7 +56,7 @@ class Counted(NamedTuple):
 
 
 class LocalState(NamedTuple):
-    """A model, its optimiser and the keys of the lots that a rule may draw."""
+    """A model, its optimiser, and the keys of the lots that a rule draws, if it does."""
 
     x: Tensor
     opt: Any
@@ -134,7 +134,7 @@ def dpsgd(
         return _combine_then_adapt(opt, rule, seed)
 
     def init(x: Tensor, rows: Rows) -> LocalState:
-        return LocalState(x, opt.init(x), rng.keys(seed, rows.nodes))
+        return LocalState(x, opt.init(x), _keys(rule, seed, x, rows))
 
     def step(s: LocalState, grads: Tensor) -> LocalState:
         update, state = opt.update(grads, s.opt, s.x)
@@ -174,7 +174,7 @@ def _combine_then_adapt(
     opt: Optimiser, rule: Aggregation, seed: int
 ) -> Algorithm[WhileState, Params, Params]:
     def init(x: Tensor, rows: Rows) -> WhileState:
-        return WhileState(x, opt.init(x), x, rng.keys(seed, rows.nodes))
+        return WhileState(x, opt.init(x), x, _keys(rule, seed, x, rows))
 
     def step(s: WhileState, grads: Tensor) -> WhileState:
         update, state = opt.update(grads, s.opt, s.x)
@@ -198,6 +198,13 @@ def _combine_then_adapt(
 
 def _needs(rule: Aggregation) -> Needs:
     return Needs() if rule.linear else Needs(models=rule.needs, rule=rule.title)
+
+
+def _keys(rule: Aggregation, seed: int, x: Tensor, rows: Rows) -> Tensor:
+    """Return the keys of the rows, or nothing for each where no lots are drawn."""
+    if rule.draws:
+        return rng.keys(seed, rows.nodes)
+    return torch.empty(len(x), 0, dtype=torch.int64, device=x.device)
 
 
 def _next(rule: Aggregation, keys: Tensor) -> Tensor:
