@@ -177,7 +177,8 @@ def _of_honest(experiment: Experiment, shards: Shards) -> Shards:
     """Return the examples of the nodes that are no attackers."""
     if not experiment.attackers.who:
         return shards
-    return shards.subset(torch.tensor([n for n in shards.nodes.tolist() if n in experiment.honest]))
+    honest = torch.isin(shards.nodes, torch.tensor(experiment.honest))
+    return shards.subset(shards.nodes[honest])
 
 
 def _one_shard(shards: Shards) -> Shards:
