@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from p2pfl.algorithm import Needs
 from p2pfl.errors import UserError
+from p2pfl.experiment.config import Section
 from p2pfl.experiment.sections import Rounds, Timer
 from p2pfl.topology.mixing import Mixing, weights
-from p2pfl.topology.schedule import Topology
+from p2pfl.topology.schedule import Topology, in_degrees
 
 DENSE = 2000  # nodes up to which eigenvalues are worked out
 
@@ -29,6 +32,7 @@ class Pairing(NamedTuple):
     standardise: str
     restarts: bool  # whether the algorithm can begin anew with some neighbours
     churns: bool  # whether anything happens to peers or links
+    refused: bool  # whether attackers send what their receivers refuse
 
 
 def default_mixing(needs: Needs) -> dict[str, object]:
@@ -48,13 +52,36 @@ def check_pairing(pair: Pairing) -> None:
     _check_graph(pair)
     _check_pace(pair)
     _check_churn(pair)
+    _check_models(pair)
     if pair.needs.positive:
         _check_spectrum(pair)
+
+
+def check_epidemic(sections: Mapping[str, Section], nodes: int) -> None:
+    """Refuse `rpel` where nodes hear others than it reckons with.
+
+    Raises:
+        UserError: it says what would do.
+    """
+    algorithm, topology = sections["algorithm"], sections["topology"]
+    if algorithm.name != "rpel":
+        return
+    told, s = algorithm.values["nodes"], algorithm.values["s"]
+    if told != nodes:
+        raise UserError(f"algorithm.nodes = {told}, but nodes = {nodes}")
+    pulls = topology.name == "el_local" and topology.values["pull"]
+    if not pulls or topology.values["s"] != s:
+        raise UserError(
+            f"algorithm.name = 'rpel' reckons with nodes that hear s = {s} others, drawn in every"
+            f" round: use topology = {{name = 'el_local', s = {s}, pull = true}}"
+        )
 
 
 def remarks(pair: Pairing) -> list[str]:
     """Return what a user should know of a pairing that is allowed."""
     needs, topology = pair.needs, pair.topology
+    if needs.rule:
+        return _hungry(pair)
     if needs.weights != "mean" or needs.graph == "complete":
         return []
     matrix = weights(topology.links(0), pair.mixing)
@@ -138,14 +165,57 @@ def _check_pace(pair: Pairing) -> None:
     if pace.overlap and not pair.carries:
         raise UserError(
             f"algorithm.name = {name!r} as it is set cannot train while it exchanges"
-            " (pace.overlap = true): use fedavg, push_sum, local, or dpsgd with order ="
-            " 'adapt_then_combine'"
+            " (pace.overlap = true): use fedavg, push_sum, local, balance, rpel, or dpsgd with"
+            " order = 'adapt_then_combine'"
         )
     metric = pace.stop.metric if pace.stop else ""
     if metric.startswith("eval") and pair.names["holdout"] == "none":
         raise UserError(
             f"pace.stop.metric = {metric!r} is never measured with holdout.name = 'none'"
         )
+
+
+def _check_models(pair: Pairing) -> None:
+    """Refuse a rule that would have no effect at some node, because it hears too few."""
+    needs = pair.needs
+    if pair.refused and isinstance(pair.pace, Rounds) and pair.pace.patience == math.inf:
+        raise UserError(
+            "attackers.attack = 'non_finite': what they send is refused, and pace.patience = inf"
+            " waits for it for ever: give a number of seconds"
+        )
+    if isinstance(pair.pace, Timer) and needs.models > 2:
+        raise UserError(
+            f"{needs.rule} needs {needs.models} models at once, and with pace.name = 'timer' a peer"
+            " merges two: use aggregate = 'clipped_gossip:tau=...', or rounds"
+        )
+    if needs.models == 1:
+        return
+    most = _heard(pair).amax(0)
+    if int(most.min()) + 1 < needs.models:
+        node = int(most.argmin())
+        (graph,) = _names(pair, "topology")
+        raise UserError(
+            f"{needs.rule} needs {needs.models} models, a node's own included, and node {node} on"
+            f" topology.name = {graph!r} has {int(most[node])} neighbours: lower f, or use a"
+            " topology of a higher degree"
+        )
+
+
+def _hungry(pair: Pairing) -> list[str]:
+    if pair.needs.models == 1 or isinstance(pair.pace, Timer):
+        return []
+    least = int(_heard(pair).min())
+    if least + 1 >= pair.needs.models:
+        return []
+    return [
+        f"{pair.needs.rule} needs {pair.needs.models} models, and in some rounds some nodes are"
+        f" given {least + 1} only: they then keep their own"
+    ]
+
+
+def _heard(pair: Pairing) -> Tensor:
+    """Return how many others each node hears in each round, ``[rounds, n]``."""
+    return torch.stack([in_degrees(links) for links in pair.topology.rounds()])
 
 
 def _check_churn(pair: Pairing) -> None:
