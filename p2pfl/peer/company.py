@@ -32,7 +32,8 @@ class Company:
         self._done: dict[PeerId, int] = {}  # up to which round those who are done keep their place
         self._suspected: set[PeerId] = set()
         self._late: dict[PeerId, int] = {}  # the last deadline missed by who has not caught up
-        self._behind: dict[PeerId, int] = {}  # rounds between us when each was last heard too late
+        # In which round each was last heard too late, and how many that was before ours.
+        self._behind: dict[PeerId, tuple[int, int]] = {}
         self._misses: Counter[PeerId] = Counter()  # how many it has missed since it was in step
         self._left_out: dict[PeerId, deque[int]] = {}  # the last rounds in which we do not count
         self._alone: dict[PeerId, deque[int]] = {}  # those in which only we do
@@ -90,16 +91,17 @@ class Company:
             self._late.pop(peer, None)
             self._misses.pop(peer, None)
 
-    def behind(self, peer: PeerId, rounds: int) -> None:
-        """Take note that a peer that goes from round to round is so many behind us.
+    def behind(self, peer: PeerId, round: int, by: int) -> None:
+        """Take note that a peer has spoken in a round that is so many before ours.
 
-        Who does not fall further behind is not slow, only apart from us: we did not wait for each
-        other for a while. It is waited for, until it has come to us.
+        Who goes from round to round and does not fall further behind is not slow, only apart
+        from us: we did not wait for each other for a while. It is waited for until it has come.
         """
-        if self._leaps and rounds <= min(self._behind.get(peer, -1), BACKLOG):
+        before, far = self._behind.get(peer, (-1, 0))
+        if self._leaps and round == before + 1 and by <= min(far, BACKLOG):
             self._late.pop(peer, None)
             self._misses.pop(peer, None)
-        self._behind[peer] = rounds
+        self._behind[peer] = round, by
 
     def leave_out(self, peer: PeerId, round: int) -> None:
         """Take note that a peer counts nothing of ours in a round, nor do we of its."""
@@ -111,7 +113,8 @@ class Company:
 
     def has_been_left_out(self, since: int) -> bool:
         """Say whether anybody has done without us in a round from `since` on."""
-        return any(round >= since for rounds in self._left_out.values() for round in rounds)
+        told = [*self._left_out.values(), *self._alone.values()]
+        return any(round >= since for rounds in told for round in rounds)
 
     def count_alone(self, peer: PeerId, round: int) -> None:
         """Take note that a peer counts nothing of ours in a round, while we may of its."""

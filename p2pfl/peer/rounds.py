@@ -303,8 +303,8 @@ class Peer(Generic[S, M, R]):
         # whose wait for a third peer made us wait in vain is in step again.
         if event.round + (not spoken) >= self.round:
             self._company.in_time(sender, event.round, before)
-        elif event.round == before + 1:
-            self._company.behind(sender, self.round - event.round)
+        else:
+            self._company.behind(sender, event.round, self.round - event.round)
         effects: list[Effect] = []
         if self._mutual and self._company.is_left_out(sender, event.round):
             effects = self._drop(sender, event.round)
