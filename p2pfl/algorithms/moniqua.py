@@ -68,10 +68,10 @@ def moniqua(
 
     def receive(s: QuantisedState, inbox: Inbox[Residues]) -> QuantisedState:
         own = s.x.to(wide(s.x))
-        levels, mask = inbox.gather(inbox.heard.levels)
+        levels, _ = inbox.gather(inbox.heard.levels)
         offsets = _nearest(levels.to(own.dtype) * level - own.unsqueeze(1), level * count)
         mine = _nearest(inbox.mine(inbox.heard.levels).to(own.dtype) * level - own, level * count)
-        pull = (_shares(inbox.weights, mask).to(own.dtype).unsqueeze(1) @ offsets).squeeze(1)
+        pull = (inbox.shares().to(own.dtype).unsqueeze(1) @ offsets).squeeze(1)
         x = (own + gamma * (pull - mine)).to(s.x.dtype)
         return s._replace(x=x, keys=rng.fold(s.keys, 1))
 
@@ -92,10 +92,3 @@ def moniqua(
 def _nearest(offset: Tensor, around: float) -> Tensor:
     """Return offsets on a circle of the given circumference, the short way."""
     return offset - around * torch.round(offset / around)
-
-
-def _shares(weights: Tensor, mask: Tensor) -> Tensor:
-    """Return the weights of the senders that `Inbox.gather` lays side by side, ``[rows, k]``."""
-    values = weights.values() if weights.layout is torch.sparse_csr else weights
-    # Both go row by row and, in a row, in the order of the senders.
-    return mask.to(values.dtype).masked_scatter(mask, values[values != 0])

@@ -41,6 +41,10 @@ class Alone(Inbox[R]):
         """Return every row's only sender, ``[rows, 1, d]``; as of `Inbox`."""
         return field.unsqueeze(1), torch.ones_like(field[:, :1], dtype=torch.bool)
 
+    def shares(self) -> Tensor:
+        """Return that each row makes everything of what it says, ``[rows, 1]``; as of `Inbox`."""
+        return torch.ones_like(self.own, dtype=self.weights.dtype).unsqueeze(1)
+
 
 def partial(algorithm: Algorithm[S, M, R], columns: Tensor) -> Algorithm[S, M, R]:
     """Let only some columns travel and be mixed (Arivazhagan et al. 2019, FedPer).

@@ -146,7 +146,7 @@ ALL: dict[str, Build] = {
 }
 
 # What needs whole rows, by words in the names.
-WHOLE = ("krum", "geometric", "nn", "clip", "balance", "rpel", "hostile")
+WHOLE = ("jwins", "krum", "geometric", "nn", "clip", "balance", "rpel", "hostile")
 
 
 def matrix(graph: nx.Graph, needs: str = "mean", lazy: bool = True) -> Tensor:
