@@ -159,6 +159,7 @@ class Needs(NamedTuple):
         every_message: a message that is lost, or taken a round late, breaks the method.
         positive: the mixing matrix must have no eigenvalue at or below -1/3.
         one_step: a round is exactly one local step.
+        convex: no mixing weight may be negative.
     """
 
     weights: Literal["mean", "mass", "none"] = "mean"
@@ -167,6 +168,7 @@ class Needs(NamedTuple):
     every_message: bool = False
     positive: bool = False
     one_step: bool = False
+    convex: bool = False
 
 
 class Algorithm(NamedTuple, Generic[S, M, R]):

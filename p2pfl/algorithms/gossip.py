@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from p2pfl.algorithm import Algorithm, Inbox, Rows
+from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
 from p2pfl.algorithms.averaging import plain_steps
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.tree import wide
@@ -60,6 +60,7 @@ def gossip(opt: Optimiser) -> Algorithm[AgedState, Aged, Aged]:
         step,
         lambda s: Aged(s.x, s.age),
         receive,
+        needs=Needs(convex=True),  # ages scale the weights, whose sum must not come near zero
         factor=factor if plain else None,
         columnwise=True,
     )

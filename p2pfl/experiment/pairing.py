@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from p2pfl.algorithm import Needs
 from p2pfl.errors import UserError
 from p2pfl.experiment.sections import Rounds, Timer
-from p2pfl.topology.mixing import Mixing, weights
+from p2pfl.topology.mixing import Mixing, in_shares, weights
 from p2pfl.topology.schedule import Topology
+from p2pfl.topology.spectral import is_doubly_stochastic
 
 DENSE = 2000  # nodes up to which eigenvalues are worked out
+ROUNDED = 1e-6  # below zero by less is no negative weight
 
 
 class Pairing(NamedTuple):
@@ -38,14 +41,20 @@ def default_mixing(needs: Needs) -> dict[str, object]:
     return {"name": "metropolis", "lazy": needs.positive}
 
 
+def suited(mixing: Mixing, needs: Needs) -> Mixing:
+    """Return a rule as an algorithm makes use of it: who adds up a mass sends shares of it."""
+    splits = needs.weights == "mass" and mixing.conserves == "mean"
+    return in_shares(mixing) if splits else mixing
+
+
 def check_pairing(pair: Pairing) -> None:
     """Refuse what cannot work together.
 
     Raises:
         UserError: it names the two sections, and what would do.
     """
-    _check_weights(pair)
     _check_graph(pair)
+    _check_weights(pair)
     _check_pace(pair)
     _check_churn(pair)
     if pair.needs.positive:
@@ -70,7 +79,13 @@ def remarks(pair: Pairing) -> list[str]:
 
 def _check_weights(pair: Pairing) -> None:
     needs, rule = pair.needs.weights, pair.mixing
-    name, mixing = _names(pair, "algorithm", "mixing")
+    name, mixing, graph = _names(pair, "algorithm", "mixing", "topology")
+    try:
+        weights(pair.topology.links(0), rule)
+    except ValueError as error:
+        raise UserError(
+            f"mixing.name = {mixing!r} on topology.name = {graph!r}: {error}"
+        ) from error
     if needs == "none" and pair.standardise == "pooled":
         raise UserError(
             f"preprocess.standardise = 'pooled' asks the others, but algorithm.name = {name!r}"
@@ -82,11 +97,30 @@ def _check_weights(pair: Pairing) -> None:
             f" algorithm.name = {name!r} takes means: use metropolis or uniform,"
             " or algorithm.name = 'push_sum'"
         )
-    if needs == "mass" and rule.conserves == "mean":
+    if needs == "mass" and rule.conserves == "mean" and not _conserves_mass(pair):
         raise UserError(
             f"mixing.name = {mixing!r} takes means, but algorithm.name = {name!r} adds up"
-            " shares of a mass (columns that sum to one): use push"
+            " shares of a mass: the columns of its matrix must sum to one, and those on"
+            f" topology.name = {graph!r} do not: use push"
         )
+    if pair.needs.convex and rule.of_graph is not None and _is_negative(pair):
+        raise UserError(
+            f"mixing.name = {mixing!r} has negative weights on topology.name = {graph!r}, and"
+            f" algorithm.name = {name!r} must not have any: use metropolis or max_degree, or"
+            ' mixing = {name = "fastest", nonnegative = true}'
+        )
+
+
+def _conserves_mass(pair: Pairing) -> bool:
+    return all(is_doubly_stochastic(matrix) for matrix in _matrices(pair))
+
+
+def _is_negative(pair: Pairing) -> bool:
+    return any(float(matrix.to_dense().min()) < -ROUNDED for matrix in _matrices(pair))
+
+
+def _matrices(pair: Pairing) -> Iterator[Tensor]:
+    return (weights(links, pair.mixing) for links in pair.topology.rounds())
 
 
 def _check_graph(pair: Pairing) -> None:
@@ -114,6 +148,12 @@ def _check_pace(pair: Pairing) -> None:
     needs, pace = pair.needs, pair.pace
     (name,) = _names(pair, "algorithm")
     if isinstance(pace, Timer):
+        mixing = pair.names["mixing"]
+        if mixing != default_mixing(needs)["name"]:
+            raise UserError(
+                "pace.name = 'timer' merges two models half and half, and makes no use of"
+                f" mixing.name = {mixing!r}: leave it out"
+            )
         if pair.topology.period != 1:
             raise UserError(
                 "pace.name = 'timer' has no rounds, and topology.name ="

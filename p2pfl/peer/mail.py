@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Generic, NamedTuple, cast
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from p2pfl.learning.tree import tree_map
 from p2pfl.peer.events import PeerId, Received
 from p2pfl.peer.ledger import Ledger
 from p2pfl.peer.letters import unstacked
-from p2pfl.peer.plan import BACKLOG
+from p2pfl.peer.plan import BACKLOG, View
 from p2pfl.topology.mixing import Mixing
 
 
@@ -72,6 +72,7 @@ class Mail(Generic[S, M, R]):
         self._backlog = backlog if is_replaceable(algorithm) else None
         self._exact = exact
         self._ledger: Ledger[M] = Ledger()  # used where a mass is conserved
+        self._kept = 1.0  # of a mass, when it was shared out last
         self.unopened: dict[PeerId, deque[Received]] = {}
         self._mixed: dict[PeerId, deque[int]] = {}  # the last rounds of which models were mixed
         self._newest: dict[PeerId, int] = {}
@@ -124,13 +125,15 @@ class Mail(Generic[S, M, R]):
         self._ledger.forget(peer)
 
     def shares(
-        self, to: Sequence[PeerId], message: tuple[Tensor, ...]
+        self, view: View, message: tuple[Tensor, ...]
     ) -> Iterator[tuple[PeerId, tuple[Tensor, ...]]]:
-        """Yield what to send to each of some peers, where a message is a mass to be shared out."""
-        weight = self._mixing.weight(len(to), len(to))
-        share = cast(M, tree_map(lambda part: part * weight, message))
-        for peer in to:
-            yield peer, self._ledger.give(peer, share)
+        """Yield what to send to each peer in view, where a message is a mass to be shared out."""
+        degree = len(view.sends_to)
+        given = view.given or dict.fromkeys(view.sends_to, self._mixing.weight(degree, degree))
+        self._kept = 1 - math.fsum(given[peer] for peer in view.sends_to)
+        for peer in view.sends_to:
+            share = tree_map(lambda part, weight=given[peer]: part * weight, message)
+            yield peer, self._ledger.give(peer, cast(M, share))
 
     def drop(self, sender: PeerId, rounds: range) -> list[Received]:
         """Take out and return what a sender has said in some rounds."""
@@ -160,15 +163,16 @@ class Mail(Generic[S, M, R]):
         self._heard[peer] = (degree, memory)
         return degree, memory
 
-    def open(self, hears_from: Sequence[PeerId], round: int, everything: bool) -> Opened[R]:
+    def open(self, view: View, round: int, everything: bool) -> Opened[R]:
         """Open what is due in a round, after `remember` has been told what was said oneself.
 
         Args:
-            hears_from: who was to be heard.
+            view: who was to be heard.
             round: up to which messages are due.
             everything: whether newer ones are, too.
         """
         entries: list[tuple[PeerId, float, R]] = []
+        hears_from = view.hears_from
         # Where neighbours change, a letter may come when its sender is none any more. It is
         # taken now: later it would be old, and a share of a mass may not be lost.
         others = tuple(p for p, letters in self.unopened.items() if letters and p not in hears_from)
@@ -176,6 +180,9 @@ class Mail(Generic[S, M, R]):
         mail = {peer: self._due(peer, round, everything) for peer in (*hears_from, *others)}
         mail = {p: letters for p, letters in mail.items() if letters or p not in others}
         received, stale, taking = 0, 0, len(mail)
+        # The weights of links are those of all who are heard in a round. With anybody else
+        # they might add up to more than one.
+        taken = view.taken if len(mail) == len(hears_from) else None
         shares = self._mixing.conserves == "mass"
         for peer, letters in mail.items():
             received += sum(letter.size for letter in letters)
@@ -190,8 +197,9 @@ class Mail(Generic[S, M, R]):
                 stale += sum(letter.round != round for letter in letters)
             if not shares and peer in self._heard:
                 degree, memory = self._heard[peer]
-                entries.append((peer, self._mixing.weight(taking, degree), memory))
-        inbox = self._inbox(entries, len(hears_from))
+                weight = taken[peer] if taken else self._mixing.weight(taking, degree)
+                entries.append((peer, weight, memory))
+        inbox = self._inbox(entries)
         if self._algorithm.absorb is newest:
             self._heard.clear()  # what was said before says nothing of later rounds
         said = {p: [one.score for one in mail[p] if one.round == round] for p in hears_from}
@@ -210,12 +218,11 @@ class Mail(Generic[S, M, R]):
             due.append(unopened.popleft())
         return due
 
-    def _inbox(self, entries: list[tuple[PeerId, float, R]], taking: int) -> Inbox[R]:
-        giving, mine = self._heard[self._me]
+    def _inbox(self, entries: list[tuple[PeerId, float, R]]) -> Inbox[R]:
+        _, mine = self._heard[self._me]
+        kept = self._kept
         if self._mixing.conserves == "mean":  # what was not heard goes back to oneself
             kept = 1 - math.fsum(weight for _, weight, _ in entries)
-        else:
-            kept = 1 - giving * self._mixing.weight(taking, giving)
         # All peers add up in the order of the ids, so that peers which hear the same hold
         # the same, to the bit.
         entries = sorted([*entries, (self._me, kept, mine)], key=lambda entry: entry[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from p2pfl.peer.events import PeerId
@@ -16,10 +16,20 @@ BACKLOG = 8
 
 
 class View(NamedTuple):
-    """Whom a peer talks to in a round."""
+    """Whom a peer talks to in a round.
+
+    Attributes:
+        sends_to: who is to hear it.
+        hears_from: whom it is to hear.
+        given: what each of those it sends to makes of it, where the links come with weights;
+            None: that follows from degrees.
+        taken: what it makes of each that it hears, likewise.
+    """
 
     sends_to: tuple[PeerId, ...]
     hears_from: tuple[PeerId, ...]
+    given: Mapping[PeerId, float] | None = None
+    taken: Mapping[PeerId, float] | None = None
 
 
 class Views(NamedTuple):

@@ -215,10 +215,12 @@ class Peer(Generic[S, M, R]):
         # The view is fixed here for the whole round: both ends of a link reckon with the
         # degrees that were announced, whatever happens to a third peer meanwhile.
         gone = self._company.gone
-        sends_to, hears_from = self._view_in(self.round)
-        self._view = View(
-            tuple(p for p in sends_to if p not in gone),
-            tuple(p for p in hears_from if p not in gone or self._has_last_words(p)),
+        view = self._view_in(self.round)
+        self._view = view._replace(
+            sends_to=tuple(p for p in view.sends_to if p not in gone),
+            hears_from=tuple(
+                p for p in view.hears_from if p not in gone or self._has_last_words(p)
+            ),
         )
         self._agreement.measured("train_loss", self._loss)
         fresh, degree = self._begin_anew(), len(self._view.sends_to)
@@ -244,7 +246,7 @@ class Peer(Generic[S, M, R]):
         to = self._view.sends_to
         if not self._shares:
             return [(to, message)]
-        return [((peer,), share) for peer, share in self.mail.shares(to, message)]
+        return [((peer,), share) for peer, share in self.mail.shares(self._view, message)]
 
     def _catch_up(self) -> None:
         """Go to the round that most others come to next, if they have gone on without us.
@@ -355,7 +357,7 @@ class Peer(Generic[S, M, R]):
 
     def _close(self, missing: tuple[PeerId, ...]) -> list[Effect]:
         self._company.missed(missing, self.round)
-        opened = self.mail.open(self._view.hears_from, self.round, not self.pace.patience)
+        opened = self.mail.open(self._view, self.round, not self.pace.patience)
         effects = self._leave_out(opened)
         self.state = self.algorithm.receive(self.state, opened.inbox)
         self._take_scores(opened.scores)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from p2pfl.peer.joining import Offer, position
 from p2pfl.peer.ledger import Ledger
 from p2pfl.peer.plan import BACKLOG, Pace, View, Views
 from p2pfl.peer.rounds import Peer
-from p2pfl.topology.mixing import Mixing
+from p2pfl.topology.mixing import Mixing, prescribed
 from p2pfl.topology.schedule import Topology
 
 
@@ -146,13 +146,40 @@ class Setup:
         """Say whom a node talks to, given a round and who is gone."""
         among, nodes = self.among, range(self.topology.n)
         if among is None:
-            return Views(lambda round, gone: View(*self.topology.view(node, round)))
+            return Views(lambda round, gone: self._view(self.topology, node, round))
 
         def of(round: int, gone: frozenset[int]) -> View:
             there = tuple(other for other in nodes if other == node or other not in gone)
-            return View(*among(there).view(node, round))
+            return self._view(among(there), node, round)
 
         return Views(of, follow=True, mutual=self.topology.is_symmetric)
+
+    def _view(self, topology: Topology, node: int, round: int) -> View:
+        sends_to, hears_from = topology.view(node, round)
+        round = round % topology.period if topology.period else round
+        weights = self._prescribed(topology, round)
+        if weights is None:
+            return View(sends_to, hears_from)
+        links = topology.links(round)
+        # Links are in the order of receivers, then senders, and so are one's own.
+        given = weights[links.senders == node].tolist()
+        taken = weights[links.receivers == node].tolist()
+        return View(
+            sends_to,
+            hears_from,
+            dict(zip(sends_to, given, strict=True)),
+            dict(zip(hears_from, taken, strict=True)),
+        )
+
+    @cached_property
+    def _prescribed(self) -> Callable[[Topology, int], Tensor | None]:
+        """The weights of all links of a round, worked out once for all peers of a process."""
+
+        @lru_cache(maxsize=BACKLOG)
+        def weights(topology: Topology, round: int) -> Tensor | None:
+            return prescribed(topology.links(round), self.mixing)
+
+        return weights
 
 
 Status = Literal["running", "finished", "interrupted", "failed"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from p2pfl.topology.chebyshev import accelerated
 from p2pfl.topology.draw import draw
 from p2pfl.topology.files import Link, Network, read_network
 from p2pfl.topology.graphs import (
@@ -19,7 +20,18 @@ from p2pfl.topology.graphs import (
     torus_graph,
     watts_strogatz_graph,
 )
-from p2pfl.topology.mixing import MIXING, Mixing, metropolis, push, uniform, weights
+from p2pfl.topology.mixing import (
+    MIXING,
+    Mixing,
+    best_constant,
+    fastest,
+    in_shares,
+    max_degree,
+    metropolis,
+    push,
+    uniform,
+    weights,
+)
 from p2pfl.topology.schedule import (
     Links,
     Topology,
@@ -41,18 +53,23 @@ __all__ = [
     "Mixing",
     "Network",
     "Topology",
+    "accelerated",
     "analyse",
     "barabasi_albert_graph",
+    "best_constant",
     "chain_graph",
     "complete_graph",
     "draw",
     "el_local",
     "erdos_renyi_graph",
     "exponential_graph",
+    "fastest",
     "grid_graph",
     "hypercube_graph",
     "in_degrees",
+    "in_shares",
     "links_between",
+    "max_degree",
     "metropolis",
     "one_peer_exponential",
     "out_degrees",

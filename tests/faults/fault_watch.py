@@ -81,9 +81,9 @@ class Watched(Emulator):
         open_, remember, inbox, taken = mail.open, mail.remember, mail._inbox, mail._taken
         state = {}
 
-        def opening(hears_from, round, everything):
+        def opening(view, round, everything):
             state.update(letters=[], weights={})
-            opened = open_(hears_from, round, everything)
+            opened = open_(view, round, everything)
             use = {}
             for sender, message in state["letters"]:
                 key = self.letters[id(message)][0]
@@ -103,8 +103,8 @@ class Watched(Emulator):
             state["letters"].append((letter.sender, letter.message))
             return taken(letter)
 
-        def boxing(entries, taking):
-            made = inbox(entries, taking)
+        def boxing(entries):
+            made = inbox(entries)
             self.look_at_row(me, made.weights, mail._mixing.conserves)
             ids = sorted([peer for peer, *_ in entries] + [me])
             state["weights"] = dict(zip(ids, made.weights[0].tolist(), strict=True))

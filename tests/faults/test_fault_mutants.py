@@ -18,12 +18,12 @@ SEEDS = 300
 def rescales_the_row(patch):
     inbox = Mail._inbox
 
-    def rescaled(self, entries, taking):
-        whole = 1 / (1 + taking)
+    def rescaled(self, entries):
+        whole = 1 / (1 + len(entries))
         _, mine = self._heard[self._me]
         total = whole + sum(weight for _, weight, _ in entries)
         if self._mixing.conserves != "mean":
-            return inbox(self, entries, taking)
+            return inbox(self, entries)
         every = sorted([*entries, (self._me, whole, mine)], key=lambda entry: entry[0])
         senders, weights, rows = zip(*every, strict=True)
         return unstacked([w / total for w in weights], rows, senders.index(self._me))
