@@ -159,6 +159,7 @@ class Needs(NamedTuple):
         every_message: a message that is lost, or taken a round late, breaks the method.
         positive: the mixing matrix must have no eigenvalue at or below -1/3.
         one_step: a round is exactly one local step.
+        rounds: an exchange ends a round of local steps; on a timer there are none.
         convex: no mixing weight may be negative.
     """
 
@@ -168,6 +169,7 @@ class Needs(NamedTuple):
     every_message: bool = False
     positive: bool = False
     one_step: bool = False
+    rounds: bool = False
     convex: bool = False
 
 

@@ -7,33 +7,77 @@ from typing import Any
 
 from p2pfl.algorithm import Algorithm
 from p2pfl.algorithms.averaging import average, dpsgd, fedavg, local
-from p2pfl.algorithms.compressed import choco
-from p2pfl.algorithms.corrected import d2, gradient_tracking
-from p2pfl.algorithms.gossip import gossip
+from p2pfl.algorithms.beer import beer
+from p2pfl.algorithms.compressed import choco, deepsqueeze, quantised
+from p2pfl.algorithms.corrected import d2, exact_diffusion, extra, gradient_tracking, kgt
+from p2pfl.algorithms.directed import push_diging, push_pull
+from p2pfl.algorithms.gossip import fedasync, gossip
+from p2pfl.algorithms.jwins import jwins
+from p2pfl.algorithms.momentum import qg
+from p2pfl.algorithms.moniqua import moniqua
+from p2pfl.algorithms.outer import diloco, fedadagrad, fedadam, fedavgm, fedyogi
+from p2pfl.algorithms.partial import check_partial, columns_of, partial
 from p2pfl.algorithms.proximal import proximal
 from p2pfl.algorithms.push_sum import push_sum
 
 ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
+    "beer": beer,
     "choco": choco,
     "d2": d2,
+    "deepsqueeze": deepsqueeze,
+    "diloco": diloco,
     "dpsgd": dpsgd,
+    "exact_diffusion": exact_diffusion,
+    "extra": extra,
+    "fedadagrad": fedadagrad,
+    "fedadam": fedadam,
+    "fedasync": fedasync,
     "fedavg": fedavg,
+    "fedavgm": fedavgm,
+    "fedyogi": fedyogi,
     "gossip": gossip,
     "gradient_tracking": gradient_tracking,
+    "jwins": jwins,
+    "kgt": kgt,
     "local": local,
+    "moniqua": moniqua,
+    "push_diging": push_diging,
+    "push_pull": push_pull,
     "push_sum": push_sum,
+    "qg": qg,
+    "quantised": quantised,
 }
 
 __all__ = [
     "ALGORITHMS",
     "average",
+    "beer",
+    "check_partial",
     "choco",
+    "columns_of",
     "d2",
+    "deepsqueeze",
+    "diloco",
     "dpsgd",
+    "exact_diffusion",
+    "extra",
+    "fedadagrad",
+    "fedadam",
+    "fedasync",
     "fedavg",
+    "fedavgm",
+    "fedyogi",
     "gossip",
     "gradient_tracking",
+    "jwins",
+    "kgt",
     "local",
+    "moniqua",
+    "partial",
     "proximal",
+    "push_diging",
+    "push_pull",
     "push_sum",
+    "qg",
+    "quantised",
 ]

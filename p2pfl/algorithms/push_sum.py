@@ -66,7 +66,7 @@ def push_sum(
         step,
         lambda s: Mass(s.x, s.w),
         receive,
-        needs=Needs(weights="mass", convex=True),
+        needs=Needs(weights="mass"),
         columnwise=True,
         carry=carry,
     )

@@ -7,7 +7,7 @@ checked without the data, so a mistake is found before anything has started.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm
-from p2pfl.algorithms import proximal
+from p2pfl.algorithms import check_partial, columns_of, partial, proximal
 from p2pfl.churn.script import Script
 from p2pfl.data.dataset import Source
 from p2pfl.data.shards import Federation, federate
@@ -44,6 +44,7 @@ from p2pfl.experiment.terms import terms
 from p2pfl.learning.backends import BACKENDS
 from p2pfl.learning.losses import LOSSES, Loss, default_loss
 from p2pfl.learning.optim import Optimiser
+from p2pfl.learning.spec import Spec
 from p2pfl.learning.task import ModelTask, per_node
 from p2pfl.learning.training import local_steps
 from p2pfl.membership.timers import Timers
@@ -197,7 +198,10 @@ class Experiment:
 
     @cached_property
     def algorithm(self) -> Algorithm[Any, Any, Any]:
-        """The algorithm with its optimiser, and FedProx's pull around it if asked for."""
+        """The algorithm with its optimiser, and FedProx's pull around it if asked for.
+
+        It exchanges whole models; which parts of them is known once there is a model.
+        """
         return _algorithm(self.sections)
 
     @cached_property
@@ -319,7 +323,8 @@ class Experiment:
             task: of all nodes, or of one.
             pooled: what the mean model is measured on while the run goes on, if at all.
         """
-        return build_setup(self, task, pooled)
+        setup = build_setup(self, task, pooled)
+        return replace(setup, algorithm=_algorithm(self.sections, task.spec))
 
     def local_steps(self, examples: Tensor) -> Tensor:
         """Return the local steps in a round of nodes with so many examples, int64 ``[rows]``."""
@@ -389,8 +394,18 @@ def _with_defaults(tables: dict[str, Value]) -> dict[str, Value]:
     return filled
 
 
-def _algorithm(sections: Mapping[str, Section]) -> Algorithm[Any, Any, Any]:
+def _algorithm(
+    sections: Mapping[str, Section], spec: Spec | None = None
+) -> Algorithm[Any, Any, Any]:
+    """Build the algorithm; with the spec of the model, for the parameters that are shared."""
     optimiser = sections["optimiser"].build("optimiser")
     algorithm: Algorithm[Any, Any, Any] = sections["algorithm"].build("algorithm", optimiser)
-    mu = sections["training"].build("training").proximal
-    return proximal(algorithm, mu) if mu else algorithm
+    training: Training = sections["training"].build("training")
+    if training.share is not None:
+        try:
+            check_partial(algorithm)
+            if spec:
+                algorithm = partial(algorithm, columns_of(spec, training.share))
+        except ValueError as error:
+            raise UserError(f"training.share = {training.share}: {error}") from error
+    return proximal(algorithm, training.proximal) if training.proximal else algorithm

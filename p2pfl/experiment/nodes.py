@@ -17,7 +17,17 @@ from p2pfl.topology.schedule import Topology, static
 
 # Graphs which are mended rather than made anew when somebody goes: of those that are drawn at
 # random most links would be others, and a grid of a prime number of nodes is a chain.
-MENDED = ("file", "grid", "random_regular", "erdos_renyi", "watts_strogatz", "barabasi_albert")
+# Cyclon's views would be shuffled from the first round on.
+MENDED = (
+    "file",
+    "grid",
+    "random_regular",
+    "erdos_renyi",
+    "watts_strogatz",
+    "barabasi_albert",
+    "d_cliques",
+    "cyclon",
+)
 
 
 def as_topology(drawn: nx.Graph | Network | Topology, name: str) -> Topology:

@@ -11,12 +11,12 @@ from torch import Tensor
 from p2pfl.algorithm import Needs
 from p2pfl.errors import UserError
 from p2pfl.experiment.sections import Rounds, Timer
-from p2pfl.topology.mixing import Mixing, in_shares, weights
+from p2pfl.topology.mixing import Mixing, in_shares, link_weights, weights
 from p2pfl.topology.schedule import Topology
 from p2pfl.topology.spectral import is_doubly_stochastic
 
 DENSE = 2000  # nodes up to which eigenvalues are worked out
-ROUNDED = 1e-6  # below zero by less is no negative weight
+ROUNDED = 1e-6  # below zero by less is no negative own weight
 
 
 class Pairing(NamedTuple):
@@ -54,6 +54,7 @@ def check_pairing(pair: Pairing) -> None:
         UserError: it names the two sections, and what would do.
     """
     _check_graph(pair)
+    _check_rule(pair)
     _check_weights(pair)
     _check_pace(pair)
     _check_churn(pair)
@@ -77,15 +78,31 @@ def remarks(pair: Pairing) -> list[str]:
     ]
 
 
-def _check_weights(pair: Pairing) -> None:
-    needs, rule = pair.needs.weights, pair.mixing
-    name, mixing, graph = _names(pair, "algorithm", "mixing", "topology")
+def _check_rule(pair: Pairing) -> None:
+    """Refuse a rule that cannot be worked out here, or that nothing makes use of."""
+    rule, links = pair.mixing, pair.topology.links(0)
+    mixing, graph = _names(pair, "mixing", "topology")
+    if isinstance(pair.pace, Timer) and mixing != default_mixing(pair.needs)["name"]:
+        raise UserError(
+            "pace.name = 'timer' merges two models half and half, and makes no use of"
+            f" mixing.name = {mixing!r}: leave it out"
+        )
+    if rule.of_graph is not None and links.weights is not None:
+        raise UserError(
+            f"topology.name = {graph!r} comes with weights of its own, and makes no use of"
+            f" mixing.name = {mixing!r}: leave it out"
+        )
     try:
-        weights(pair.topology.links(0), rule)
+        weights(links, rule)
     except ValueError as error:
         raise UserError(
             f"mixing.name = {mixing!r} on topology.name = {graph!r}: {error}"
         ) from error
+
+
+def _check_weights(pair: Pairing) -> None:
+    needs, rule = pair.needs.weights, pair.mixing
+    name, mixing, graph = _names(pair, "algorithm", "mixing", "topology")
     if needs == "none" and pair.standardise == "pooled":
         raise UserError(
             f"preprocess.standardise = 'pooled' asks the others, but algorithm.name = {name!r}"
@@ -103,11 +120,12 @@ def _check_weights(pair: Pairing) -> None:
             " shares of a mass: the columns of its matrix must sum to one, and those on"
             f" topology.name = {graph!r} do not: use push"
         )
-    if pair.needs.convex and rule.of_graph is not None and _is_negative(pair):
+    convex = pair.needs.convex or needs == "mass"
+    if convex and rule.of_graph is not None and not _is_convex(pair):
         raise UserError(
-            f"mixing.name = {mixing!r} has negative weights on topology.name = {graph!r}, and"
-            f" algorithm.name = {name!r} must not have any: use metropolis or max_degree, or"
-            ' mixing = {name = "fastest", nonnegative = true}'
+            f"mixing.name = {mixing!r} on topology.name = {graph!r} has weights that are negative,"
+            f" or links of weight 0, and algorithm.name = {name!r} must not have any: use"
+            " metropolis or max_degree"
         )
 
 
@@ -115,8 +133,13 @@ def _conserves_mass(pair: Pairing) -> bool:
     return all(is_doubly_stochastic(matrix) for matrix in _matrices(pair))
 
 
-def _is_negative(pair: Pairing) -> bool:
-    return any(float(matrix.to_dense().min()) < -ROUNDED for matrix in _matrices(pair))
+def _is_convex(pair: Pairing) -> bool:
+    """Say whether everybody takes something of all it hears, and nothing less than 0 of itself."""
+    of_others = (link_weights(links, pair.mixing) for links in pair.topology.rounds())
+    of_itself = (matrix.to_dense().diagonal() for matrix in _matrices(pair))
+    return all(bool((part > 0).all()) for part in of_others) and all(
+        bool((part > -ROUNDED).all()) for part in of_itself
+    )
 
 
 def _matrices(pair: Pairing) -> Iterator[Tensor]:
@@ -148,18 +171,13 @@ def _check_pace(pair: Pairing) -> None:
     needs, pace = pair.needs, pair.pace
     (name,) = _names(pair, "algorithm")
     if isinstance(pace, Timer):
-        mixing = pair.names["mixing"]
-        if mixing != default_mixing(needs)["name"]:
-            raise UserError(
-                "pace.name = 'timer' merges two models half and half, and makes no use of"
-                f" mixing.name = {mixing!r}: leave it out"
-            )
         if pair.topology.period != 1:
             raise UserError(
                 "pace.name = 'timer' has no rounds, and topology.name ="
                 f" {pair.names['topology']!r} changes from round to round: use a fixed graph"
             )
-        if needs.every_message or needs.weights == "mass" or needs.graph == "complete":
+        in_step = needs.rounds or needs.every_message
+        if in_step or needs.weights == "mass" or needs.graph == "complete":
             raise UserError(
                 f"algorithm.name = {name!r} works in rounds, not by pace.name = 'timer':"
                 " use gossip, dpsgd or local"

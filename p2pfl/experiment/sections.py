@@ -23,6 +23,7 @@ from p2pfl.learning.optim import OPTIMISERS
 from p2pfl.membership.timers import swim
 from p2pfl.peer.stopping import StopRule
 from p2pfl.runtime.network import NetworkModel
+from p2pfl.topology.cliques import d_cliques_graph
 from p2pfl.topology.files import Network, read_network
 from p2pfl.topology.graphs import GRAPHS
 from p2pfl.topology.mixing import MIXING
@@ -40,6 +41,7 @@ class Training(NamedTuple):
     compute: str
     block: int | None
     proximal: float
+    share: list[str] | None
 
 
 def training(  # noqa: PLR0913 - a section: every parameter is a key of the file
@@ -50,6 +52,7 @@ def training(  # noqa: PLR0913 - a section: every parameter is a key of the file
     compute: Literal["auto", "bfloat16"] = "auto",
     block: int | None = None,
     proximal: float = 0.0,
+    share: list[str] | None = None,
 ) -> Training:
     """Say how a peer trains.
 
@@ -63,6 +66,8 @@ def training(  # noqa: PLR0913 - a section: every parameter is a key of the file
             parameters as they are. ``"auto"`` is the type of the parameters.
         block: how many nodes are trained together, by default as many as fit the cache.
         proximal: weight of FedProx's pull towards the model of the last mixing.
+        share: names of the parameters that are exchanged, such as ``["body.*"]``; the others
+            never leave a node in a round (FedPer). By default all are.
     """
     if isinstance(batch_size, int) and batch_size < 1:
         raise ValueError(f"batch_size = {batch_size} is below 1")
@@ -70,7 +75,9 @@ def training(  # noqa: PLR0913 - a section: every parameter is a key of the file
         raise ValueError(f"proximal = {proximal} is below 0")
     if block is not None and block < 1:
         raise ValueError(f"block = {block} is below 1")
-    return Training(batch_size, loss, backend, dtype, compute, block, proximal)
+    if share is not None and not share:
+        raise ValueError("share = [] shares nothing: leave it out, or take algorithm = 'local'")
+    return Training(batch_size, loss, backend, dtype, compute, block, proximal, share)
 
 
 class Rounds(NamedTuple):
@@ -289,6 +296,7 @@ def network_file(n: int | None, path: str) -> Network:
 TOPOLOGIES: dict[str, Callable[..., nx.Graph | Network | Topology]] = {
     **GRAPHS,
     **SCHEDULES,
+    "d_cliques": d_cliques_graph,
     "file": network_file,
 }
 

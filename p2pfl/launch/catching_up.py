@@ -90,7 +90,7 @@ def catch_up(
     links.look_out()
     deadline = time.monotonic() + HELLO
     while len(_live(links)) < 2 and time.monotonic() < deadline and patience.go_on():
-        links.poller.poll(links.until_due(deadline, NAP))
+        links.wait(deadline, NAP)
         links.events()
     return begin, affine, elapsed
 
@@ -110,7 +110,7 @@ def _offers(
     while len(offered) < len(friends) and time.monotonic() < deadline:
         if not patience.go_on():
             raise Interrupted
-        links.poller.poll(links.until_due(deadline, NAP))
+        links.wait(deadline, NAP)
         for event in links.events():
             if isinstance(event, Received):
                 offered[event.sender] = event

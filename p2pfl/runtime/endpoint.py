@@ -94,14 +94,19 @@ class Endpoint:
         self.poller.register(link.socket, zmq.POLLIN)
         return link
 
-    def tend(self) -> None:
-        """Tell the links what has happened to them, and dial again where we were turned away."""
-        for news in self.gate.news():
-            if link := self._links.get(news.link):
-                link.happened(news.event)
+    def tend(self) -> bool:
+        """Tell the links what has happened to them, and dial again where we were turned away.
+
+        Return whether anything has happened.
+        """
+        news = self.gate.news()
+        for one in news:
+            if link := self._links.get(one.link):
+                link.happened(one.event)
         for link in self._links.values():
             if link.is_given_up():
                 self.dial_again(link)
+        return bool(news)
 
     def dial_again(self, link: Link) -> None:
         """Make a connection anew; what was on its way is lost."""

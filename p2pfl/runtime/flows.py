@@ -205,6 +205,11 @@ class Inflow:
         self._given = room
         return owed
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether a model is mixed while it arrives, which makes room for more at any time."""
+        return bool(self._streams)
+
     def has(self, mark: Mark) -> bool:
         """Say whether everything up to a phase and a round has been received."""
         return mark < (self.phase, self.next)

@@ -55,6 +55,7 @@ MANY, PLENTY = 8, 1 << 26  # messages of any size; bytes
 MOST_UNSENT = 64  # small messages that may wait for a link that is broken
 FRIENDS = 3  # neighbours that who comes late needs to know
 POLL = 20  # milliseconds between two looks at what wakes no poller
+ALL = 0.05  # seconds between two looks at every neighbour, also at those who say nothing
 
 
 class Links:
@@ -106,7 +107,8 @@ class Links:
         self._phase, self._replaceable, self._room = -1, True, MANY
         self.pool = Pool(KEPT)
         self._unreachable: set[PeerId] = set()
-        self._leaving = False
+        self._leaving, self._next_look = False, 0.0
+        self._readable: set[Any] | None = None  # sockets, of the last poll
         self._meeting.find()
 
     def inproc(self, name: str) -> zmq.Socket[bytes]:
@@ -143,10 +145,11 @@ class Links:
                 who = ", ".join(map(self._meeting.described, absent))
                 raise RunError(f"peer {self.me}: nothing heard within {timeout:g} s of {who}")
             self._meeting.find()
-            self._tend()
-            self.poller.poll(math.ceil(1000 * min(left, 0.2)))
+            self._endpoint.tend()
+            self._tend(self._neighbours.values())
+            self._poll(math.ceil(1000 * min(left, 0.2)))
             self._reader.small()
-            self._reader.models()
+            self._reader.models(self._ready())
             if refused and not self._handshake.is_late:
                 deadline = min(deadline, time.monotonic() + GRACE)
         if not absent:
@@ -207,35 +210,60 @@ class Links:
         self._expected = Expected(schema, window, self.pool.empty, news)
         for one in self._neighbours.values():
             self._prepare(one)
-        self._ask()
+        self._ask(self._neighbours)
 
     def _prepare(self, one: Neighbour) -> None:
         """Tell a neighbour's end what is to come of it."""
         if self._expected is not None and one.inflow.phase != self._phase:
             one.inflow.expect(self._phase, self._expected)
 
+    def wait(self, due: float, most: int) -> None:
+        """Wait until something happens, the next timer is `due` (monotonic), or `most` ms."""
+        self._poll(self.until_due(due, most))
+
+    def _poll(self, most: int) -> None:
+        self._readable = {socket for socket, _ in self.poller.poll(most)}
+
+    def _ready(self) -> set[Any]:
+        """Return the sockets on which something has come in: to look at all takes long."""
+        if self._readable is None:
+            self._poll(0)
+        readable, self._readable = self._readable or set(), None
+        return readable
+
     def events(self) -> list[Event | Asked]:
         """Return what has happened on the links: messages first, then who is there."""
-        self._tend()
+        everybody = self._endpoint.tend() or time.monotonic() >= self._next_look
+        if everybody:
+            self._next_look = time.monotonic() + ALL
+        self._tend(self._busy(everybody).values())
         asked = self._reader.small()
-        happened: list[Event | Asked] = [*self._reader.models(), *asked]
-        self._ask()
+        happened: list[Event | Asked] = [*self._reader.models(self._ready()), *asked]
+        busy = self._busy(everybody)
+        self._reader.heard.clear()
+        self._ask(busy)
         self._pass_on()
-        return [*happened, *self._left(), *self._lost(), *self._looked_out()]
+        return [*happened, *self._left(busy), *self._lost(busy), *self._looked_out(busy)]
 
-    def _looked_out(self) -> list[Presence]:
+    def _busy(self, everybody: bool) -> dict[PeerId, Neighbour]:
+        """Return those with whom something may have happened: of many, most say nothing."""
+        heard = self._reader.heard
+        among = self._neighbours.items()
+        return {p: one for p, one in among if everybody or p in heard or one.is_busy}
+
+    def _looked_out(self, busy: Mapping[PeerId, Neighbour]) -> list[Presence]:
         """Return what is new of who is there, as it was heard and as links have broken."""
         if self.lookout is None:
             return []
         replaced = [why for why in self._handshake.refused.values() if STARTED_LATER in why]
         if 2 * len(replaced) > len(self._neighbours):  # one alone may lie
             raise RunError(replaced[0])
-        for peer, one in self._neighbours.items():
+        for peer, one in busy.items():
             if one.has_broken():
                 self.lookout.probe(peer)
         met, self._meeting.met = self._meeting.met, []
         again = [event for peer, life in met for event in self.lookout.meet(peer, life)]
-        events = [*again, *self._cut_off(), *self.lookout.tend(self._tell)]
+        events = [*again, *self._cut_off(busy), *self.lookout.tend(self._tell)]
         for event in events:
             if isinstance(event, PeerDown) and event not in again:
                 self._meeting.drop(event.peer)
@@ -243,10 +271,10 @@ class Links:
                 self._meeting.reach(event.peer, self.lookout.address(event.peer))
         return events
 
-    def _cut_off(self) -> list[Presence]:
+    def _cut_off(self, busy: Mapping[PeerId, Neighbour]) -> list[Presence]:
         """Say who is there, as others tell, and cannot be reached by us: it is not waited for."""
         events: list[Presence] = []
-        for peer, one in self._neighbours.items():
+        for peer, one in busy.items():
             if one.is_cut_off(GRACE) and peer not in self._unreachable:
                 self._unreachable.add(peer)
                 events.append(PeerSuspected(peer))
@@ -354,7 +382,7 @@ class Links:
             while self._has_listeners() and time.monotonic() < deadline:
                 with contextlib.suppress(NeighbourGone):
                     self.events()
-                self.poller.poll(POLL)
+                self._poll(POLL)
         finally:
             self._meeting.close()
 
@@ -367,17 +395,18 @@ class Links:
     def _about(self, kind: Kind) -> Header:
         return Header(kind, self._handshake.run, max(self._phase, 0), self.me)
 
-    def _tend(self) -> None:
-        self._endpoint.tend()
-        for one in self._neighbours.values():
-            one.tend(self._about(Kind.PING))
+    def _tend(self, neighbours: Iterable[Neighbour]) -> None:
+        about = self._about(Kind.PING)
+        for one in neighbours:
+            one.tend(about)
 
-    def _ask(self) -> None:
+    def _ask(self, neighbours: Mapping[PeerId, Neighbour]) -> None:
         """Give credit to those who may send more."""
-        for peer, one in self._neighbours.items():
+        about = self._about(Kind.CREDIT)
+        for peer, one in neighbours.items():
             for error in one.inflow.errors():
                 self.reject(error, peer)
-            one.ask(self._about(Kind.CREDIT))
+            one.ask(about)
 
     def _pass_on(self) -> None:
         """Send chunks to those who have asked for some, to each in turn."""
@@ -386,10 +415,10 @@ class Links:
         while waiting:  # as many as there is credit for: a few MB
             waiting = [outflow for outflow in waiting if outflow.flush(self._listener.hand_over)]
 
-    def _left(self) -> list[PeerDown]:
+    def _left(self, busy: Mapping[PeerId, Neighbour]) -> list[PeerDown]:
         """Take leave of those who have said goodbye and have nothing more on its way."""
         left = []
-        for peer, one in list(self._neighbours.items()):
+        for peer, one in busy.items():
             if connection := one.has_left(self._leaving):
                 self._meeting.drop(peer)
                 self._meeting.departed.add(peer)
@@ -397,17 +426,18 @@ class Links:
                 left.append(PeerDown(peer, one.is_done))
         return left
 
-    def _lost(self) -> list[PeerDown]:
+    def _lost(self, busy: Mapping[PeerId, Neighbour]) -> list[PeerDown]:
         """Give up neighbours who are out of reach, or are to be kept out."""
         # Where there is a lookout, it says who is gone; a link to somebody who is not there
         # for it was only a try.
         grace = math.inf if self.lookout else GRACE
-        lost = [p for p, one in self._neighbours.items() if one.is_lost(grace, self._room)]
+        there = {p: one for p, one in busy.items() if self._neighbours.get(p) is one}
+        lost = [p for p, one in there.items() if one.is_lost(grace, self._room)]
         if self.lookout:
             lost += [
                 peer
-                for peer in self.lookout.strangers(self._neighbours)
-                if self._neighbours[peer].seems_wrong and peer not in lost
+                for peer in self.lookout.strangers(there)
+                if there[peer].seems_wrong and peer not in lost
             ]
         for peer in lost:
             self._meeting.drop(peer)

@@ -50,6 +50,11 @@ class Neighbour:
         late = not self.link.welcomed and time.monotonic() > self._since + LATE
         return late or bool(self.link.trouble)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether there may be something to do even if nothing has come of it."""
+        return bool(self.link.unsent) or self.outflow.waiting > 0 or self.inflow.is_mixed
+
     def has_broken(self) -> bool:
         """Say, once for every time, whether the link has broken."""
         broken, self._broken = self._broken, False
@@ -72,7 +77,9 @@ class Neighbour:
             self.inflow.broken()
         now = time.monotonic()
         can_answer = self.outflow.connection is not None  # it does so on the link it has dialled
-        due = self.link.welcomed and can_answer and now > self._next_ping
+        # Of interest is how long models take; who is there is asked elsewhere.
+        models = self.inflow.has_begun or self.outflow.kept > 0
+        due = models and self.link.welcomed and can_answer and now > self._next_ping
         if self._pinged is not None and now > self._pinged + UNANSWERED:
             self._pinged = None  # it may have been busy, or not have known us yet
         if due and self._pinged is None:

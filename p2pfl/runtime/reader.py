@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from typing import NamedTuple
+
+import zmq
 
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.peer.events import PeerId, Received, Skipped
@@ -34,6 +36,7 @@ class Reader:
 
     Attributes:
         rejected: how many messages were refused, by sender and reason.
+        heard: from whom anything has come, until this is cleared.
         lookout: takes in what is said of who is there; None: nobody does.
     """
 
@@ -43,6 +46,7 @@ class Reader:
         self._endpoint, self._listener = endpoint, endpoint.listener
         self._meeting, self._handshake, self._about = meeting, meeting.handshake, about
         self.rejected = Rejections()
+        self.heard: set[PeerId] = set()
         self.lookout: Lookout | None = None
         self._quota = Quota()
         self._happened: list[Skipped | Asked] = []
@@ -76,6 +80,7 @@ class Reader:
         if not 0 < len(mail.frames) <= MOST_FRAMES:
             raise RemoteProtocolError("a message of no frames, or of too many")
         header = wire.unpack(mail.frames[0])
+        self.heard.add(header.sender)
         if header.kind is Kind.HELLO:
             self._meeting.hear(mail, header)
         elif header.kind is Kind.WHERE:
@@ -112,30 +117,35 @@ class Reader:
         """Say whether somebody cannot call the run off any more."""
         return self._handshake.done if one is None else one.inflow.has_begun
 
-    def models(self) -> list[Received]:
-        """Read what has come on the links we dialled; return the models."""
-        arrived = []
+    def models(self, readable: Container[zmq.Socket[bytes]]) -> list[Received]:
+        """Read what has come on the links we dialled, as far as `readable`; return the models."""
+        arrived: list[Received | None] = []
         for peer, one in list(self._meeting.neighbours.items()):
-            for frames in one.link.read():
-                try:
-                    header = wire.unpack(frames[0])
-                    if header.kind in (Kind.CHUNK, Kind.ANEW):
-                        self._check_origin(peer, one, header)
-                        arrived.append(one.inflow.take(header, frames[1:]))
-                        one.ask(self._about(Kind.CREDIT))  # now, so that the next are on their way
-                    elif self._handshake.hear_answer(peer, one.link, header, frames[1:]):
-                        self._meeting.drop(peer)  # our own goodbye has been read
-                        break
-                except Damaged as error:
-                    self.reject(error, peer)
-                    self._endpoint.dial_again(one.link)
-                    break
-                except wire.OtherVersion as error:
-                    self._handshake.hear_version(peer, error)
-                    self.reject(error, peer)
-                except RemoteProtocolError as error:
-                    self.reject(error, peer)
+            if one.link.socket in readable:
+                self.heard.add(peer)
+                arrived += self._read(peer, one)
         return [one for one in arrived if one]
+
+    def _read(self, peer: PeerId, one: Neighbour) -> Iterator[Received | None]:
+        for frames in one.link.read():
+            try:
+                header = wire.unpack(frames[0])
+                if header.kind in (Kind.CHUNK, Kind.ANEW):
+                    self._check_origin(peer, one, header)
+                    yield one.inflow.take(header, frames[1:])
+                    one.ask(self._about(Kind.CREDIT))  # now, so that the next are on their way
+                elif self._handshake.hear_answer(peer, one.link, header, frames[1:]):
+                    self._meeting.drop(peer)  # our own goodbye has been read
+                    break
+            except Damaged as error:
+                self.reject(error, peer)
+                self._endpoint.dial_again(one.link)
+                break
+            except wire.OtherVersion as error:
+                self._handshake.hear_version(peer, error)
+                self.reject(error, peer)
+            except RemoteProtocolError as error:
+                self.reject(error, peer)
 
     def _check_origin(self, peer: PeerId, one: Neighbour, header: Header) -> None:
         if (header.sender, header.run) != (peer, self._handshake.run) or not one.link.welcomed:

@@ -231,7 +231,7 @@ class Server:
 
     def _turn(self) -> None:
         due = self._timers[0][0] if self._timers else math.inf
-        self.links.poller.poll(self.links.until_due(due, NAP))
+        self.links.wait(due, NAP)
         for result in self._worker.done():
             self._done(result)
         for event in self.links.events():  # all input before any timer

@@ -21,7 +21,7 @@ from p2pfl.peer.joining import Offer, position
 from p2pfl.peer.ledger import Ledger
 from p2pfl.peer.plan import BACKLOG, Pace, View, Views
 from p2pfl.peer.rounds import Peer
-from p2pfl.topology.mixing import Mixing, prescribed
+from p2pfl.topology.mixing import Mixing, weighted
 from p2pfl.topology.schedule import Topology
 
 
@@ -156,14 +156,10 @@ class Setup:
 
     def _view(self, topology: Topology, node: int, round: int) -> View:
         sends_to, hears_from = topology.view(node, round)
-        round = round % topology.period if topology.period else round
-        weights = self._prescribed(topology, round)
+        weights = self._weighted(topology).view_weights(node, round)
         if weights is None:
             return View(sends_to, hears_from)
-        links = topology.links(round)
-        # Links are in the order of receivers, then senders, and so are one's own.
-        given = weights[links.senders == node].tolist()
-        taken = weights[links.receivers == node].tolist()
+        given, taken = weights
         return View(
             sends_to,
             hears_from,
@@ -172,14 +168,9 @@ class Setup:
         )
 
     @cached_property
-    def _prescribed(self) -> Callable[[Topology, int], Tensor | None]:
-        """The weights of all links of a round, worked out once for all peers of a process."""
-
-        @lru_cache(maxsize=BACKLOG)
-        def weights(topology: Topology, round: int) -> Tensor | None:
-            return prescribed(topology.links(round), self.mixing)
-
-        return weights
+    def _weighted(self) -> Callable[[Topology], Topology]:
+        """A topology with the weights of its links, worked out once for all peers of a process."""
+        return lru_cache(maxsize=BACKLOG)(lambda topology: weighted(topology, self.mixing))
 
 
 Status = Literal["running", "finished", "interrupted", "failed"]

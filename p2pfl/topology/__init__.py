@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from p2pfl.topology.chebyshev import accelerated
+from p2pfl.topology.cliques import d_cliques_graph
 from p2pfl.topology.draw import draw
+from p2pfl.topology.epidemic import el_local, el_oracle
+from p2pfl.topology.equitopo import equi_static, od_equi_dyn, ou_equi_dyn, u_equi_static
 from p2pfl.topology.files import Link, Network, read_network
+from p2pfl.topology.finite import base, hyper_hypercube, one_peer_hypercube, simple_base
 from p2pfl.topology.graphs import (
     GRAPHS,
     barabasi_albert_graph,
@@ -32,6 +36,7 @@ from p2pfl.topology.mixing import (
     uniform,
     weights,
 )
+from p2pfl.topology.sampling import cyclon
 from p2pfl.topology.schedule import (
     Links,
     Topology,
@@ -41,7 +46,12 @@ from p2pfl.topology.schedule import (
     static,
 )
 from p2pfl.topology.spectral import Analysis, analyse, rounds_to
-from p2pfl.topology.varying import SCHEDULES, el_local, one_peer_exponential, random_matching
+from p2pfl.topology.varying import (
+    SCHEDULES,
+    one_factorisation,
+    one_peer_exponential,
+    random_matching,
+)
 
 __all__ = [
     "GRAPHS",
@@ -56,22 +66,32 @@ __all__ = [
     "accelerated",
     "analyse",
     "barabasi_albert_graph",
+    "base",
     "best_constant",
     "chain_graph",
     "complete_graph",
+    "cyclon",
+    "d_cliques_graph",
     "draw",
     "el_local",
+    "el_oracle",
+    "equi_static",
     "erdos_renyi_graph",
     "exponential_graph",
     "fastest",
     "grid_graph",
+    "hyper_hypercube",
     "hypercube_graph",
     "in_degrees",
     "in_shares",
     "links_between",
     "max_degree",
     "metropolis",
+    "od_equi_dyn",
+    "one_factorisation",
     "one_peer_exponential",
+    "one_peer_hypercube",
+    "ou_equi_dyn",
     "out_degrees",
     "push",
     "random_matching",
@@ -79,9 +99,11 @@ __all__ = [
     "read_network",
     "ring_graph",
     "rounds_to",
+    "simple_base",
     "star_graph",
     "static",
     "torus_graph",
+    "u_equi_static",
     "uniform",
     "watts_strogatz_graph",
     "weights",

@@ -32,7 +32,8 @@ class Overlay:
     the parts that a hole has torn apart are linked in a ring, through one live neighbour of the
     dead in each. So whoever reached another still does, all is symmetric that was, and nobody
     has more than twice the neighbours it had. Only what never repeats promises nobody a link:
-    there all live nodes form the ring, beside the links that are left.
+    there all live nodes form the ring, beside the links that are left. What is mended has no
+    weights of its own any more.
 
     Args:
         full: the topology of all nodes.
@@ -69,7 +70,11 @@ class Overlay:
 
 def _renamed(topology: Topology, ids: Tensor, n: int) -> Topology:
     """Return a topology in which node i is called ``ids[i]``, which ascend, one of n nodes."""
-    return _changed(topology, n, lambda links: Links(ids[links.senders], ids[links.receivers], n))
+
+    def rename(links: Links) -> Links:
+        return Links(ids[links.senders], ids[links.receivers], n, links.weights)
+
+    return _changed(topology, n, rename)
 
 
 def _mended(full: Topology, live: Tensor) -> Topology:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from p2pfl.topology.optimal import best_constant_weights, cvxpy, fastest_weights
-from p2pfl.topology.schedule import Links, in_degrees, out_degrees
+from p2pfl.topology.schedule import Links, Topology, in_degrees, out_degrees
 
 DENSE_NODES = 64  # up to here a dense matrix is faster than a sparse one, whatever its filling
 DENSE_SHARE = 4  # and beyond if more than one entry in so many is not zero
@@ -26,6 +28,8 @@ class Mixing(NamedTuple):
             of a receiver (``"mean"``, row-stochastic) or of a sender (``"mass"``,
             column-stochastic).
         name: what reports call it.
+        share: what is made of weights that come with the links (`Links.weights`) and go before
+            those of the rule: they are multiplied by it.
         of_graph: where two degrees do not say it: given the links of a round the weight of each,
             ``[links]`` float64. It goes by the links alone, so that every peer works out the
             same. `weight` is asked only for who is heard late, and no neighbour any more.
@@ -34,6 +38,7 @@ class Mixing(NamedTuple):
     weight: Callable[[int, int], float]
     conserves: Literal["mean", "mass"]
     name: str
+    share: float = 1.0
     of_graph: Callable[[Links], Tensor] | None = None
 
 
@@ -49,7 +54,7 @@ def metropolis(lazy: bool = False) -> Mixing:
     """
     share = 0.5 if lazy else 1.0
     name = "lazy metropolis" if lazy else "metropolis"
-    return Mixing(lambda taking, giving: share / (1 + max(taking, giving)), "mean", name)
+    return Mixing(lambda taking, giving: share / (1 + max(taking, giving)), "mean", name, share)
 
 
 def uniform() -> Mixing:
@@ -136,7 +141,7 @@ def in_shares(mixing: Mixing) -> Mixing:
 
 
 def _of_graph(of_graph: Callable[[Links], Tensor], name: str) -> Mixing:
-    return Mixing(metropolis().weight, "mean", name, of_graph)
+    return Mixing(metropolis().weight, "mean", name, of_graph=of_graph)
 
 
 def weights(links: Links, mixing: Mixing, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -175,7 +180,24 @@ def weights(links: Links, mixing: Mixing, dtype: torch.dtype = torch.float64) ->
 
 def prescribed(links: Links, mixing: Mixing) -> Tensor | None:
     """Return the weight of every link, ``[links]``, or None: it follows from two degrees."""
+    if links.weights is not None:
+        return mixing.share * links.weights
     return None if mixing.of_graph is None else mixing.of_graph(links)
+
+
+def weighted(topology: Topology, mixing: Mixing) -> Topology:
+    """Return a topology whose links bear their weights, where those go by more than two degrees."""
+    if mixing.of_graph is None and mixing.share == 1:
+        return topology  # weights that its links come with are right as they are
+    period = topology.period
+
+    @lru_cache(maxsize=period or 4)
+    def links(round: int) -> Links:
+        plain = topology.links(round)
+        return plain._replace(weights=prescribed(plain, mixing))
+
+    by_round = (lambda round: links(round % period)) if period else links
+    return replace(topology, links=by_round)
 
 
 def link_weights(links: Links, mixing: Mixing) -> Tensor:

@@ -73,11 +73,11 @@ def cvxpy() -> ModuleType:
         import cvxpy as found
     except ImportError:
         raise ValueError("fastest needs cvxpy: pip install 'p2pfl-gossip[optimal]'") from None
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _edges(links: Links) -> tuple[Tensor, Tensor]:
-    """Return the edges ``[m, 2]``, in order, and which of them each link is part of, ``[links]``."""
+    """Return the edges ``[m, 2]`` in order, and of which each link is part, ``[links]``."""
     low = torch.minimum(links.senders, links.receivers)
     high = torch.maximum(links.senders, links.receivers)
     keys, place, count = torch.unique(low * links.n + high, return_inverse=True, return_counts=True)

@@ -19,20 +19,28 @@ STALE = 1000  # rounds without news after which such a topology counts as discon
 
 
 class Links(NamedTuple):
-    """The links of one round, sorted by receiver and then by sender, without self loops."""
+    """The links of one round, sorted by receiver and then by sender, without self loops.
+
+    Where `weights` are given, the matrix they make is doubly stochastic, and they go before
+    those that a mixing rule would have; see `mixing`.
+    """
 
     senders: Tensor  # [links], int64
     receivers: Tensor  # [links], int64
     n: int  # nodes
+    weights: Tensor | None = None  # [links], float64: what the receiver takes of the sender
 
 
-def links_between(n: int, senders: Tensor, receivers: Tensor) -> Links:
+def links_between(
+    n: int, senders: Tensor, receivers: Tensor, weights: Tensor | None = None
+) -> Links:
     """Return links in their canonical order; repeated ones and self loops are left out.
 
     Args:
         n: how many nodes there are.
         senders: ``[links]``, int64.
         receivers: ``[links]``, int64.
+        weights: ``[links]``, float64; those of repeated links are added up.
 
     Raises:
         ValueError: a node is not among ``0 .. n-1``.
@@ -41,8 +49,11 @@ def links_between(n: int, senders: Tensor, receivers: Tensor) -> Links:
         if len(nodes) and not 0 <= int(nodes.min()) <= int(nodes.max()) < n:
             raise ValueError(f"links name nodes outside 0..{n - 1}")
     other = senders != receivers
-    keys = torch.unique(receivers[other] * n + senders[other])
-    return Links(keys % n, keys // n, n)
+    keys, place = torch.unique(receivers[other] * n + senders[other], return_inverse=True)
+    if weights is not None:
+        none = torch.zeros(len(keys), dtype=torch.float64)
+        weights = none.index_add_(0, place, weights[other])
+    return Links(keys % n, keys // n, n, weights)
 
 
 def in_degrees(links: Links) -> Tensor:
@@ -84,13 +95,19 @@ class Topology:
         neighbours = self._neighbours(round % self.period if self.period else round)
         return neighbours.sends_to(node), neighbours.hears_from(node)
 
+    def view_weights(
+        self, node: int, round: int
+    ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Return the weights of the links in a node's `view`, given and taken, if they have any."""
+        return self._neighbours(round % self.period if self.period else round).weights(node)
+
     def rounds(self) -> Iterator[Links]:
         """Yield the links of one period, or of the first 16 rounds if there is none."""
         return (self.links(round) for round in range(self.period or SAMPLE))
 
     @cached_property
     def is_symmetric(self) -> bool:
-        """Whether every link goes both ways in the same round, in all `rounds`."""
+        """Whether every link goes both ways in the same round, weighted alike, in all `rounds`."""
         return all(_is_symmetric(links) for links in self.rounds())
 
     @cached_property
@@ -167,6 +184,8 @@ class _Neighbours(NamedTuple):
     senders: list[int]  # by receiver
     sending: list[int]  # [n + 1]: where the receivers of each sender begin
     hearing: list[int]  # [n + 1]: where the senders of each receiver begin
+    given: list[float] | None  # the weights of the links, by sender
+    taken: list[float] | None  # by receiver
 
     @classmethod
     def of(cls, links: Links) -> _Neighbours:
@@ -176,6 +195,8 @@ class _Neighbours(NamedTuple):
             links.senders.tolist(),
             [0, *out_degrees(links).cumsum(0).tolist()],
             [0, *in_degrees(links).cumsum(0).tolist()],
+            None if links.weights is None else links.weights[by_sender].tolist(),
+            None if links.weights is None else links.weights.tolist(),
         )
 
     def sends_to(self, node: int) -> tuple[int, ...]:
@@ -184,10 +205,20 @@ class _Neighbours(NamedTuple):
     def hears_from(self, node: int) -> tuple[int, ...]:
         return tuple(self.senders[self.hearing[node] : self.hearing[node + 1]])
 
+    def weights(self, node: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        if self.given is None or self.taken is None:
+            return None
+        given = self.given[self.sending[node] : self.sending[node + 1]]
+        return tuple(given), tuple(self.taken[self.hearing[node] : self.hearing[node + 1]])
+
 
 def _is_symmetric(links: Links) -> bool:
-    back = links_between(links.n, links.receivers, links.senders)
-    return torch.equal(back.senders, links.senders) and torch.equal(back.receivers, links.receivers)
+    back = links_between(links.n, links.receivers, links.senders, links.weights)
+    return all(
+        torch.equal(one, other)
+        for one, other in zip(links, back, strict=True)
+        if isinstance(one, Tensor) and isinstance(other, Tensor)
+    )
 
 
 def _flood(topology: Topology, start: int) -> int:

@@ -11,9 +11,12 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-from torch import Tensor
 
-from p2pfl import rng
+from p2pfl.topology.epidemic import el_local, el_oracle
+from p2pfl.topology.equitopo import equi_static, od_equi_dyn, ou_equi_dyn, u_equi_static
+from p2pfl.topology.finite import base, hyper_hypercube, one_peer_hypercube, simple_base
+from p2pfl.topology.lots import at_least_two, both_ways, drawn, lots, repeated
+from p2pfl.topology.sampling import cyclon
 from p2pfl.topology.schedule import Links, Topology, links_between
 
 
@@ -27,11 +30,10 @@ def one_peer_exponential(n: int) -> Topology:
     >>> [one_peer_exponential(8).view(1, round)[0] for round in range(4)]
     [(2,), (3,), (5,), (2,)]
     """
-    _at_least_two(n)
+    at_least_two(n)
     nodes = torch.arange(n)
-    period = (n - 1).bit_length()
-    each = [links_between(n, nodes, (nodes + (1 << k)) % n) for k in range(period)]
-    return Topology(n, lambda round: each[round % period], period, "one_peer_exponential")
+    each = [links_between(n, nodes, (nodes + (1 << k)) % n) for k in range((n - 1).bit_length())]
+    return repeated(n, each, "one_peer_exponential")
 
 
 def random_matching(n: int, seed: int = 0) -> Topology:
@@ -40,70 +42,55 @@ def random_matching(n: int, seed: int = 0) -> Topology:
     Of an odd number one node has nobody to meet. (Boyd et al. 2006, *Randomized gossip
     algorithms*, in rounds.)
     """
-    _at_least_two(n)
+    at_least_two(n)
 
     def draw(round: int) -> Links:
-        order = _lots(seed, round, n).argsort()
-        one, other = order[: n // 2], order[n // 2 : n // 2 * 2]
-        return links_between(n, torch.cat([one, other]), torch.cat([other, one]))
+        order = lots(seed, round, n).argsort()
+        return both_ways(n, order[: n // 2], order[n // 2 : n // 2 * 2])
 
-    return _drawn(n, draw, "random_matching")
+    return drawn(n, draw, "random_matching")
 
 
-def el_local(n: int, s: int = 4, seed: int = 0) -> Topology:
-    """Return the schedule in which everybody sends to s others, drawn anew every round.
+def one_factorisation(n: int) -> Topology:
+    """Return the tournament in which everybody meets everybody once, then again.
 
-    How many a node hears differs (de Vos et al. 2023, *Epidemic learning*, EL-Local). There
-    everybody takes the plain mean of what it hears: ``mixing = "uniform"``.
+    One other a round, in n - 1 rounds; of an odd number there are n rounds, in each of which
+    another node has nobody to meet. By the circle method (Kirkman, 1847): the nodes, but for node
+    0 if their number is even, stand in a circle that turns. Who stand opposite each other meet,
+    and node 0 meets the one at the top.
 
-    Args:
-        n: how many nodes there are.
-        s: how many others each sends to, 1 to n - 1.
-        seed: of the draws.
+    >>> [one_factorisation(4).view(0, round)[0] for round in range(3)]
+    [(1,), (2,), (3,)]
     """
-    _at_least_two(n)
-    if not 1 <= s <= n - 1:
-        raise ValueError(f"s = {s} must be 1 to n - 1 = {n - 1}")
+    at_least_two(n)
+    inside = 1 - n % 2
+    around = n - inside
+    steps = torch.arange(1, (around + 1) // 2)
 
-    def draw(round: int) -> Links:
-        nodes = torch.arange(n)
-        steps = _distinct(rng.uniform(rng.fold(rng.keys(seed, nodes), round), s), n - 1)
-        receivers = (nodes.unsqueeze(1) + 1 + steps) % n
-        return links_between(n, nodes.repeat_interleave(s), receivers.flatten())
+    @lru_cache(maxsize=4)  # all of them would take n² numbers
+    def meet(top: int) -> Links:
+        one, other = inside + (top + steps) % around, inside + (top - steps) % around
+        # Of an odd number the one at the top meets itself, which is no link.
+        one = torch.cat([one, torch.tensor([inside + top])])
+        other = torch.cat([other, torch.tensor([0 if inside else top])])
+        return both_ways(n, one, other)
 
-    return _drawn(n, draw, "el_local")
+    return Topology(n, lambda round: meet(round % around), around, "one_factorisation")
 
 
 SCHEDULES: dict[str, Callable[..., Topology]] = {
+    "base": base,
+    "cyclon": cyclon,
     "el_local": el_local,
+    "el_oracle": el_oracle,
+    "equi_static": equi_static,
+    "hyper_hypercube": hyper_hypercube,
+    "od_equi_dyn": od_equi_dyn,
+    "one_factorisation": one_factorisation,
     "one_peer_exponential": one_peer_exponential,
+    "one_peer_hypercube": one_peer_hypercube,
+    "ou_equi_dyn": ou_equi_dyn,
     "random_matching": random_matching,
+    "simple_base": simple_base,
+    "u_equi_static": u_equi_static,
 }
-
-
-def _lots(seed: int, round: int, n: int) -> Tensor:
-    key = rng.fold(torch.tensor(seed), round)
-    return rng.uniform(key, n)
-
-
-def _distinct(lots: Tensor, choices: int) -> Tensor:
-    """Return different numbers below `choices` in every row, from lots ``[rows, k]`` in [0, 1).
-
-    The next is a number among those which are left, counted past those that are taken.
-    """
-    taken = torch.empty(len(lots), 0, dtype=torch.int64)
-    for i, lot in enumerate(lots.unbind(1)):
-        number = (lot * (choices - i)).long()
-        for smaller in taken.sort(1).values.unbind(1):
-            number += number >= smaller
-        taken = torch.cat([taken, number.unsqueeze(1)], 1)
-    return taken
-
-
-def _drawn(n: int, draw: Callable[[int], Links], name: str) -> Topology:
-    return Topology(n, lru_cache(maxsize=4)(draw), None, name)
-
-
-def _at_least_two(n: int) -> None:
-    if n < 2:
-        raise ValueError(f"n = {n} must be at least 2")

@@ -26,6 +26,12 @@ OPT = sgd(0.1, momentum=0.9, nesterov=True, weight_decay=0.05)
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
 LAWS = settings(max_examples=12, deadline=None)
 
+# Those whose steps are no multiple of the gradient at their model.
+NO_FACTOR = {"push_sum", "gradient_tracking", "d2", "proximal", "average", "exact_diffusion"}
+NO_FACTOR |= {"beer", "extra", "kgt", "push_diging", "push_pull", "qg"}
+# Those which make more of their own steps even when they hear nobody.
+OF_THEIR_OWN = {"qg", "diloco", "fedavgm", "fedadagrad", "fedadam", "fedyogi"}
+
 
 def close(actual, expected, **tolerance):
     pairs = zip(leaves(actual), leaves(expected), strict=True)
@@ -110,7 +116,7 @@ def test_columns_may_be_received_one_after_the_other(name, data):
         with mock.patch.object(in_place, "block_width", return_value=columns):
             state = in_place.receive_(a, state, heard, around, 4)
         close(state, expected)
-    assert a.columnwise  # none so far needs whole rows
+    assert a.columnwise or "jwins" in name  # whose wavelets need whole rows
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -122,7 +128,7 @@ def test_a_step_is_its_factor_times_the_gradient(name, opt, data):
     x, rows, grads = data.draw(blocks(3))
     state = unshared(a.init(x, rows))
     if a.factor is None:
-        assert name.startswith(("push_sum", "gradient", "d2", "proximal", "average"))
+        assert name.split()[0] in NO_FACTOR
         return
     for g in grads:
         factor, after = a.factor(state)
@@ -145,7 +151,7 @@ def test_agreed_nodes_without_gradients_stay(name, data):
     x, rows, _ = data.draw(blocks(len(graph)))
     x = x[:1].expand_as(x).contiguous()
     state, heard = a.init(x, rows), None
-    if "random_k" in name:  # to be agreed is to know it of each other
+    if name.endswith(("random_k", "int8", "qsgd")):  # to be agreed is to know it of each other
         state, heard = known(state, x), Params(x)
     for _ in range(4):
         state = a.step(state, torch.zeros_like(x))
@@ -190,7 +196,7 @@ def test_nothing_that_was_given_is_written_into(name):
 @given(data=st.data())
 def test_hearing_nobody_is_the_local_optimiser(name, steps, data):
     a = PLAIN[name](OPT)
-    if a.needs.one_step and steps > 1:
+    if (a.needs.one_step and steps > 1) or name.split()[0] in OF_THEIR_OWN:
         return
     x, rows, grads = data.draw(blocks(data.draw(st.integers(1, 4))))
     expected, state = x, OPT.init(x)

@@ -40,6 +40,7 @@ from p2pfl.topology import complete_graph, metropolis, push, ring_graph, static,
 LAWS = settings(max_examples=25, deadline=None)
 ETA = 0.07
 SYMMETRIC = ["dpsgd", "dpsgd combine first", "d2", "choco top_k", "choco random_k"]
+SYMMETRIC += ["exact_diffusion", "extra", "kgt", "gossip mean"]
 
 
 def close(actual, expected, rtol=1e-11, atol=1e-12):

@@ -204,14 +204,21 @@ def test_changes_are_made_before_anything_is_checked():
     assert experiment.sections["topology"].name == "grid"
 
 
+CODED = {"codec": "top_k:k=3"}
+MORE = {  # what must be given
+    **dict.fromkeys(("beer", "choco", "deepsqueeze", "quantised"), CODED),
+    "jwins": {"k": 3},
+    "moniqua": {"theta": 1.0},
+}
+
+
 def test_what_the_refusal_of_an_overlap_names_can_do_it():
     pace = {"local_steps": 1}
-    choco = {"name": "choco", "codec": "top_k:k=3"}
     able = {
         name
         for name in ALGORITHMS
         if Experiment.from_dict(
-            {"algorithm": choco if name == "choco" else name, "pace": pace}
+            {"algorithm": {"name": name} | MORE.get(name, {}), "pace": pace}
         ).algorithm.carry
     }
     message = problem({"algorithm": "d2", "topology": "ring", "pace": pace | {"overlap": True}})
@@ -239,7 +246,7 @@ def test_the_mixing_rule_follows_the_algorithm():
     rule = {
         name: Experiment.from_dict(
             {
-                "algorithm": {"name": name} | ({"codec": "top_k:k=3"} if name == "choco" else {}),
+                "algorithm": {"name": name} | MORE.get(name, {}),
                 "pace": {"local_steps": 1},
             }
         ).sections["mixing"]

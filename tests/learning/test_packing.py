@@ -11,7 +11,18 @@ import torch
 
 from p2pfl import rng
 from p2pfl.algorithm import Inbox, Rows
-from p2pfl.algorithms import ALGORITHMS, average, choco, dpsgd, proximal
+from p2pfl.algorithms import (
+    ALGORITHMS,
+    average,
+    beer,
+    choco,
+    deepsqueeze,
+    dpsgd,
+    jwins,
+    moniqua,
+    proximal,
+    quantised,
+)
 from p2pfl.codec import top_k
 from p2pfl.learning.optim import OPTIMISERS, adam, adamw, chain, clip_norm, sgd
 from p2pfl.learning.packing import pack, unpack
@@ -21,7 +32,12 @@ from p2pfl.peer.stopping import plateau
 
 BUILD = {
     **ALGORITHMS,
+    "beer": lambda opt: beer(opt, top_k(2)),
     "choco": lambda opt: choco(opt, top_k(2)),
+    "deepsqueeze": lambda opt: deepsqueeze(opt, top_k(2)),
+    "jwins": lambda opt: jwins(opt, k=2),
+    "moniqua": lambda opt: moniqua(opt, theta=9.0),
+    "quantised": lambda opt: quantised(opt, top_k(2)),
     "combine_then_adapt": lambda opt: dpsgd(opt, order="combine_then_adapt"),
     "proximal": lambda opt: proximal(dpsgd(opt), 0.1),
     "average": lambda opt: average(),

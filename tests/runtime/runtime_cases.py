@@ -15,13 +15,26 @@ from p2pfl.algorithms import (
     average,
     choco,
     d2,
+    diloco,
     dpsgd,
+    exact_diffusion,
+    extra,
+    fedadagrad,
+    fedadam,
+    fedasync,
     fedavg,
+    fedavgm,
+    fedyogi,
     gossip,
     gradient_tracking,
+    kgt,
     local,
+    partial,
     proximal,
+    push_diging,
+    push_pull,
     push_sum,
+    qg,
 )
 from p2pfl.churn.script import Happening, Script
 from p2pfl.learning import Quadratics
@@ -64,6 +77,7 @@ class Case(NamedTuple):
     opt: Optimiser = sgd(0.05, momentum=0.5)
 
 
+SHARED = torch.tensor([1, 2, 4])  # columns, of five
 LONELY = nx.empty_graph(N)
 STEADY = NetworkModel(latency=0.1, compute=1.0)
 
@@ -82,14 +96,32 @@ CASES: dict[str, Case] = {
     ),
     "gradient_tracking": Case(gradient_tracking, ring_graph, metropolis()),
     "d2": Case(d2, ring_graph, metropolis(lazy=True)),
+    "exact_diffusion": Case(exact_diffusion, ring_graph, metropolis()),
+    "extra": Case(extra, ring_graph, metropolis()),
+    "kgt": Case(lambda opt: kgt(opt, outer_lr=0.8), ring_graph, metropolis()),
+    "push_diging": Case(push_diging, exponential_graph, push()),
+    "push_pull": Case(push_pull, exponential_graph, push()),
+    "qg": Case(lambda opt: qg(opt, nesterov=True), ring_graph, metropolis(), sgd(0.05)),
+    "diloco": Case(diloco, ring_graph, metropolis(), adam(0.02)),
+    "fedavgm": Case(fedavgm, complete_graph, metropolis()),
+    "fedadagrad": Case(fedadagrad, ring_graph, metropolis()),
+    "fedadam": Case(fedadam, ring_graph, metropolis()),
+    "fedyogi": Case(fedyogi, ring_graph, metropolis()),
     "choco identity": Case(lambda opt: choco(opt, codec.identity(), 0.8), ring_graph, metropolis()),
     "choco top_k": Case(sparse_choco, ring_graph, metropolis()),
     "choco random_k": Case(
         lambda opt: choco(opt, codec.random_k(2), 0.2, seed=3), complete_graph, metropolis()
     ),
     "gossip": Case(gossip, ring_graph, uniform()),
+    "gossip limited": Case(
+        lambda opt: gossip(opt, merge="limited", limit=2), ring_graph, uniform()
+    ),
+    "fedasync": Case(fedasync, ring_graph, uniform()),
     "local": Case(local, lambda n: nx.empty_graph(n), metropolis()),
     "proximal": Case(lambda opt: proximal(dpsgd(opt), 0.4), ring_graph, metropolis()),
+    "partial": Case(lambda opt: partial(dpsgd(opt), SHARED), ring_graph, metropolis()),
+    "partial kgt": Case(lambda opt: partial(kgt(opt), SHARED), ring_graph, metropolis()),
+    "partial choco": Case(lambda opt: partial(sparse_choco(opt), SHARED), ring_graph, metropolis()),
     "average": Case(lambda opt: average(), ring_graph, metropolis()),
 }
 

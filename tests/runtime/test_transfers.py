@@ -254,6 +254,7 @@ def test_every_phase_counts_its_rounds_from_nought(stage):
 
 def test_heartbeats_are_answered_while_a_large_model_is_under_way(stage, monkeypatch):
     monkeypatch.setattr(neighbour, "HEARTBEAT", 0.0)
+    monkeypatch.setattr(links_module, "ALL", 0.0)
     count = 100
     a, b = stage(2).all_met(d=count * MIB, replaceable=False)
     there, back = a._neighbours[1], b._neighbours[0]
@@ -276,6 +277,7 @@ def test_heartbeats_are_answered_while_a_large_model_is_under_way(stage, monkeyp
 
 def test_a_heartbeat_is_timed_and_reported(stage):
     a, b = stage(2).all_met()
+    a.send(noise(1))
     turn(lambda: "1" in a.report()["round_trip_ms"], a, b)
     assert 0 < a.report()["round_trip_ms"]["1"] < 1000 * PATIENCE
     assert not a.rejected

@@ -52,8 +52,21 @@ RULES = {
     "barabasi_albert": (1, 2),
     "exponential": (1,),
     "el_local": (1, 2, 3, 4),
+    "el_oracle": (1, 2, 3, 4),
+    "el_oracle:s=3": (1, 2, 3, 5, 7, 9, 11, 13, 15),
     "one_peer_exponential": (1,),
+    "one_peer_hypercube": (1, 3, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15),
+    "hyper_hypercube:k=2": (1, 5, 7, 10, 11, 13, 14, 15),
+    "simple_base": (1,),
+    "base:k=2": (1,),
+    "base:shuffle=true": (1,),
+    "one_factorisation": (1,),
     "random_matching": (1,),
+    "equi_static": (1,),
+    "u_equi_static": (1,),
+    "od_equi_dyn": (1,),
+    "ou_equi_dyn": (1,),
+    "cyclon": (1, 2, 3, 4),
 }
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from p2pfl.topology import SCHEDULES, el_local, metropolis, one_peer_exponential, weights
 from p2pfl.topology import random_matching as matching
-from p2pfl.topology.varying import _distinct
+from p2pfl.topology.lots import distinct
 
 
 @pytest.mark.parametrize("n", [2, 4, 8, 64])
@@ -69,7 +69,7 @@ def test_others_are_drawn_alike():
 @settings(max_examples=30, deadline=None)
 def test_distinct_numbers(k, seed):
     lots = torch.rand(50, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    found = _distinct(lots, 6)
+    found = distinct(lots, 6)
     assert all(len(set(row)) == k for row in found.tolist())
     assert 0 <= int(found.min()) <= int(found.max()) < 6
 

@@ -1,0 +1,53 @@
+"""Algorithms on networks and paces that they cannot work on."""
+
+from __future__ import annotations
+
+import pytest
+
+from p2pfl.errors import UserError
+from p2pfl.experiment.experiment import Experiment
+
+ONE = {"local_steps": 1}
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"algorithm": "extra", "topology": "ring"}, ["'extra'", "pace.local_steps = 1"]),
+        ({"algorithm": "exact_diffusion", "topology": "exponential"}, ["both ways"]),
+        ({"algorithm": "extra", "topology": "random_matching", "pace": ONE}, ["neighbours that"]),
+        ({"algorithm": "kgt", "pace": {"patience": 0.0}}, ["'kgt'", "patience = 0"]),
+        ({"algorithm": "push_pull", "pace": {"patience": 0.0}}, ["'push_pull'", "patience = 0"]),
+        ({"algorithm": "push_diging", "mixing": "metropolis"}, ["'push_diging'", "use push"]),
+        ({"algorithm": "qg", "mixing": "push"}, ["'qg'", "metropolis"]),
+        ({"algorithm": "qg", "pace": "timer"}, ["'qg'", "works in rounds"]),
+        ({"algorithm": "diloco", "pace": "timer"}, ["'diloco'", "works in rounds"]),
+        ({"algorithm": "kgt", "pace": "timer"}, ["'kgt'", "works in rounds"]),
+        ({"algorithm": "kgt", "pace": {"overlap": True}}, ["'kgt'", "pace.overlap"]),
+        ({"algorithm": "kgt:outer_lr=2.0"}, ["algorithm", "outer_lr must be in (0, 1]", "2.0"]),
+        ({"algorithm": "gossip:merge=best"}, ["algorithm.merge", "'best'", "'limited'"]),
+        ({"algorithm": "fedasync:staleness=none"}, ["algorithm.staleness", "'hinge'"]),
+    ],
+)
+def test_wrong_pairings_are_refused(tables, words):
+    with pytest.raises(UserError) as caught:
+        Experiment.from_dict({"nodes": 8, "topology": "ring", **tables})
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tables", "mixing"),
+    [
+        ({"algorithm": "exact_diffusion", "topology": "ring", "pace": ONE}, "metropolis"),
+        ({"algorithm": "push_pull", "topology": "exponential"}, "push"),
+        ({"algorithm": "push_diging", "topology": "one_peer_exponential"}, "push"),
+        ({"algorithm": "kgt", "topology": "random_matching"}, "metropolis"),
+        ({"algorithm": "gossip:merge=limited,limit=3", "topology": "ring", "pace": "timer"}, None),
+        ({"algorithm": "fedasync", "topology": "ring", "pace": "timer"}, None),
+        ({"algorithm": "fedasync", "topology": "ring", "pace": {"patience": 0.0}}, None),
+    ],
+)
+def test_right_ones_are_not(tables, mixing):
+    experiment = Experiment.from_dict({"nodes": 8, **tables})
+    assert mixing is None or experiment.sections["mixing"].name == mixing
