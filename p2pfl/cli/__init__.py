@@ -11,12 +11,14 @@ import typer
 from rich.console import Console
 
 from p2pfl.cli import churn, keys
+from p2pfl.cli import topology as topology_verbs
 from p2pfl.cli.fleet import down, logs, status, up
+from p2pfl.cli.lists import algorithms, experiments, topologies
 from p2pfl.cli.peer import peer
 from p2pfl.cli.predict import predict
 from p2pfl.cli.report import report
 from p2pfl.cli.run import run
-from p2pfl.cli.show import experiments, partition_show, topology_show, version
+from p2pfl.cli.show import partition_show, version
 from p2pfl.cli.sweep import sweep
 from p2pfl.errors import P2pflError, RunError, UserError
 
@@ -34,10 +36,12 @@ for verb in (up, status, logs, down):
     app.command()(verb)
 app.command()(report)
 app.command()(predict)
-app.command()(experiments)
+for listing in (experiments, topologies, algorithms):
+    app.command()(listing)
 
 topology = typer.Typer(help="Look at topologies.", no_args_is_help=True, rich_markup_mode=None)
-topology.command("show")(topology_show)
+topology.command("show")(topology_verbs.show)
+topology.command("compare")(topology_verbs.compare)
 app.add_typer(topology, name="topology")
 
 partition = typer.Typer(help="Look at partitions.", no_args_is_help=True, rich_markup_mode=None)
