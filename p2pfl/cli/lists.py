@@ -95,7 +95,8 @@ def _built(name: str) -> Algorithm[Any, Any, Any] | None:
     from p2pfl.learning.optim import sgd
 
     # Of a few algorithms the codec, or a number, has no default.
-    for arguments in ({}, *({"codec": codec} for codec in CODECS), {"theta": 1.0}):
+    tried: list[dict[str, Any]] = [{}, *({"codec": codec} for codec in CODECS), {"theta": 1.0}]
+    for arguments in tried:
         try:
             section = read("algorithm", {"name": name, **arguments}, SECTIONS["algorithm"])
             built: Algorithm[Any, Any, Any] = section.build("algorithm", sgd(0.1))

@@ -87,13 +87,15 @@ def _check_rule(pair: Pairing) -> None:
             "pace.name = 'timer' merges two models half and half, and makes no use of"
             f" mixing.name = {mixing!r}: leave it out"
         )
-    if rule.of_graph is not None and links.weights is not None:
+    if rule.of_graph is None:
+        return
+    if links.weights is not None:
         raise UserError(
             f"topology.name = {graph!r} comes with weights of its own, and makes no use of"
             f" mixing.name = {mixing!r}: leave it out"
         )
     try:
-        weights(links, rule)
+        link_weights(links, rule)
     except ValueError as error:
         raise UserError(
             f"mixing.name = {mixing!r} on topology.name = {graph!r}: {error}"

@@ -19,7 +19,7 @@ from torch import Tensor
 from p2pfl.topology.schedule import Links
 
 SPECTRAL = 2000  # nodes up to which eigenvalues are worked out
-SOLVED = 64  # nodes up to which weights are optimised, which takes 5 s (for 32: 0.3 s)
+SOLVED = 64  # nodes up to which weights are optimised, which takes 4 s (for 32: 0.3 s)
 REMEMBERED = 64  # graphs whose weights are kept at hand
 ZERO = 1e-9  # no connected graph of so few nodes has a smaller eigenvalue, but for the one of 0
 DIGITS = 12  # of a constant weight
