@@ -39,6 +39,7 @@ from .strategies import connected_graphs, strong_digraphs
 from .test_files import TOPOLOGIES
 
 RULES = [best_constant(), max_degree(), max_degree(lazy=True)]
+EVEN = ("best_constant", "max_degree")  # whose weights are 1 / n to the last digits
 SOLVED = [fastest(), fastest(nonnegative=True)]
 TABLE = [  # graph, arguments, Metropolis, best constant, FDLA
     ("chain", {}, 0.98719, 0.98079, 0.98079),
@@ -156,6 +157,14 @@ def test_who_is_gone_and_parts_torn_apart_do_not_count():
             link_weights(pairs, rule), torch.full((4,), 0.5).double(), rtol=0, atol=1e-6
         )
         assert weights(links_of(nx.empty_graph(3)), rule).tolist() == torch.eye(3).tolist()
+
+
+@pytest.mark.parametrize("rule", [*RULES[:2], *SOLVED], ids=lambda rule: rule.name)
+def test_where_all_hear_all_the_matrix_is_one_row(rule):
+    n = 12
+    made = weights(links_of(complete_graph(n)), rule)
+    assert torch.equal(made, torch.full((n, n), 1 / n, dtype=torch.float64)) == (rule.name in EVEN)
+    torch.testing.assert_close(made, torch.full((n, n), 1 / n).double(), rtol=0, atol=1e-7)
 
 
 def test_weights_are_rounded_and_the_same_at_both_ends():

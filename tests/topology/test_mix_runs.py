@@ -131,6 +131,23 @@ def test_mixing_goes_on_when_peers_are_killed():
     assert float(emulator.drift.of_mean(6)) < 0.05
 
 
+@pytest.mark.parametrize("rule", [metropolis(), fastest(nonnegative=True)], ids=lambda r: r.name)
+def test_no_share_is_lost_with_its_message(rule):
+    """What peers hold, and what is on its way between them, is what they began with."""
+    setup = setup_of(push_sum, NETS["star"], rule)
+    setup = dataclasses.replace(setup, pace=Pace(60, patience=2.0))
+    emulator = Emulator(setup, NetworkModel(latency=0.1, compute=1.0, loss=0.3, seed=4))
+    ends(emulator)
+    assert emulator.missed > 50
+    ledgers = {peer: emulator.peers[peer].mail._ledger for peer in range(7)}
+    held = sum(float(emulator.state(peer).w) for peer in range(7))
+    given = {(i, j): float(sums.w) for i in range(7) for j, sums in ledgers[i].given.items()}
+    taken = {(i, j): float(sums.w) for j in range(7) for i, sums in ledgers[j].taken.items()}
+    under_way = sum(sums - taken.get(edge, 0.0) for edge, sums in given.items())
+    assert under_way > 1e-3
+    assert held + under_way == pytest.approx(7, abs=1e-9)
+
+
 EXAMPLE = {
     "nodes": 8,
     "model": "linear",
