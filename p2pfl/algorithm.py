@@ -78,16 +78,31 @@ class Inbox(Generic[R]):
         ``[senders, d] -> [rows, k, d], [rows, k]`` where k is the largest number of senders
         of any row: k times the memory of `mix`, for aggregations which are not linear.
         """
+        place, mask = self.places()
+        return field[place], mask
+
+    def shares(self) -> Tensor:
+        """Return the weights of every row's senders, laid out as by `gather`, ``[rows, k]``."""
+        place, mask = self.places()
+        if self.weights.layout is torch.sparse_csr:
+            start, columns = self.weights.crow_indices(), self.weights.col_indices()
+            slots = torch.arange(place.shape[1], device=place.device)
+            at = (start[:-1, None] + slots).clamp(max=len(columns) - 1)
+            return self.weights.values()[at] * mask
+        return self.weights.gather(1, place) * mask
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Return where every row's senders stand, and their mask, both ``[rows, k]``."""
         if self.weights.layout is torch.sparse_csr:
             start = self.weights.crow_indices()
             count = start.diff()
-            slots = torch.arange(int(count.max()), device=field.device)
+            slots = torch.arange(int(count.max()), device=start.device)
             place = (start[:-1, None] + slots).clamp(max=int(start[-1]) - 1)
             mask = (slots < count[:, None]) & (self.weights.values()[place] != 0)
-            return field[self.weights.col_indices()[place]], mask
+            return self.weights.col_indices()[place], mask
         mask, order = (self.weights != 0).sort(dim=1, descending=True, stable=True)
         k = int(mask.sum(1).max())
-        return field[order[:, :k]], mask[:, :k]
+        return order[:, :k], mask[:, :k]
 
 
 def _scaled(weights: Tensor, by: Tensor) -> Tensor:
@@ -161,6 +176,8 @@ class Needs(NamedTuple):
         one_step: a round is exactly one local step.
         rounds: an exchange ends a round of local steps; on a timer there are none.
         convex: no mixing weight may be negative.
+        models: a row that is given fewer models in a round, its own included, keeps its own.
+        rule: what lays the models it hears side by side, in words; "": nothing does.
     """
 
     weights: Literal["mean", "mass", "none"] = "mean"
@@ -171,6 +188,8 @@ class Needs(NamedTuple):
     one_step: bool = False
     rounds: bool = False
     convex: bool = False
+    models: int = 1
+    rule: str = ""
 
 
 class Algorithm(NamedTuple, Generic[S, M, R]):

@@ -16,6 +16,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from p2pfl.aggregation import AGGREGATIONS, Aggregation
+from p2pfl.attacks import ATTACKS, Attack
 from p2pfl.codec import CODECS, Codec
 from p2pfl.experiment.config import Kind
 from p2pfl.experiment.sections import DEFAULTS, SECTIONS
@@ -58,6 +60,7 @@ INTRODUCTIONS = {
     ' or texts such as `"2m"`.',
     "checkpoint": "When a run writes down what it needs to go on after it was killed; see"
     " checkpoints.md.",
+    "attackers": "Who lies to the others, and how; see robustness.md. By default nobody.",
     "algorithm": "What is exchanged, and what is made of it.",
     "topology": 'Who talks to whom. A path stands for `{ name = "file", path = ... }`.',
     "mixing": "How much a receiver takes of a sender; the default follows from the algorithm.",
@@ -69,6 +72,8 @@ INTRODUCTIONS = {
 
 
 SECTION_TYPES = {
+    Aggregation: "aggregation rule",
+    Attack: "attack",
     Codec: "codec",
     Optimiser: "optimiser",
     Schedule: "schedule",
@@ -141,6 +146,8 @@ def page() -> str:
     chapters = [section(key, kind) for key, kind in SECTIONS.items()]
     chapters.append("# Sections inside sections\n")
     for title, table in (
+        ("Aggregation rules, in `algorithm.aggregate`", AGGREGATIONS),
+        ("Attacks, in `attackers.attack`", ATTACKS),
         ("Codecs, in `algorithm.codec`", CODECS),
         ("Learning-rate schedules, in `optimiser.lr`", SCHEDULES),
         ("Stopping rules, in `pace.stop`", STOP_RULES),

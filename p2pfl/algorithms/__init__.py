@@ -19,8 +19,10 @@ from p2pfl.algorithms.outer import diloco, fedadagrad, fedadam, fedavgm, fedyogi
 from p2pfl.algorithms.partial import check_partial, columns_of, partial
 from p2pfl.algorithms.proximal import proximal
 from p2pfl.algorithms.push_sum import push_sum
+from p2pfl.algorithms.robust import balance, rpel
 
 ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
+    "balance": balance,
     "beer": beer,
     "choco": choco,
     "d2": d2,
@@ -46,11 +48,13 @@ ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
     "push_sum": push_sum,
     "qg": qg,
     "quantised": quantised,
+    "rpel": rpel,
 }
 
 __all__ = [
     "ALGORITHMS",
     "average",
+    "balance",
     "beer",
     "check_partial",
     "choco",
@@ -80,4 +84,5 @@ __all__ = [
     "push_sum",
     "qg",
     "quantised",
+    "rpel",
 ]

@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from p2pfl import rng
+from p2pfl.aggregation import Aggregation, combined, mean
 from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.tree import wide
@@ -54,10 +56,11 @@ class Counted(NamedTuple):
 
 
 class LocalState(NamedTuple):
-    """A model and its optimiser."""
+    """A model, its optimiser, and the keys of the lots that a rule draws, if it does."""
 
     x: Tensor
     opt: Any
+    keys: Tensor
 
 
 class CountedState(NamedTuple):
@@ -109,6 +112,8 @@ def fedavg(
 def dpsgd(
     opt: Optimiser,
     order: Literal["adapt_then_combine", "combine_then_adapt"] = "adapt_then_combine",
+    aggregate: Aggregation | None = None,
+    seed: int = 0,
 ) -> Algorithm[Any, Params, Params]:
     """Decentralised SGD: local steps and averaging with the neighbours (Lian et al. 2017).
 
@@ -117,19 +122,31 @@ def dpsgd(
     paper, ``x <- W x - lr g(x)``: the models exchanged are those from before the local
     steps, at the price of a larger bias. With ``pace.overlap`` the first exchanges what the second
     would, while the local steps run. Messages are ``4 d`` bytes (float32).
+
+    Args:
+        order: what is exchanged.
+        aggregate: what takes the place of the mean, so that neighbours may lie; the `mean` with
+            the mixing weights if none is given. Takes the memory of all models heard.
+        seed: of the lots that a rule may draw; by default that of the experiment.
     """
+    rule = mean() if aggregate is None else aggregate
     if order == "combine_then_adapt":
-        return _combine_then_adapt(opt)
+        return _combine_then_adapt(opt, rule, seed)
 
     def init(x: Tensor, rows: Rows) -> LocalState:
-        return LocalState(x, opt.init(x))
+        return LocalState(x, opt.init(x), _keys(rule, seed, x, rows))
 
     def step(s: LocalState, grads: Tensor) -> LocalState:
         update, state = opt.update(grads, s.opt, s.x)
-        return LocalState(s.x + update, state)
+        return s._replace(x=s.x + update, opt=state)
 
     def receive(s: LocalState, inbox: Inbox[Params]) -> LocalState:
-        return s._replace(x=inbox.mix(inbox.heard.x))
+        x = combined(rule, inbox, inbox.heard.x, s.keys)
+        return s._replace(x=x, keys=_next(rule, s.keys))
+
+    def carry(before: LocalState, trained: LocalState, mixed: LocalState) -> LocalState:
+        carried: LocalState = carry_model(before, trained, mixed)
+        return carried._replace(keys=mixed.keys)
 
     return Algorithm(
         init,
@@ -137,31 +154,35 @@ def dpsgd(
         step,
         lambda s: Params(s.x),
         receive,
+        needs=_needs(rule),
         factor=plain_steps(opt),
-        columnwise=True,
-        carry=carry_model,
+        columnwise=rule.columnwise,
+        carry=carry,
     )
 
 
 class WhileState(NamedTuple):
-    """A model, its optimiser and the model as it was before the local steps of this round."""
+    """A model, its optimiser, the model before the local steps of this round, and keys."""
 
     x: Tensor
     opt: Any
     before: Tensor
+    keys: Tensor
 
 
-def _combine_then_adapt(opt: Optimiser) -> Algorithm[WhileState, Params, Params]:
+def _combine_then_adapt(
+    opt: Optimiser, rule: Aggregation, seed: int
+) -> Algorithm[WhileState, Params, Params]:
     def init(x: Tensor, rows: Rows) -> WhileState:
-        return WhileState(x, opt.init(x), x)
+        return WhileState(x, opt.init(x), x, _keys(rule, seed, x, rows))
 
     def step(s: WhileState, grads: Tensor) -> WhileState:
         update, state = opt.update(grads, s.opt, s.x)
-        return WhileState(s.x + update, state, s.before)
+        return s._replace(x=s.x + update, opt=state)
 
     def receive(s: WhileState, inbox: Inbox[Params]) -> WhileState:
-        x = inbox.mix(inbox.heard.x) + (s.x - s.before)
-        return s._replace(x=x, before=x)
+        x = combined(rule, inbox, inbox.heard.x, s.keys) + (s.x - s.before)
+        return s._replace(x=x, before=x, keys=_next(rule, s.keys))
 
     return Algorithm(
         init,
@@ -169,9 +190,25 @@ def _combine_then_adapt(opt: Optimiser) -> Algorithm[WhileState, Params, Params]
         step,
         lambda s: Params(s.before),
         receive,
+        needs=_needs(rule),
         factor=plain_steps(opt),
-        columnwise=True,
+        columnwise=rule.columnwise,
     )
+
+
+def _needs(rule: Aggregation) -> Needs:
+    return Needs() if rule.linear else Needs(models=rule.needs, rule=rule.title)
+
+
+def _keys(rule: Aggregation, seed: int, x: Tensor, rows: Rows) -> Tensor:
+    """Return the keys of the rows, or nothing for each where no lots are drawn."""
+    if rule.draws:
+        return rng.keys(seed, rows.nodes)
+    return torch.empty(len(x), 0, dtype=torch.int64, device=x.device)
+
+
+def _next(rule: Aggregation, keys: Tensor) -> Tensor:
+    return rng.fold(keys, 1) if rule.draws else keys
 
 
 def local(opt: Optimiser) -> Algorithm[Any, Params, Params]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from p2pfl.algorithm import Algorithm
 
 FormatOption = Annotated[Format, typer.Option(help="How it is printed.")]
+# Of keys that have no default in some algorithm; rpel needs more models for more attackers.
+EXAMPLES = {"theta": 1.0, "rounds": 10, "nodes": 16, "attackers": 1, "s": 8}
 MEASURED = 4096  # parameters of a model whose message is measured, and of one twice as large
 
 
@@ -88,17 +90,19 @@ def algorithms(format: FormatOption = Format.text) -> None:
 
 
 def _built(name: str) -> Algorithm[Any, Any, Any] | None:
-    """Return an algorithm, with the first sections inside it that do; None: none does."""
+    """Return an algorithm, with the first codec that does; None: its library is not there."""
+    from p2pfl.algorithms import ALGORITHMS
     from p2pfl.codec import CODECS
     from p2pfl.experiment.config import read
     from p2pfl.experiment.sections import SECTIONS
     from p2pfl.learning.optim import sgd
 
-    # Of a few algorithms the codec, or a number, has no default.
-    tried: list[dict[str, Any]] = [{}, *({"codec": codec} for codec in CODECS), {"theta": 1.0}]
-    for arguments in tried:
+    known = _arguments(ALGORITHMS[name])
+    given = {key: value for key, value in EXAMPLES.items() if key in known}
+    for codec in CODECS if "codec" in known else ("",):
+        table = {"name": name, **given} | ({"codec": codec} if codec else {})
         try:
-            section = read("algorithm", {"name": name, **arguments}, SECTIONS["algorithm"])
+            section = read("algorithm", table, SECTIONS["algorithm"])
             built: Algorithm[Any, Any, Any] = section.build("algorithm", sgd(0.1))
         except UserError:
             continue
@@ -140,6 +144,7 @@ def _words(built: Algorithm[Any, Any, Any]) -> list[str]:
         "one step a round": needs.one_step,
         "rounds": needs.rounds,
         "weights above 0": needs.convex,
+        "several models": needs.models > 1,
     }
     return [words for words, needed in found.items() if needed]
 

@@ -50,6 +50,7 @@ def build_setup(experiment: Experiment, task: ModelTask, pooled: ModelTask | Non
         experiment.among if experiment.membership else None,
         experiment.churn,
         experiment.membership,
+        torch.tensor(experiment.attackers.who, dtype=torch.int64),
     )
 
 
@@ -70,10 +71,9 @@ def _pace(experiment: Experiment) -> Pace | Tempo:
 
 
 def measured(experiment: Experiment) -> Tensor | None:
-    """Return the nodes which are measured, ascending; None: all."""
-    wanted = experiment.evaluation.nodes
-    if isinstance(wanted, str) or wanted >= experiment.nodes:
-        return None
-    nodes = torch.arange(experiment.nodes)
+    """Return the nodes which are measured, ascending; None: all. Attackers never are."""
+    wanted, nodes = experiment.evaluation.nodes, torch.tensor(experiment.honest)
+    if isinstance(wanted, str) or wanted >= len(nodes):
+        return nodes if len(nodes) < experiment.nodes else None
     lots = rng.uniform(rng.fold(rng.keys(experiment.seed, nodes), _MEASURED), 1).squeeze(1)
-    return lots.argsort()[:wanted].sort().values
+    return nodes[lots.argsort()[:wanted]].sort().values

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from p2pfl.aggregation import AGGREGATIONS, Aggregation
+from p2pfl.attacks import ATTACKS, Attack
 from p2pfl.codec import CODECS, Codec
 from p2pfl.errors import UserError
 from p2pfl.learning.optim import OPTIMISERS, Optimiser
@@ -30,6 +32,8 @@ Table = Mapping[str, Callable[..., Any]]
 
 # Sections which may stand inside other sections, by the type they make.
 NESTED: dict[Any, Table] = {
+    Aggregation: AGGREGATIONS,
+    Attack: ATTACKS,
     Codec: CODECS,
     Optimiser: OPTIMISERS,
     Schedule: SCHEDULES,

@@ -18,18 +18,25 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm
-from p2pfl.algorithms import check_partial, columns_of, partial, proximal
 from p2pfl.churn.script import Script
 from p2pfl.data.dataset import Source
+from p2pfl.data.flipped import with_flipped_labels
 from p2pfl.data.shards import Federation, federate
 from p2pfl.data.statistics import Affine, in_two_passes
 from p2pfl.errors import UserError
 from p2pfl.experiment.assembly import build_setup, measured
+from p2pfl.experiment.attackers import Attackers
 from p2pfl.experiment.building import build_model, check_complete
 from p2pfl.experiment.config import Section, Value, parse_spec, read
 from p2pfl.experiment.files import change, find, load_toml, located, shipped
 from p2pfl.experiment.nodes import MENDED, as_topology, count_nodes
-from p2pfl.experiment.pairing import Pairing, check_pairing, default_mixing, remarks
+from p2pfl.experiment.pairing import (
+    Pairing,
+    check_epidemic,
+    check_pairing,
+    default_mixing,
+    remarks,
+)
 from p2pfl.experiment.sections import (
     DEFAULTS,
     SECTIONS,
@@ -41,10 +48,10 @@ from p2pfl.experiment.sections import (
     Training,
 )
 from p2pfl.experiment.terms import terms
+from p2pfl.experiment.wrapping import build_algorithm, honest_algorithm
 from p2pfl.learning.backends import BACKENDS
 from p2pfl.learning.losses import LOSSES, Loss, default_loss
 from p2pfl.learning.optim import Optimiser
-from p2pfl.learning.spec import Spec
 from p2pfl.learning.task import ModelTask, per_node
 from p2pfl.learning.training import local_steps
 from p2pfl.membership.timers import Timers
@@ -119,7 +126,7 @@ class Experiment:
         for key in ("topology", "algorithm"):
             _seed(sections[key], tables.get(key, {}), seed)
         nodes = count_nodes(tables.get("nodes"), sections)
-        mixing = tables.get("mixing") or default_mixing(_algorithm(sections).needs)
+        mixing = tables.get("mixing") or default_mixing(honest_algorithm(sections).needs)
         sections["mixing"] = read("mixing", mixing, SECTIONS["mixing"])
         experiment = cls(name, seed, nodes, sections, base)
         experiment._check()
@@ -198,11 +205,28 @@ class Experiment:
 
     @cached_property
     def algorithm(self) -> Algorithm[Any, Any, Any]:
-        """The algorithm with its optimiser, and FedProx's pull around it if asked for.
+        """The algorithm with its optimiser, and what was asked for around it.
 
-        It exchanges whole models; which parts of them is known once there is a model.
+        FedProx's pull, and the lies of the attackers. It exchanges whole models; which parts of
+        them are shared is known once there is a model.
         """
-        return _algorithm(self.sections)
+        return build_algorithm(self.sections, self.attackers, self.seed)
+
+    @cached_property
+    def attackers(self) -> Attackers:
+        """Who attacks the others, and how."""
+        return self._build("attackers", self.nodes, self.seed)  # type: ignore[no-any-return]
+
+    @property
+    def attack(self) -> str | None:
+        """What the attackers do, by name."""
+        section = self.sections["attackers"].values["attack"]
+        return None if section is None else str(section.name)
+
+    @property
+    def honest(self) -> list[int]:
+        """The nodes which are no attackers, ascending: what a run reports is about them."""
+        return [node for node in range(self.nodes) if node not in self.attackers.who]
 
     @cached_property
     def mixing(self) -> Mixing:
@@ -246,7 +270,9 @@ class Experiment:
         dataset = source.load(data_dir or self.base, only)
         partitioner, holdout = self._build("partition"), self._build("holdout")
         try:
-            return federate(dataset, partitioner, holdout, self.nodes, self.seed, only)
+            shared = federate(dataset, partitioner, holdout, self.nodes, self.seed, only)
+            who, attack = self.attackers
+            return with_flipped_labels(shared, who) if attack and attack.labels else shared
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -324,7 +350,8 @@ class Experiment:
             pooled: what the mean model is measured on while the run goes on, if at all.
         """
         setup = build_setup(self, task, pooled)
-        return replace(setup, algorithm=_algorithm(self.sections, task.spec))
+        algorithm = build_algorithm(self.sections, self.attackers, self.seed, task.spec)
+        return replace(setup, algorithm=algorithm)
 
     def local_steps(self, examples: Tensor) -> Tensor:
         """Return the local steps in a round of nodes with so many examples, int64 ``[rows]``."""
@@ -356,6 +383,7 @@ class Experiment:
             self.standardise,
             self.algorithm.restart is not None,
             self.churn is not None,
+            self.attackers.attack is not None and not self.attackers.attack.finite,
         )
 
     def _check(self) -> None:
@@ -368,8 +396,15 @@ class Experiment:
                 f"evaluation.on = 'own' asks for holdout.name = 'per_node', not {holdout!r}"
             )
         check_pairing(self._pairing)
+        check_epidemic(self.sections, self.nodes)
         rule = None if isinstance(self.pace, Timer) else self.pace.stop
-        if rule and rule.metric.startswith("eval") and measured(self) is not None:
+        evaluated = rule is not None and rule.metric.startswith("eval")
+        if rule and evaluated and self.attackers.who:
+            raise UserError(
+                f"pace.stop.metric = {rule.metric!r} asks what every node has reached, but"
+                " attackers are not measured: use metric = 'train_loss'"
+            )
+        if rule and evaluated and measured(self) is not None:
             raise UserError(
                 f"pace.stop.metric = {rule.metric!r} asks what every node has reached, but"
                 f" evaluation.nodes = {self.evaluation.nodes} of {self.nodes} are measured:"
@@ -392,20 +427,3 @@ def _with_defaults(tables: dict[str, Value]) -> dict[str, Value]:
         if isinstance(given, dict) and "name" not in given:
             filled[key] = {**default, **given}
     return filled
-
-
-def _algorithm(
-    sections: Mapping[str, Section], spec: Spec | None = None
-) -> Algorithm[Any, Any, Any]:
-    """Build the algorithm; with the spec of the model, for the parameters that are shared."""
-    optimiser = sections["optimiser"].build("optimiser")
-    algorithm: Algorithm[Any, Any, Any] = sections["algorithm"].build("algorithm", optimiser)
-    training: Training = sections["training"].build("training")
-    if training.share is not None:
-        try:
-            check_partial(algorithm)
-            if spec:
-                algorithm = partial(algorithm, columns_of(spec, training.share))
-        except ValueError as error:
-            raise UserError(f"training.share = {training.share}: {error}") from error
-    return proximal(algorithm, training.proximal) if training.proximal else algorithm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from p2pfl.algorithm import Needs
 from p2pfl.errors import UserError
+from p2pfl.experiment.config import Section
 from p2pfl.experiment.sections import Rounds, Timer
 from p2pfl.topology.mixing import Mixing, in_shares, link_weights, weights
-from p2pfl.topology.schedule import Topology
+from p2pfl.topology.schedule import Topology, in_degrees
 from p2pfl.topology.spectral import is_doubly_stochastic
 
 DENSE = 2000  # nodes up to which eigenvalues are worked out
@@ -32,6 +34,7 @@ class Pairing(NamedTuple):
     standardise: str
     restarts: bool  # whether the algorithm can begin anew with some neighbours
     churns: bool  # whether anything happens to peers or links
+    refused: bool  # whether attackers send what their receivers refuse
 
 
 def default_mixing(needs: Needs) -> dict[str, object]:
@@ -58,13 +61,36 @@ def check_pairing(pair: Pairing) -> None:
     _check_weights(pair)
     _check_pace(pair)
     _check_churn(pair)
+    _check_models(pair)
     if pair.needs.positive:
         _check_spectrum(pair)
+
+
+def check_epidemic(sections: Mapping[str, Section], nodes: int) -> None:
+    """Refuse `rpel` where nodes hear others than it reckons with.
+
+    Raises:
+        UserError: it says what would do.
+    """
+    algorithm, topology = sections["algorithm"], sections["topology"]
+    if algorithm.name != "rpel":
+        return
+    told, s = algorithm.values["nodes"], algorithm.values["s"]
+    if told != nodes:
+        raise UserError(f"algorithm.nodes = {told}, but nodes = {nodes}")
+    pulls = topology.name == "el_local" and topology.values["pull"]
+    if not pulls or topology.values["s"] != s:
+        raise UserError(
+            f"algorithm.name = 'rpel' reckons with nodes that hear s = {s} others, drawn in every"
+            f" round: use topology = {{name = 'el_local', s = {s}, pull = true}}"
+        )
 
 
 def remarks(pair: Pairing) -> list[str]:
     """Return what a user should know of a pairing that is allowed."""
     needs, topology = pair.needs, pair.topology
+    if needs.rule:
+        return _hungry(pair)
     if needs.weights != "mean" or needs.graph == "complete":
         return []
     matrix = weights(topology.links(0), pair.mixing)
@@ -116,13 +142,14 @@ def _check_weights(pair: Pairing) -> None:
             f" algorithm.name = {name!r} takes means: use metropolis or uniform,"
             " or algorithm.name = 'push_sum'"
         )
-    if needs == "mass" and rule.conserves == "mean" and not _conserves_mass(pair):
+    means = needs == "mass" and rule.conserves == "mean"
+    if means and not all(map(is_doubly_stochastic, _matrices(pair))):
         raise UserError(
             f"mixing.name = {mixing!r} takes means, but algorithm.name = {name!r} adds up"
             " shares of a mass: the columns of its matrix must sum to one, and those on"
             f" topology.name = {graph!r} do not: use push"
         )
-    convex = pair.needs.convex or needs == "mass"
+    convex = pair.needs.convex or pair.needs.rule or needs == "mass"
     if convex and rule.of_graph is not None and not _is_convex(pair):
         raise UserError(
             f"mixing.name = {mixing!r} on topology.name = {graph!r} has weights that are negative,"
@@ -131,17 +158,11 @@ def _check_weights(pair: Pairing) -> None:
         )
 
 
-def _conserves_mass(pair: Pairing) -> bool:
-    return all(is_doubly_stochastic(matrix) for matrix in _matrices(pair))
-
-
 def _is_convex(pair: Pairing) -> bool:
     """Say whether everybody takes something of all it hears, and nothing less than 0 of itself."""
-    of_others = (link_weights(links, pair.mixing) for links in pair.topology.rounds())
-    of_itself = (matrix.to_dense().diagonal() for matrix in _matrices(pair))
-    return all(bool((part > 0).all()) for part in of_others) and all(
-        bool((part > -ROUNDED).all()) for part in of_itself
-    )
+    taken = torch.cat([link_weights(links, pair.mixing) for links in pair.topology.rounds()])
+    own = torch.cat([matrix.to_dense().diagonal() for matrix in _matrices(pair)])
+    return bool((taken > 0).all() and (own > -ROUNDED).all())
 
 
 def _matrices(pair: Pairing) -> Iterator[Tensor]:
@@ -197,14 +218,57 @@ def _check_pace(pair: Pairing) -> None:
     if pace.overlap and not pair.carries:
         raise UserError(
             f"algorithm.name = {name!r} as it is set cannot train while it exchanges"
-            " (pace.overlap = true): use fedavg, push_sum, local, or dpsgd with order ="
-            " 'adapt_then_combine'"
+            " (pace.overlap = true): use fedavg, push_sum, local, balance, rpel, or dpsgd with"
+            " order = 'adapt_then_combine'"
         )
     metric = pace.stop.metric if pace.stop else ""
     if metric.startswith("eval") and pair.names["holdout"] == "none":
         raise UserError(
             f"pace.stop.metric = {metric!r} is never measured with holdout.name = 'none'"
         )
+
+
+def _check_models(pair: Pairing) -> None:
+    """Refuse a rule that would have no effect at some node, because it hears too few."""
+    needs = pair.needs
+    if pair.refused and isinstance(pair.pace, Rounds) and pair.pace.patience == math.inf:
+        raise UserError(
+            "attackers.attack = 'non_finite': what they send is refused, and pace.patience = inf"
+            " waits for it for ever: give a number of seconds"
+        )
+    if isinstance(pair.pace, Timer) and needs.models > 2:
+        raise UserError(
+            f"{needs.rule} needs {needs.models} models at once, and with pace.name = 'timer' a peer"
+            " merges two: use aggregate = 'clipped_gossip:tau=...', or rounds"
+        )
+    if needs.models == 1:
+        return
+    most = _heard(pair).amax(0)
+    if int(most.min()) + 1 < needs.models:
+        node = int(most.argmin())
+        (graph,) = _names(pair, "topology")
+        raise UserError(
+            f"{needs.rule} needs {needs.models} models, a node's own included, and node {node} on"
+            f" topology.name = {graph!r} has {int(most[node])} neighbours: lower f, or use a"
+            " topology of a higher degree"
+        )
+
+
+def _hungry(pair: Pairing) -> list[str]:
+    if pair.needs.models == 1 or isinstance(pair.pace, Timer):
+        return []
+    least = int(_heard(pair).min())
+    if least + 1 >= pair.needs.models:
+        return []
+    return [
+        f"{pair.needs.rule} needs {pair.needs.models} models, and in some rounds some nodes are"
+        f" given {least + 1} only: they then keep their own"
+    ]
+
+
+def _heard(pair: Pairing) -> Tensor:
+    """Return how many others each node hears in each round, ``[rounds, n]``."""
+    return torch.stack([in_degrees(links) for links in pair.topology.rounds()])
 
 
 def _check_churn(pair: Pairing) -> None:

@@ -17,6 +17,7 @@ from p2pfl.data.batches import BatchSize
 from p2pfl.data.datasets import DATASETS
 from p2pfl.data.holdout import HOLDOUTS
 from p2pfl.data.partition import PARTITIONERS
+from p2pfl.experiment.attackers import attackers
 from p2pfl.experiment.config import Kind
 from p2pfl.learning.models import MODELS
 from p2pfl.learning.optim import OPTIMISERS
@@ -314,6 +315,7 @@ SECTIONS: MappingProxyType[str, Kind] = MappingProxyType(
         "mixing": Kind(MIXING),
         "pace": Kind({"rounds": rounds, "timer": timer}, "rounds"),
         "evaluation": Kind({"": evaluation}),
+        "attackers": Kind({"": attackers}, given=2),
         "network": Kind({"": network}, given=2),
         "membership": Kind({"swim": swim, "none": no_membership}, "swim"),
         "churn": Kind(CHURN, "none", given=2),

@@ -99,10 +99,11 @@ def gather(folder: Path, endings: Mapping[int, Ending], status: Status, error: s
         **{key: sum(part[key] for part in sums) for key in ("node_updates", "missed", "rejected")},
     )
     summary = summarise(columns(rows), facts)
+    honest = set(range(facts.nodes)).difference(facts.attackers or ())
     got_through = [
         node
         for node, ending in sorted(endings.items())
-        if ending["status"] != "failed" and _model(folder, node).is_file()
+        if ending["status"] != "failed" and _model(folder, node).is_file() and node in honest
     ]
     if tables["output"]["models"] != "none":
         try:
@@ -160,6 +161,7 @@ def _ended(home: Path) -> bool:
 
 
 def _facts(tables: Mapping[str, Any]) -> Facts:
+    experiment = Experiment.from_dict(tables, tables.get("base", "."))
     return Facts(
         experiment=tables["name"],
         on=ON,
@@ -167,4 +169,6 @@ def _facts(tables: Mapping[str, Any]) -> Facts:
         topology=tables["topology"]["name"],
         seed=tables["seed"],
         nodes=tables["nodes"],
+        attackers=list(experiment.attackers.who) or None,
+        attack=experiment.attack,
     )

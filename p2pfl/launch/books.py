@@ -168,6 +168,8 @@ class Books:
             missed=ending.missed if ending else 0,
             rejected=ending.rejected if ending else 0,
             one_sided=ending.one_sided if ending else 0,
+            attackers=list(experiment.attackers.who) or None,
+            attack=experiment.attack,
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from p2pfl.errors import RunError, UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch.books import Where
-from p2pfl.launch.outcome import Outcome, middle, pooled_task
+from p2pfl.launch.outcome import Outcome, honest_only, middle, pooled_task
 from p2pfl.launch.resuming import compare
 from p2pfl.launch.watching import Watching
 from p2pfl.results.record import EXPERIMENT, METRICS, PEERS, SUMMARY, Mark, Recorder
@@ -96,8 +96,9 @@ def measured_at_the_end(rows: list[Row], outcome: Outcome) -> list[Row]:
     """
     if not all(math.isnan(row.eval_loss) for row in rows) or outcome.task.test is None:
         return rows
-    nodes = outcome.ending.nodes
-    loss, acc = outcome.task.evaluate(outcome.ending.params, nodes)
+    ending = honest_only(outcome.ending, outcome.experiment)
+    nodes = ending.nodes
+    loss, acc = outcome.task.evaluate(ending.params, nodes)
     found = dict(zip(nodes.tolist(), zip(loss.tolist(), acc.tolist(), strict=True), strict=True))
     last = {row.node: row.round for row in rows}
     return [
@@ -141,4 +142,5 @@ def gather(experiment: Experiment, folder: Path, where: Where, watching: Watchin
         one_sided=sum(summary["one_sided"] for summary in summaries),
     )
     pooled = pooled_task(experiment, federation, affine, where.device)
-    return Outcome(experiment, federation, task, affine, ending, pooled, middle(ending))
+    between = middle(honest_only(ending, experiment))
+    return Outcome(experiment, federation, task, affine, ending, pooled, between)

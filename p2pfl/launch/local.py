@@ -229,7 +229,7 @@ def peer_run(
         check_home(folder, experiment, post.node)
     before = so_far(folder) if post.resume else Before()
     recorder = Recorder(folder, experiment.to_toml(), before.mark, **about)
-    notes = _Notes(recorder, say, before)
+    notes = _Notes(recorder, say, before, post.node in experiment.attackers.who)
     post = replace(post, home=folder, elapsed=before.wall_s)
     try:
         served = serve(experiment, post, notes.on_row, go_on, notes.on_phase, notes.on_event)
@@ -254,15 +254,16 @@ class _Notes:
         rows: the rounds of this life.
     """
 
-    def __init__(self, recorder: Recorder, say: Say, before: Before) -> None:
+    def __init__(self, recorder: Recorder, say: Say, before: Before, attacks: bool) -> None:
         self._recorder, self._say, self._before = recorder, say, before
+        self._attacks = attacks  # its model is then no part of what is reported
         self.rows: list[Row] = []
 
     def on_row(self, row: Row, mark: Tensor) -> None:
         """Take note of a round."""
         self.rows.append(row)
         if row.round >= self._before.rounds:
-            self._recorder.row(row, mark)
+            self._recorder.row(row, None if self._attacks else mark)
         numbers = row._asdict()
         self._say({"row": {k: None if v != v else v for k, v in numbers.items()}})  # no NaN in JSON
 

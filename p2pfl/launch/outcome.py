@@ -38,11 +38,20 @@ class Middle(NamedTuple):
 
 
 def middle(ending: Ending, ranks: Ranks = ALONE) -> Middle:
-    """Return the mean model of all nodes, which every rank must ask for at the same time."""
+    """Return the mean model of all rows, which every rank must ask for at the same time."""
     params = ending.params
     count = ranks.total(torch.tensor(len(params)))
     mean = ranks.total(params.sum(0, dtype=wide(params))) / count
     return Middle(mean, ranks.total(squared_distances(params, mean).sum()) / count)
+
+
+def honest_only(ending: Ending, experiment: Experiment) -> Ending:
+    """Return an ending without the attackers; what a run reports is about the others."""
+    kept = torch.isin(ending.nodes, torch.tensor(experiment.honest, dtype=torch.int64))
+    if bool(kept.all()):
+        return ending
+    params = ending.params[kept.to(ending.params.device)]
+    return ending._replace(params=params, nodes=ending.nodes[kept])
 
 
 def gathered(ending: Ending, nodes: int, ranks: Ranks) -> Ending:
@@ -116,8 +125,8 @@ def pooled_task(
     together = replace(
         federation,
         n=1,
-        train=_one_shard(federation.train),
-        own_test=_one_shard(own_test) if own_test else None,
+        train=_one_shard(_of_honest(experiment, federation.train)),
+        own_test=_one_shard(_of_honest(experiment, own_test)) if own_test else None,
     )
     mean = Affine(*(field.mean(0, keepdim=True) for field in affine)) if affine else None
     return experiment.task(together, mean, device)
@@ -134,7 +143,7 @@ def baselines(outcome: Outcome, steps: Tensor) -> dict[str, Any]:
 
     Returns:
         ``alone``: the score of each node (accuracy, or loss for a regression),
-        ``alone_mean`` and ``pooled``.
+        ``alone_mean`` and ``pooled``, of and with the data of those who are no attackers.
 
     Raises:
         RunError: one of these trainings diverged.
@@ -143,10 +152,11 @@ def baselines(outcome: Outcome, steps: Tensor) -> dict[str, Any]:
     alone = _without_exchange(opt, outcome.task, steps, outcome.ranks)
     if outcome.ranks.rank:
         return {}
-    pooled = _without_exchange(opt, outcome.pooled, steps.sum().reshape(1), ALONE)
+    honest = outcome.experiment.honest
+    pooled = _without_exchange(opt, outcome.pooled, steps[honest].sum().reshape(1), ALONE)
     return {
         "alone": alone.tolist(),
-        "alone_mean": alone.mean().item(),
+        "alone_mean": alone[honest].mean().item(),
         "pooled": pooled.item(),
     }
 
@@ -161,6 +171,14 @@ def _without_exchange(opt: Optimiser, task: ModelTask, steps: Tensor, ranks: Ran
     acc = torch.tensor([row.eval_acc for row in last], dtype=torch.float64)
     loss = torch.tensor([row.eval_loss for row in last], dtype=torch.float64)
     return loss if acc.isnan().all() else acc
+
+
+def _of_honest(experiment: Experiment, shards: Shards) -> Shards:
+    """Return the examples of the nodes that are no attackers."""
+    if not experiment.attackers.who:
+        return shards
+    honest = torch.isin(shards.nodes, torch.tensor(experiment.honest))
+    return shards.subset(shards.nodes[honest])
 
 
 def _one_shard(shards: Shards) -> Shards:

@@ -16,7 +16,15 @@ from p2pfl.errors import P2pflError, RunError, UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch.books import Books, On, Watch, Where
 from p2pfl.launch.keeping import Keeper
-from p2pfl.launch.outcome import ALONE, Outcome, baselines, gathered, middle, pooled_task
+from p2pfl.launch.outcome import (
+    ALONE,
+    Outcome,
+    baselines,
+    gathered,
+    honest_only,
+    middle,
+    pooled_task,
+)
 from p2pfl.launch.resuming import Resumed, digest, restore, unfinished
 from p2pfl.learning.task import ModelTask
 from p2pfl.results.record import Mark, new_folder
@@ -208,7 +216,7 @@ class Ready:
         books.timed(self.driver.seconds, self.task.backend.reason)
         if isinstance(self.driver, Emulator) and self.experiment.churn:
             _tell_churn(self.driver, books)
-        between = middle(ending, self.ranks)
+        between = middle(honest_only(ending, self.experiment), self.ranks)
         ending = gathered(ending, self.experiment.nodes, self.ranks)
         held = (self.experiment, self.federation, self.task, self.affine)
         return Outcome(*held, ending, self.pooled, between, self.ranks), status
@@ -270,8 +278,9 @@ def _tell_churn(driver: Emulator, books: Books) -> None:
 def _mass_kept(driver: Emulator) -> float:
     """Return the weight that those who are there hold, as a part of what they began with."""
     setup, nodes = driver.setup, torch.tensor(sorted(driver.peers))
-    begun = setup.fresh(nodes).w.sum().item()
-    held = sum(driver.state(peer).w.sum().item() for peer in driver.peers)
+    send = setup.algorithm.send
+    begun = send(setup.fresh(nodes)).w.sum().item()
+    held = sum(send(driver.state(peer)).w.sum().item() for peer in driver.peers)
     return float(held / begun)
 
 
@@ -281,6 +290,8 @@ def prepare(experiment: Experiment, on: On, where: Where, ranks: Ranks = ALONE) 
     The first rank keeps everybody's data, for the mean model and the baselines; the others
     those of their nodes.
     """
+    if ranks.size > 1 and experiment.attackers.who:
+        raise UserError("attackers: a simulation shared out with torchrun cannot have any")
     federation = experiment.federation(where.data)
     affine = experiment.affine(federation)
     nodes = ranks.nodes(experiment.nodes)

@@ -32,6 +32,8 @@ class Company:
         self._done: dict[PeerId, int] = {}  # up to which round those who are done keep their place
         self._suspected: set[PeerId] = set()
         self._late: dict[PeerId, int] = {}  # the last deadline missed by who has not caught up
+        # In which round each was last heard too late, and how many that was before ours.
+        self._behind: dict[PeerId, tuple[int, int]] = {}
         self._misses: Counter[PeerId] = Counter()  # how many it has missed since it was in step
         self._left_out: dict[PeerId, deque[int]] = {}  # the last rounds in which we do not count
         self._alone: dict[PeerId, deque[int]] = {}  # those in which only we do
@@ -53,6 +55,7 @@ class Company:
                     self._done[peer] = round + BACKLOG
                 self._suspected.discard(peer)
                 self._late.pop(peer, None)
+                self._behind.pop(peer, None)
                 self._misses.pop(peer, None)
                 self._left_out.pop(peer, None)
                 self._alone.pop(peer, None)
@@ -82,10 +85,23 @@ class Company:
         no reason to wait: where peers leap it must be so twice running, or have missed a single
         deadline, and that by little.
         """
+        self._behind.pop(peer, None)
         missed = self._late.get(peer, round)
         if not self._leaps or before > missed or (round == missed and before == missed - 1):
             self._late.pop(peer, None)
             self._misses.pop(peer, None)
+
+    def behind(self, peer: PeerId, round: int, by: int) -> None:
+        """Take note that a peer has spoken in a round that is so many before ours.
+
+        Who goes from round to round and does not fall further behind is not slow, only apart
+        from us: we did not wait for each other for a while. It is waited for until it has come.
+        """
+        before, far = self._behind.get(peer, (-1, 0))
+        if self._leaps and round == before + 1 and by <= min(far, BACKLOG):
+            self._late.pop(peer, None)
+            self._misses.pop(peer, None)
+        self._behind[peer] = round, by
 
     def leave_out(self, peer: PeerId, round: int) -> None:
         """Take note that a peer counts nothing of ours in a round, nor do we of its."""
@@ -94,6 +110,11 @@ class Company:
     def is_left_out(self, peer: PeerId, round: int) -> bool:
         """Say whether what a peer says in a round is not to be counted."""
         return round in self._left_out.get(peer, ())
+
+    def has_been_left_out(self, since: int) -> bool:
+        """Say whether anybody has done without us in a round from `since` on."""
+        told = [*self._left_out.values(), *self._alone.values()]
+        return any(round >= since for rounds in told for round in rounds)
 
     def count_alone(self, peer: PeerId, round: int) -> None:
         """Take note that a peer counts nothing of ours in a round, while we may of its."""

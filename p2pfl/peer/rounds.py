@@ -59,7 +59,7 @@ from p2pfl.peer.events import (
     Trained,
 )
 from p2pfl.peer.mail import Mail, Opened, is_replaceable
-from p2pfl.peer.plan import Pace, View, Views
+from p2pfl.peer.plan import BACKLOG, Pace, View, Views
 from p2pfl.peer.stopping import Agreement
 from p2pfl.topology.mixing import Mixing
 
@@ -256,8 +256,12 @@ class Peer(Generic[S, M, R]):
         """
         if not self._mutual:
             return
-        neighbours = len(self._view_in(self.round).hears_from)
-        theirs = self.mail.latest_rounds(max(FEW, neighbours))
+        near = self._view_in(self.round).hears_from
+        # Where neighbours change others may well be ahead; but not those who had to wait for us.
+        beyond = any(self.mail.newest(peer) > self.round for peer in near)
+        if not beyond and not self._company.has_been_left_out(self.round - BACKLOG):
+            return
+        theirs = self.mail.latest_rounds(max(FEW, len(near)))
         share = 1 if self.round % MEET == 0 else 2
         reached = theirs[(len(theirs) - 1) // share] if theirs else -1
         if reached > self.round:
@@ -299,6 +303,8 @@ class Peer(Generic[S, M, R]):
         # whose wait for a third peer made us wait in vain is in step again.
         if event.round + (not spoken) >= self.round:
             self._company.in_time(sender, event.round, before)
+        else:
+            self._company.behind(sender, event.round, self.round - event.round)
         effects: list[Effect] = []
         if self._mutual and self._company.is_left_out(sender, event.round):
             effects = self._drop(sender, event.round)

@@ -19,6 +19,7 @@ from p2pfl.results.runs import Run, last_measured
 from p2pfl.topology import GRAPHS, read_network
 
 NODES_SHOWN = 64  # nodes up to which a run is told node by node
+ATTACKERS_SHOWN = 8  # attackers up to which a run says who they are
 UNKNOWN = "–"
 _PREFIXES = ("", "k", "M", "G", "T", "P")
 
@@ -209,6 +210,14 @@ def _section(key: str) -> Callable[[Run], str]:
     return told
 
 
+def _attackers(run: Run) -> str:
+    who = run.summary.get("attackers")
+    if not who:
+        return UNKNOWN
+    listed = ", ".join(map(str, who)) if len(who) <= ATTACKERS_SHOWN else str(len(who))
+    return f"{listed} ({run.summary.get('attack')})"
+
+
 def _nodes(run: Run) -> str:
     count = _count(run)
     return UNKNOWN if count is None else str(count)
@@ -220,6 +229,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("nodes", _nodes),
     Measure("algorithm", _section("algorithm")),
     Measure("topology", _section("topology")),
+    Measure("attackers", _attackers, optional=True),
     Measure("rounds", _of("rounds", str)),
     Measure("accuracy mean", _of("eval_acc_mean", _share), optional=True),
     Measure("worst", _of("eval_acc_worst", _share), optional=True),

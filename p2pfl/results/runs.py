@@ -58,6 +58,8 @@ class Facts(NamedTuple):
     missed: int = 0  # messages waited for in vain
     rejected: int = 0  # messages refused
     one_sided: int = 0  # models mixed without their senders having mixed ours
+    attackers: list[int] | None = None  # what else is said is about the others
+    attack: str | None = None
 
 
 def summarise(metrics: Metrics, facts: Facts) -> dict[str, Any]:

@@ -109,6 +109,10 @@ class Everybody(Inbox[R]):
         rows, n = len(self.own), len(everybody)
         return everybody.expand(rows, *everybody.shape), self.own.new_ones(rows, n).bool()
 
+    def shares(self) -> Tensor:
+        """Return everybody's weights for every row; as of `Inbox`."""
+        return _gathered(self.weights[0]).expand(len(self.own), -1)
+
 
 @dataclass(frozen=True, slots=True)
 class _Halo:

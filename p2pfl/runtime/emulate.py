@@ -92,6 +92,7 @@ class Emulator:
         self.time, self.rejected, self.missed, self.one_sided = 0.0, 0, 0, 0
         self.seconds = Seconds()
         self._examples = setup.task.examples(torch.arange(setup.topology.n)).tolist()
+        self._attackers = set(setup.attackers.tolist())
         self._heap: list[tuple[float, int, PeerId, int, Happens]] = []
         self._order = itertools.count()
         self._lives: Counter[PeerId] = Counter()  # what was meant for an earlier one is void
@@ -310,6 +311,8 @@ class Emulator:
             params = _later(report).params
             began = time.perf_counter()
             mark = sketch(params)
+            if peer in self._attackers:
+                mark = torch.full_like(mark, math.nan)
             self.seconds.evaluation += time.perf_counter() - began
         self._rounds.add(row, mark)
         if self.setup.churn:

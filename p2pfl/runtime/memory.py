@@ -14,6 +14,7 @@ from p2pfl.errors import UserError
 from p2pfl.learning.cache import cache_bytes
 from p2pfl.learning.tree import leaves
 from p2pfl.runtime.setup import Setup
+from p2pfl.topology.schedule import in_degrees
 
 WORKING = 256 << 20  # torch's own, activations and evaluation
 BLOCKS = 4  # of the size of the cache: gradients and activations beside the parameters
@@ -67,6 +68,9 @@ def needed(setup: Setup, held: int, emulated: bool = False, twice: bool = False)
         more += (EMULATED - 1) * own
     elif not algorithm.columnwise:
         more += own
+    if algorithm.needs.rule and not algorithm.columnwise:  # side by side, and compared
+        most = int(in_degrees(setup.topology.links(0)).max()) + 1
+        more += 2 * most * params.nbytes // (held if emulated else 1)
     if getattr(setup.pace, "overlap", False):
         more += OVERLAPPED * own
     working = WORKING + BLOCKS * cache_bytes(params.device)

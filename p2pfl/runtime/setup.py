@@ -24,6 +24,8 @@ from p2pfl.peer.rounds import Peer
 from p2pfl.topology.mixing import Mixing, weighted
 from p2pfl.topology.schedule import Topology
 
+NOBODY = torch.empty(0, dtype=torch.int64)
+
 
 class Row(NamedTuple):
     """One node in one round; the columns of ``metrics.csv``.
@@ -84,6 +86,7 @@ class Setup:
     among: Callable[[tuple[int, ...]], Topology] | None = None  # if it follows who is there
     churn: Script | None = None  # what happens to peers and links, besides
     membership: Timers | None = None  # how peers find out who is there; None: not by themselves
+    attackers: Tensor = NOBODY  # int64, ascending: what is reported is about the others
 
     def rows(self, nodes: Tensor) -> Rows:
         """Say who the nodes are."""
@@ -95,6 +98,10 @@ class Setup:
         if self.sample is None:
             return torch.arange(len(nodes))
         return torch.isin(nodes.cpu(), self.sample).nonzero().flatten()
+
+    def honest(self, nodes: Tensor) -> Tensor:
+        """Say which of some nodes, ``[rows]``, are no attackers, bool ``[rows]``."""
+        return ~torch.isin(nodes.cpu(), self.attackers)
 
     def message(self, node: int) -> tuple[Tensor, ...]:
         """Return what a node would say at the outset: all its messages have this form."""

@@ -256,12 +256,19 @@ class Simulator:
         return Scores(loss, acc)
 
     def _compare(self) -> Tensor:
-        """Measure the mean model; return how far everybody is from it, squared, ``[n]``."""
+        """Measure the mean model; return how far everybody is from it, squared, ``[n]``.
+
+        Both are of the honest nodes; attackers are NaN.
+        """
         params = self.params
-        mean = self.ranks.total(params.sum(0, dtype=self._wide)) / self.setup.topology.n
+        honest = self.setup.honest(self.nodes).to(params.device)
+        counted = params if bool(honest.all()) else params[honest]
+        total = counted.sum(0, dtype=self._wide)
+        mean = self.ranks.total(total) / (self.setup.topology.n - len(self.setup.attackers))
         if self.setup.pooled is not None:
             self.scores = self.setup.pooled.evaluate(mean.unsqueeze(0), torch.tensor([0]))
-        return self.ranks.gather(squared_distances(params, mean))
+        far = squared_distances(params, mean)
+        return self.ranks.gather(far.masked_fill(~honest, math.nan))
 
 
 def _spread(values: Tensor, rows: Tensor, nodes: Tensor) -> Tensor:

@@ -34,8 +34,12 @@ def sketch(params: Tensor) -> Tensor:
 
 
 def distances(sketches: Tensor) -> Tensor:
-    """Return the squared distance of every row from the mean row, ``[rows, k] -> [rows]``."""
-    return (sketches - sketches.mean(0)).square().sum(1)
+    """Return the squared distance of every row from the mean row, ``[rows, k] -> [rows]``.
+
+    A row of NaN is unknown: it does not count in the mean.
+    """
+    known = ~sketches.isnan().any(1)
+    return (sketches - sketches[known].mean(0)).square().sum(1)
 
 
 @functools.lru_cache(maxsize=2)

@@ -15,7 +15,7 @@ SWEEPS = 10  # in each of which every edge is offered another end
 Edges = NDArray[np.int64]  # [edges, 2]
 
 
-def el_local(n: int, s: int = 4, seed: int = 0) -> Topology:
+def el_local(n: int, s: int = 4, seed: int = 0, pull: bool = False) -> Topology:
     """Return the schedule in which everybody sends to s others, drawn anew every round.
 
     How many a node hears differs (de Vos et al. 2023, *Epidemic learning*, EL-Local). There
@@ -25,14 +25,16 @@ def el_local(n: int, s: int = 4, seed: int = 0) -> Topology:
         n: how many nodes there are.
         s: how many others each sends to, 1 to n - 1.
         seed: of the draws.
+        pull: everybody hears s others instead, so that nobody is told more than it has asked for.
     """
     _check(n, s)
 
     def draw(round: int) -> Links:
         nodes = torch.arange(n)
         steps = distinct(rng.uniform(rng.fold(rng.keys(seed, nodes), round), s), n - 1)
-        receivers = (nodes.unsqueeze(1) + 1 + steps) % n
-        return links_between(n, nodes.repeat_interleave(s), receivers.flatten())
+        others = ((nodes.unsqueeze(1) + 1 + steps) % n).flatten()
+        drawing = nodes.repeat_interleave(s)
+        return links_between(n, others, drawing) if pull else links_between(n, drawing, others)
 
     return drawn(n, draw, "el_local")
 

@@ -136,8 +136,16 @@ def in_shares(mixing: Mixing) -> Mixing:
 
     What is left for oneself then makes the *columns* sum to one. Of a symmetric rule these are the
     same matrices; a sender needs the degrees of those it sends to, so it goes by the whole graph.
+    Nobody gives away less than nothing, or more than it has: where the rule asks for that, as it
+    may on the graph that is left of a larger one, shares are cut down.
     """
-    return mixing._replace(conserves="mass", of_graph=lambda links: link_weights(links, mixing))
+
+    def of_graph(links: Links) -> Tensor:
+        values = link_weights(links, mixing).clamp(min=0)
+        given = torch.zeros(links.n, dtype=torch.float64).index_add_(0, links.senders, values)
+        return values / given.clamp(min=1)[links.senders]
+
+    return mixing._replace(conserves="mass", of_graph=of_graph)
 
 
 def _of_graph(of_graph: Callable[[Links], Tensor], name: str) -> Mixing:

@@ -10,10 +10,12 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from p2pfl import aggregation as rules
 from p2pfl import codec
 from p2pfl.algorithm import Algorithm, Inbox, Rows
 from p2pfl.algorithms import (
     average,
+    balance,
     beer,
     choco,
     d2,
@@ -40,7 +42,9 @@ from p2pfl.algorithms import (
     push_sum,
     qg,
     quantised,
+    rpel,
 )
+from p2pfl.attacks import ATTACKS, hostile
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.training import train
 from p2pfl.peer.plan import Pace
@@ -52,6 +56,31 @@ from p2pfl.topology import metropolis, push, static, weights
 torch.set_num_threads(1)
 
 Build = Callable[[Optimiser], Algorithm[Any, Any, Any]]
+
+RULES: dict[str, rules.Aggregation] = {
+    "median": rules.median(),
+    "trimmed_mean": rules.trimmed_mean(1),
+    "krum": rules.krum(1),
+    "multi_krum": rules.multi_krum(1, m=2),
+    "geometric_median": rules.geometric_median(),
+    "nna": rules.nna(1),
+    "nnm": rules.nnm(1),
+    "nnm krum": rules.nnm(1, then=rules.krum(1)),
+    "centred_clipping": rules.centred_clipping(0.5, iterations=2),
+    "clipped_gossip": rules.clipped_gossip(0.5),
+    "clipped_gossip f": rules.clipped_gossip(f=1),
+    "bucketing": rules.bucketing(rules.median(), s=2),
+    "bucketing clipped": rules.bucketing(rules.centred_clipping(0.5), s=2),
+}
+
+
+def _robust(rule: rules.Aggregation) -> Build:
+    return lambda opt: dpsgd(opt, aggregate=rule, seed=3)
+
+
+def _attacked(build: Build, attack: str) -> Build:
+    return lambda opt: hostile(build(opt), ATTACKS[attack](), {0, 2}, seed=5)
+
 
 PLAIN: dict[str, Build] = {
     "fedavg": fedavg,
@@ -94,6 +123,10 @@ PLAIN: dict[str, Build] = {
     "fedasync": fedasync,
     "fedasync hinge": lambda opt: fedasync(opt, staleness="hinge", a=2.0, b=1),
     "local": local,
+    "balance": lambda opt: balance(opt, rounds=8, gamma=1.0),
+    "rpel": lambda opt: rpel(opt, nodes=6, attackers=1, s=4, rounds=10),
+    **{f"dpsgd {name}": _robust(rule) for name, rule in RULES.items()},
+    "dpsgd combine first median": lambda opt: dpsgd(opt, "combine_then_adapt", rules.median()),
 }
 
 
@@ -105,7 +138,15 @@ ALL: dict[str, Build] = {
     **PLAIN,
     **{f"proximal {name}": _prox(build) for name, build in PLAIN.items()},
     "average": lambda opt: average(),
+    **{f"hostile dpsgd {a}": _attacked(dpsgd, a) for a in ("alie", "gaussian", "replay")},
+    "hostile fedavg ipm": _attacked(fedavg, "ipm"),
+    "hostile push_sum sign_flip": _attacked(push_sum, "sign_flip"),
+    "hostile gossip sign_flip": _attacked(gossip, "sign_flip"),
+    "hostile gradient_tracking alie": _attacked(gradient_tracking, "alie"),
 }
+
+# What needs whole rows, by words in the names.
+WHOLE = ("krum", "geometric", "nn", "clip", "balance", "rpel", "hostile")
 
 
 def matrix(graph: nx.Graph, needs: str = "mean", lazy: bool = True) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from algorithm_cases import ALL, blocks, exchange, graphs, matrix
+from algorithm_cases import ALL, RULES, blocks, exchange, graphs, matrix
 from hypothesis import given
 from hypothesis import strategies as st
 from test_contract import EXACT, LAWS, OPT, close
@@ -16,9 +16,15 @@ from p2pfl.topology import complete_graph
 CARRYING = [name for name in ALL if ALL[name](OPT).carry]
 
 
+MEANS = {"fedavg", "fedavg uniform", "dpsgd", "push_sum", "push_sum examples"}  # keep the mean
+
+
 def test_what_can_train_while_it_exchanges():
-    each = {"fedavg", "fedavg uniform", "dpsgd", "push_sum", "push_sum examples", "local"}
-    assert set(CARRYING) == each | {f"proximal {name}" for name in each}
+    robust = {"balance", "rpel", *(f"dpsgd {rule}" for rule in RULES)}
+    each = {*MEANS, "local", *robust}
+    attacked = {name for name in ALL if name.startswith("hostile") and ALL[name](OPT).carry}
+    assert set(CARRYING) == each | {f"proximal {name}" for name in each} | attacked
+    assert {name.split()[1] for name in attacked} == {"dpsgd", "fedavg", "push_sum"}
 
 
 @pytest.mark.parametrize("name", CARRYING)
@@ -39,11 +45,13 @@ def test_what_is_carried_is_the_exchange_and_the_local_steps(name, data):
         close(a.carry(sent, sent, mixed), mixed)  # no steps: what came of the exchange
         alone, _ = exchange(a, sent, None, torch.eye(len(x), dtype=w.dtype), 4)
         close(a.model(a.carry(sent, trained, alone)), a.model(trained))
+        if name.startswith("hostile"):  # what is sent is not what there is
+            continue
         # Not one step is lost: in all, the network has moved as far as they went.
         for parts in zip(*(totals(a, s) for s in (state, sent, trained, mixed)), strict=True):
             after, *others = parts
             torch.testing.assert_close(after, others[1] + others[2] - others[0], **EXACT)
-            if name not in ("local", "proximal local"):
+            if name.removeprefix("proximal ") in MEANS:
                 torch.testing.assert_close(others[2], others[0], **EXACT)  # mixing keeps it
         for i in range(len(x)):
             one = torch.tensor([i])

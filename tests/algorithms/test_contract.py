@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
-from algorithm_cases import ALL, PLAIN, blocks, exchange, graphs, matrix, play
+from algorithm_cases import ALL, PLAIN, WHOLE, blocks, exchange, graphs, matrix, play
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -28,7 +28,7 @@ LAWS = settings(max_examples=12, deadline=None)
 
 # Those whose steps are no multiple of the gradient at their model.
 NO_FACTOR = {"push_sum", "gradient_tracking", "d2", "proximal", "average", "exact_diffusion"}
-NO_FACTOR |= {"beer", "extra", "kgt", "push_diging", "push_pull", "qg"}
+NO_FACTOR |= {"beer", "hostile", "extra", "kgt", "push_diging", "push_pull", "qg"}
 # Those which make more of their own steps even when they hear nobody.
 OF_THEIR_OWN = {"qg", "diloco", "fedavgm", "fedadagrad", "fedadam", "fedyogi"}
 
@@ -48,6 +48,8 @@ def test_the_table_is_complete():
 @LAWS
 @given(data=st.data())
 def test_renaming_the_nodes_changes_nothing(name, data):
+    if "bucketing" in name:  # who shares a bucket is drawn by the order of the ids
+        return
     a, graph = ALL[name](OPT), data.draw(graphs())
     n = len(graph)
     x, rows, grads = data.draw(blocks(n))
@@ -116,7 +118,7 @@ def test_columns_may_be_received_one_after_the_other(name, data):
         with mock.patch.object(in_place, "block_width", return_value=columns):
             state = in_place.receive_(a, state, heard, around, 4)
         close(state, expected)
-    assert a.columnwise or "jwins" in name  # whose wavelets need whole rows
+    assert a.columnwise != any(word in name for word in WHOLE)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -147,6 +149,8 @@ def test_a_step_is_its_factor_times_the_gradient(name, opt, data):
 @LAWS
 @given(data=st.data())
 def test_agreed_nodes_without_gradients_stay(name, data):
+    if name.startswith("hostile"):  # attackers do not agree
+        return
     a, graph = ALL[name](sgd(0.1, momentum=0.9)), data.draw(graphs())
     x, rows, _ = data.draw(blocks(len(graph)))
     x = x[:1].expand_as(x).contiguous()

@@ -207,23 +207,28 @@ def test_changes_are_made_before_anything_is_checked():
     assert experiment.sections["topology"].name == "grid"
 
 
-CODED = {"codec": "top_k:k=3"}
-MORE = {  # what must be given
-    **dict.fromkeys(("beer", "choco", "deepsqueeze", "quantised"), CODED),
-    "jwins": {"k": 3},
-    "moniqua": {"theta": 1.0},
-}
+CODED = ("beer", "choco", "deepsqueeze", "quantised")
+
+
+def with_algorithm(name: str) -> Experiment:
+    """Return an experiment with an algorithm and what it cannot do without."""
+    needed = {
+        "balance": {"algorithm": "balance:rounds=4"},
+        **{name: {"algorithm": {"name": name, "codec": "top_k:k=3"}} for name in CODED},
+        "jwins": {"algorithm": "jwins:k=3"},
+        "moniqua": {"algorithm": "moniqua:theta=1.0"},
+        "rpel": {
+            "algorithm": "rpel:nodes=8,attackers=1,s=5,rounds=4",
+            "topology": "el_local:s=5,pull=true",
+        },
+    }
+    tables = {"algorithm": name, "pace": {"local_steps": 1}} | needed.get(name, {})
+    return Experiment.from_dict(tables)
 
 
 def test_what_the_refusal_of_an_overlap_names_can_do_it():
     pace = {"local_steps": 1}
-    able = {
-        name
-        for name in ALGORITHMS
-        if Experiment.from_dict(
-            {"algorithm": {"name": name} | MORE.get(name, {}), "pace": pace}
-        ).algorithm.carry
-    }
+    able = {name for name in ALGORITHMS if with_algorithm(name).algorithm.carry}
     message = problem({"algorithm": "d2", "topology": "ring", "pace": pace | {"overlap": True}})
     named = re.findall(r"\w+", message.partition(": use ")[2].partition(" with order")[0])
     assert {*named} - {"or"} == able
@@ -246,15 +251,7 @@ def test_the_number_of_nodes_follows_from_the_topology(tmp_path):
 
 
 def test_the_mixing_rule_follows_the_algorithm():
-    rule = {
-        name: Experiment.from_dict(
-            {
-                "algorithm": {"name": name} | MORE.get(name, {}),
-                "pace": {"local_steps": 1},
-            }
-        ).sections["mixing"]
-        for name in ALGORITHMS
-    }
+    rule = {name: with_algorithm(name).sections["mixing"] for name in ALGORITHMS}
     assert rule["push_sum"].name == "push"
     assert rule["d2"].values == {"lazy": True}
     assert rule["dpsgd"].values == {"lazy": False}

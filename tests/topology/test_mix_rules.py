@@ -179,8 +179,11 @@ def test_in_shares_is_the_same_matrix_where_rows_and_columns_sum_to_one():
         shared = in_shares(rule)
         assert shared.conserves == "mass"
         torch.testing.assert_close(matrix(graph, shared), matrix(graph, rule), rtol=0, atol=1e-12)
-    pushed = matrix(graph, in_shares(uniform()))
-    torch.testing.assert_close(pushed.sum(0), torch.ones(7).double(), rtol=0, atol=1e-12)
+    for rule in (uniform(), best_constant()):  # which ask more of the centre than it has
+        shared = matrix(graph, in_shares(rule))
+        torch.testing.assert_close(shared.sum(0), torch.ones(7).double(), rtol=0, atol=1e-12)
+        assert float(shared.min()) >= -1e-15
+        assert float(matrix(graph, rule)[0, 0]) < 0 or rule.name == "uniform"
     assert torch.equal(matrix(graph, in_shares(push())), matrix(graph, push()))
 
 

@@ -211,6 +211,13 @@ def test_what_does_not_go_together_is_refused(changes, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("rule", ["best_constant", "fastest", "max_degree", "metropolis"])
+def test_the_smallest_networks_are_no_exception(n, rule):
+    tables = {**EXAMPLE, "topology": "complete", "mixing": rule, "nodes": n}
+    assert Experiment.from_dict(tables).nodes == n
+
+
 def test_without_the_solver_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cvxpy", None)
     with pytest.raises(UserError, match=r"^mixing: fastest needs cvxpy: pip install"):
