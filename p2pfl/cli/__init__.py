@@ -10,8 +10,7 @@ import sys
 import typer
 from rich.console import Console
 
-from p2pfl.cli import churn, keys
-from p2pfl.cli import topology as topology_verbs
+from p2pfl.cli import churn, keys, topology
 from p2pfl.cli.fleet import down, logs, status, up
 from p2pfl.cli.lists import algorithms, experiments, topologies
 from p2pfl.cli.peer import peer
@@ -39,10 +38,10 @@ app.command()(predict)
 for listing in (experiments, topologies, algorithms):
     app.command()(listing)
 
-topology = typer.Typer(help="Look at topologies.", no_args_is_help=True, rich_markup_mode=None)
-topology.command("show")(topology_verbs.show)
-topology.command("compare")(topology_verbs.compare)
-app.add_typer(topology, name="topology")
+surveying = typer.Typer(help="Look at topologies.", no_args_is_help=True, rich_markup_mode=None)
+surveying.command("show")(topology.show)
+surveying.command("compare")(topology.compare)
+app.add_typer(surveying, name="topology")
 
 partition = typer.Typer(help="Look at partitions.", no_args_is_help=True, rich_markup_mode=None)
 partition.command("show")(partition_show)
