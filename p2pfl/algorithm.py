@@ -175,6 +175,7 @@ class Needs(NamedTuple):
         positive: the mixing matrix must have no eigenvalue at or below -1/3.
         one_step: a round is exactly one local step.
         rounds: an exchange ends a round of local steps; on a timer there are none.
+        convex: no mixing weight may be negative.
         models: a row that is given fewer models in a round, its own included, keeps its own.
         rule: what lays the models it hears side by side, in words; "": nothing does.
     """
@@ -186,6 +187,7 @@ class Needs(NamedTuple):
     positive: bool = False
     one_step: bool = False
     rounds: bool = False
+    convex: bool = False
     models: int = 1
     rule: str = ""
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from p2pfl.algorithm import Algorithm, Inbox, Rows
+from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
 from p2pfl.algorithms.averaging import plain_steps
 from p2pfl.learning.checks import require
 from p2pfl.learning.optim import Optimiser
@@ -134,6 +134,7 @@ def _on_arrival(opt: Optimiser, merge: Merge) -> Algorithm[AgedState, Aged, Aged
         step,
         lambda s: Aged(s.x, s.age),
         receive,
+        needs=Needs(convex=True),  # ages scale the weights, whose sum must not come near 0
         factor=factor if plain else None,
         columnwise=True,
     )

@@ -10,13 +10,14 @@ import sys
 import typer
 from rich.console import Console
 
-from p2pfl.cli import churn, keys
+from p2pfl.cli import churn, keys, topology
 from p2pfl.cli.fleet import down, logs, status, up
+from p2pfl.cli.lists import algorithms, experiments, topologies
 from p2pfl.cli.peer import peer
 from p2pfl.cli.predict import predict
 from p2pfl.cli.report import report
 from p2pfl.cli.run import run
-from p2pfl.cli.show import experiments, partition_show, topology_show, version
+from p2pfl.cli.show import partition_show, version
 from p2pfl.cli.sweep import sweep
 from p2pfl.errors import P2pflError, RunError, UserError
 
@@ -34,11 +35,13 @@ for verb in (up, status, logs, down):
     app.command()(verb)
 app.command()(report)
 app.command()(predict)
-app.command()(experiments)
+for listing in (experiments, topologies, algorithms):
+    app.command()(listing)
 
-topology = typer.Typer(help="Look at topologies.", no_args_is_help=True, rich_markup_mode=None)
-topology.command("show")(topology_show)
-app.add_typer(topology, name="topology")
+surveying = typer.Typer(help="Look at topologies.", no_args_is_help=True, rich_markup_mode=None)
+surveying.command("show")(topology.show)
+surveying.command("compare")(topology.compare)
+app.add_typer(surveying, name="topology")
 
 partition = typer.Typer(help="Look at partitions.", no_args_is_help=True, rich_markup_mode=None)
 partition.command("show")(partition_show)

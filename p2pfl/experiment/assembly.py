@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from p2pfl import rng
+from p2pfl.experiment.pairing import suited
 from p2pfl.experiment.sections import Timer
 from p2pfl.learning.task import ModelTask
 from p2pfl.peer.gossiper import Tempo
@@ -30,7 +31,7 @@ def build_setup(experiment: Experiment, task: ModelTask, pooled: ModelTask | Non
         task: of all nodes, or of one.
         pooled: what the mean model is measured on while the run goes on, if at all.
     """
-    topology, mixing = experiment.topology, experiment.mixing
+    topology, mixing = experiment.topology, suited(experiment.mixing, experiment.algorithm.needs)
 
     @lru_cache(maxsize=topology.period or 1)
     def matrix(round: int) -> Tensor:

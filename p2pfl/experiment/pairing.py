@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -13,10 +13,12 @@ from p2pfl.algorithm import Needs
 from p2pfl.errors import UserError
 from p2pfl.experiment.config import Section
 from p2pfl.experiment.sections import Rounds, Timer
-from p2pfl.topology.mixing import Mixing, weights
+from p2pfl.topology.mixing import Mixing, in_shares, link_weights, weights
 from p2pfl.topology.schedule import Topology, in_degrees
+from p2pfl.topology.spectral import is_doubly_stochastic
 
 DENSE = 2000  # nodes up to which eigenvalues are worked out
+ROUNDED = 1e-6  # below zero by less is no negative own weight
 
 
 class Pairing(NamedTuple):
@@ -42,14 +44,21 @@ def default_mixing(needs: Needs) -> dict[str, object]:
     return {"name": "metropolis", "lazy": needs.positive}
 
 
+def suited(mixing: Mixing, needs: Needs) -> Mixing:
+    """Return a rule as an algorithm makes use of it: who adds up a mass sends shares of it."""
+    splits = needs.weights == "mass" and mixing.conserves == "mean"
+    return in_shares(mixing) if splits else mixing
+
+
 def check_pairing(pair: Pairing) -> None:
     """Refuse what cannot work together.
 
     Raises:
         UserError: it names the two sections, and what would do.
     """
-    _check_weights(pair)
     _check_graph(pair)
+    _check_rule(pair)
+    _check_weights(pair)
     _check_pace(pair)
     _check_churn(pair)
     _check_models(pair)
@@ -95,9 +104,33 @@ def remarks(pair: Pairing) -> list[str]:
     ]
 
 
+def _check_rule(pair: Pairing) -> None:
+    """Refuse a rule that cannot be worked out here, or that nothing makes use of."""
+    rule, links = pair.mixing, pair.topology.links(0)
+    mixing, graph = _names(pair, "mixing", "topology")
+    if isinstance(pair.pace, Timer) and mixing != default_mixing(pair.needs)["name"]:
+        raise UserError(
+            "pace.name = 'timer' merges two models half and half, and makes no use of"
+            f" mixing.name = {mixing!r}: leave it out"
+        )
+    if rule.of_graph is None:
+        return
+    if links.weights is not None:
+        raise UserError(
+            f"topology.name = {graph!r} comes with weights of its own, and makes no use of"
+            f" mixing.name = {mixing!r}: leave it out"
+        )
+    try:
+        link_weights(links, rule)
+    except ValueError as error:
+        raise UserError(
+            f"mixing.name = {mixing!r} on topology.name = {graph!r}: {error}"
+        ) from error
+
+
 def _check_weights(pair: Pairing) -> None:
     needs, rule = pair.needs.weights, pair.mixing
-    name, mixing = _names(pair, "algorithm", "mixing")
+    name, mixing, graph = _names(pair, "algorithm", "mixing", "topology")
     if needs == "none" and pair.standardise == "pooled":
         raise UserError(
             f"preprocess.standardise = 'pooled' asks the others, but algorithm.name = {name!r}"
@@ -109,11 +142,31 @@ def _check_weights(pair: Pairing) -> None:
             f" algorithm.name = {name!r} takes means: use metropolis or uniform,"
             " or algorithm.name = 'push_sum'"
         )
-    if needs == "mass" and rule.conserves == "mean":
+    means = needs == "mass" and rule.conserves == "mean"
+    if means and not all(map(is_doubly_stochastic, _matrices(pair))):
         raise UserError(
             f"mixing.name = {mixing!r} takes means, but algorithm.name = {name!r} adds up"
-            " shares of a mass (columns that sum to one): use push"
+            " shares of a mass: the columns of its matrix must sum to one, and those on"
+            f" topology.name = {graph!r} do not: use push"
         )
+    convex = pair.needs.convex or pair.needs.rule or needs == "mass"
+    if convex and rule.of_graph is not None and not _is_convex(pair):
+        raise UserError(
+            f"mixing.name = {mixing!r} on topology.name = {graph!r} has weights that are negative,"
+            f" or links of weight 0, and algorithm.name = {name!r} must not have any: use"
+            " metropolis or max_degree"
+        )
+
+
+def _is_convex(pair: Pairing) -> bool:
+    """Say whether everybody takes something of all it hears, and nothing less than 0 of itself."""
+    taken = torch.cat([link_weights(links, pair.mixing) for links in pair.topology.rounds()])
+    own = torch.cat([matrix.to_dense().diagonal() for matrix in _matrices(pair)])
+    return bool((taken > 0).all() and (own > -ROUNDED).all())
+
+
+def _matrices(pair: Pairing) -> Iterator[Tensor]:
+    return (weights(links, pair.mixing) for links in pair.topology.rounds())
 
 
 def _check_graph(pair: Pairing) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from p2pfl.peer.joining import Offer, position
 from p2pfl.peer.ledger import Ledger
 from p2pfl.peer.plan import BACKLOG, Pace, View, Views
 from p2pfl.peer.rounds import Peer
-from p2pfl.topology.mixing import Mixing
+from p2pfl.topology.mixing import Mixing, weighted
 from p2pfl.topology.schedule import Topology
 
 NOBODY = torch.empty(0, dtype=torch.int64)
@@ -163,16 +163,21 @@ class Setup:
 
     def _view(self, topology: Topology, node: int, round: int) -> View:
         sends_to, hears_from = topology.view(node, round)
-        weights = topology.view_weights(node, round)
+        weights = self._weighted(topology).view_weights(node, round)
         if weights is None:
             return View(sends_to, hears_from)
-        given, taken = ([self.mixing.share * weight for weight in each] for each in weights)
+        given, taken = weights
         return View(
             sends_to,
             hears_from,
             dict(zip(sends_to, given, strict=True)),
             dict(zip(hears_from, taken, strict=True)),
         )
+
+    @cached_property
+    def _weighted(self) -> Callable[[Topology], Topology]:
+        """A topology with the weights of its links, worked out once for all peers of a process."""
+        return lru_cache(maxsize=BACKLOG)(lambda topology: weighted(topology, self.mixing))
 
 
 Status = Literal["running", "finished", "interrupted", "failed"]

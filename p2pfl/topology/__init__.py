@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from p2pfl.topology.chebyshev import accelerated
 from p2pfl.topology.cliques import d_cliques_graph
 from p2pfl.topology.draw import draw
 from p2pfl.topology.epidemic import el_local, el_oracle
@@ -23,7 +24,18 @@ from p2pfl.topology.graphs import (
     torus_graph,
     watts_strogatz_graph,
 )
-from p2pfl.topology.mixing import MIXING, Mixing, metropolis, push, uniform, weights
+from p2pfl.topology.mixing import (
+    MIXING,
+    Mixing,
+    best_constant,
+    fastest,
+    in_shares,
+    max_degree,
+    metropolis,
+    push,
+    uniform,
+    weights,
+)
 from p2pfl.topology.sampling import cyclon
 from p2pfl.topology.schedule import (
     Links,
@@ -51,9 +63,11 @@ __all__ = [
     "Mixing",
     "Network",
     "Topology",
+    "accelerated",
     "analyse",
     "barabasi_albert_graph",
     "base",
+    "best_constant",
     "chain_graph",
     "complete_graph",
     "cyclon",
@@ -64,11 +78,14 @@ __all__ = [
     "equi_static",
     "erdos_renyi_graph",
     "exponential_graph",
+    "fastest",
     "grid_graph",
     "hyper_hypercube",
     "hypercube_graph",
     "in_degrees",
+    "in_shares",
     "links_between",
+    "max_degree",
     "metropolis",
     "od_equi_dyn",
     "one_factorisation",

@@ -98,7 +98,7 @@ def analyse(topology: Topology, mixing: Mixing) -> Analysis:
         directed=not topology.is_symmetric,
         period=period,
         degree_max=_degree_max(topology),
-        doubly_stochastic=all(_is_doubly_stochastic(matrix) for matrix in matrices),
+        doubly_stochastic=all(is_doubly_stochastic(matrix) for matrix in matrices),
         rho=spectrum.rho,
         slem=spectrum.slem,
         gap=None if spectrum.rho is None else round(1 - spectrum.rho, DIGITS),
@@ -231,7 +231,8 @@ def _endless(topology: Topology, mixing: Mixing) -> Iterator[Tensor]:
         yield weights(topology.links(round), mixing)
 
 
-def _is_doubly_stochastic(matrix: Tensor) -> bool:
+def is_doubly_stochastic(matrix: Tensor) -> bool:
+    """Say whether the rows and the columns of a matrix, dense or CSR, sum to one."""
     ones = torch.ones(matrix.shape[0], 1, dtype=matrix.dtype)
     sums = torch.cat([matrix @ ones, transposed(matrix) @ ones])
     return bool(((sums - 1).abs() < 1e-9).all())

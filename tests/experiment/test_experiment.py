@@ -76,7 +76,10 @@ def test_a_mistake_is_named_with_its_key_its_value_and_the_choices(change, words
             ["degree = 8", "n = 8"],
         ),
         ({"nodes": 8, "topology": "torus:rows=3,cols=3", "algorithm": "dpsgd"}, ["3", "8"]),
-        ({"algorithm": "push_sum", "mixing": "metropolis"}, ["push_sum", "use push"]),
+        (
+            {"algorithm": "push_sum", "mixing": "uniform", "topology": "star"},
+            ["push_sum", "use push"],
+        ),
         ({"algorithm": "dpsgd", "mixing": "push"}, ["dpsgd", "push_sum"]),
         ({"algorithm": "choco", "topology": "ring"}, ["algorithm.codec is missing"]),
         (

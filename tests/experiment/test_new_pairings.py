@@ -18,7 +18,10 @@ ONE = {"local_steps": 1}
         ({"algorithm": "extra", "topology": "random_matching", "pace": ONE}, ["neighbours that"]),
         ({"algorithm": "kgt", "pace": {"patience": 0.0}}, ["'kgt'", "patience = 0"]),
         ({"algorithm": "push_pull", "pace": {"patience": 0.0}}, ["'push_pull'", "patience = 0"]),
-        ({"algorithm": "push_diging", "mixing": "metropolis"}, ["'push_diging'", "use push"]),
+        (
+            {"algorithm": "push_diging", "topology": "star", "mixing": "uniform"},
+            ["'push_diging'", "use push"],
+        ),
         ({"algorithm": "qg", "mixing": "push"}, ["'qg'", "metropolis"]),
         ({"algorithm": "qg", "pace": "timer"}, ["'qg'", "works in rounds"]),
         ({"algorithm": "diloco", "pace": "timer"}, ["'diloco'", "works in rounds"]),

@@ -96,6 +96,39 @@ def test_closed_forms(name, n):
     assert not found.approximate
 
 
+EVERY_N = {
+    "complete": range(2, 40),
+    "ring": range(4, 90, 3),
+    "chain": range(3, 90, 3),
+    "torus": [m * m for m in range(4, 12)],
+    "hypercube": [2**d for d in range(1, 8)],
+    "star": range(3, 90, 3),
+    "exponential": [2**d for d in range(1, 8)],
+}
+
+
+@pytest.mark.parametrize("name", EVERY_N)
+def test_closed_forms_for_many_numbers_of_nodes(name):
+    for n in EVERY_N[name]:
+        topology = graph_of(name, n)
+        found = analyse(topology, metropolis())
+        assert found.rho == pytest.approx(CLOSED[name](n), abs=1e-11)
+        assert found.nodes == n
+        assert found.exact_after == (1 if found.rho == 0 else None)
+        lazy = analyse(topology, metropolis(lazy=True))
+        values = torch.linalg.eigvals(spectral.weights(topology.links(0), metropolis()).to_dense())
+        second = max(abs(1 + v) / 2 for v in values.tolist() if abs(v - 1) > 1e-9)
+        assert lazy.slem == pytest.approx(second, abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [6, 10, 12, 14, 18, 20, 24, 26, 30, 34, 48, 62, 66, 100])
+def test_exponential_graphs_of_even_numbers(n):
+    """Proposition 1 of Ying et al. (2021)."""
+    hops = (n - 1).bit_length()
+    found = analyse(static(exponential_graph(n)), metropolis()).rho
+    assert found == pytest.approx((hops - 1) / (hops + 1), abs=1e-12)
+
+
 @pytest.mark.parametrize(("n", "rho"), [(25, 0.51086), (33, 0.60780), (63, 0.61087)])
 def test_odd_exponential_graphs_are_faster(n, rho):
     assert analyse(static(exponential_graph(n)), metropolis()).rho == pytest.approx(rho, abs=6e-6)
