@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FormatOption = Annotated[Format, typer.Option(help="How it is printed.")]
 # Of keys that have no default in some algorithm; rpel needs more models for more attackers.
-EXAMPLES = {"theta": 1.0, "rounds": 10, "nodes": 16, "attackers": 1, "s": 8}
+EXAMPLES = {"theta": 1.0, "share": 0.1, "rounds": 10, "nodes": 16, "attackers": 1, "s": 8}
 MEASURED = 4096  # parameters of a model whose message is measured, and of one twice as large
 
 
@@ -71,7 +71,8 @@ def algorithms(format: FormatOption = Format.text) -> None:
     told, short = [], []
     for name, factory in sorted(ALGORITHMS.items()):
         built, about = _built(name), _about(factory)
-        size = None if "codec" in _arguments(factory) else _message(built)
+        chosen = {"codec", "share"} & {*_arguments(factory)}
+        size = None if chosen else _message(built)
         told.append(
             {
                 "name": name,
@@ -82,7 +83,7 @@ def algorithms(format: FormatOption = Format.text) -> None:
                 "about": about,
             }
         )
-        unknown = "codec" if "codec" in _arguments(factory) else "-"
+        unknown = "codec" if chosen else "-"
         message = unknown if size is None else _polynomial(**size)
         needs = ", ".join(_words(built)) if built else "-"
         short.append({"name": name, "message": message, "needs": needs, "about": about})
