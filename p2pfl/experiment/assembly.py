@@ -11,6 +11,7 @@ from torch import Tensor
 from p2pfl import rng
 from p2pfl.experiment.pairing import suited
 from p2pfl.experiment.sections import Timer
+from p2pfl.experiment.wrapping import build_algorithm
 from p2pfl.learning.task import ModelTask
 from p2pfl.peer.gossiper import Tempo
 from p2pfl.peer.plan import Pace
@@ -37,8 +38,9 @@ def build_setup(experiment: Experiment, task: ModelTask, pooled: ModelTask | Non
     def matrix(round: int) -> Tensor:
         return weights(topology.links(round), mixing).to(task.device)
 
+    whole = experiment.sections, experiment.attackers, experiment.seed
     return Setup(
-        experiment.algorithm,
+        build_algorithm(*whole, task.spec),
         task,
         topology,
         mixing,

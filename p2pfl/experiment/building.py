@@ -3,13 +3,73 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from p2pfl.data.shards import Federation
+from p2pfl.data.statistics import Affine, in_two_passes
 from p2pfl.errors import UserError
 from p2pfl.experiment.config import Section
+from p2pfl.learning.backends import BACKENDS
+from p2pfl.learning.task import ModelTask, per_node
+
+if TYPE_CHECKING:
+    from p2pfl.experiment.experiment import Experiment
+
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16")}
+
+
+def build_task(
+    experiment: Experiment, federation: Federation, affine: Affine | None, device: str
+) -> ModelTask:
+    """Return the learning problem of the nodes whose data `federation` holds.
+
+    Args:
+        experiment: what is learned, and how.
+        federation: their data.
+        affine: how to standardise, ``[held, f]``, a row for each of them; None: not.
+        device: where to compute.
+
+    Raises:
+        UserError: the loss or the model does not fit the data, or values are missing.
+    """
+    training, loss = experiment.training, experiment.loss(federation)
+    try:
+        outputs = loss.outputs(len(federation.classes))
+    except ValueError as error:
+        raise UserError(f"training.loss: {error}") from error
+    if experiment.standardise == "none":
+        check_complete(federation)
+    model = build_model(experiment.sections["model"], experiment.seed, federation.shape, outputs)
+    return ModelTask(
+        model,
+        loss,
+        federation.train,
+        federation.own_test if experiment.evaluation.on == "own" else federation.test,
+        batch_size=training.batch_size,
+        seed=experiment.seed,
+        affine=per_node(affine, federation.train.nodes) if affine else None,
+        backend=BACKENDS[training.backend],
+        dtype=DTYPES[training.dtype],
+        compute=DTYPES.get(training.compute),
+        block=training.block,
+        device=device,
+    )
+
+
+def build_affine(experiment: Experiment, federation: Federation) -> Affine | None:
+    """Return how the data of each node are standardised, ``[held, f]``, or None."""
+    if experiment.standardise == "none" or federation.numeric is None:
+        return None
+    pooled = experiment.standardise == "pooled"
+
+    def average(each: Tensor) -> Tensor:
+        return each.mean(0, keepdim=True).expand_as(each) if pooled else each
+
+    return in_two_passes(federation.train, federation.numeric, average, experiment.exact)
 
 
 def build_model(section: Section, seed: int, shape: tuple[int, ...], outputs: int) -> nn.Module:

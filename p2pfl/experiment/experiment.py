@@ -7,7 +7,7 @@ checked without the data, so a mistake is found before anything has started.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,24 +22,22 @@ from p2pfl.churn.script import Script
 from p2pfl.data.dataset import Source
 from p2pfl.data.flipped import with_flipped_labels
 from p2pfl.data.shards import Federation, federate
-from p2pfl.data.statistics import Affine, in_two_passes
+from p2pfl.data.statistics import Affine
 from p2pfl.errors import UserError
 from p2pfl.experiment.assembly import build_setup, measured
 from p2pfl.experiment.attackers import Attackers
-from p2pfl.experiment.building import build_model, check_complete
-from p2pfl.experiment.config import Section, Value, parse_spec, read
-from p2pfl.experiment.files import change, find, load_toml, located, shipped
-from p2pfl.experiment.nodes import MENDED, as_topology, count_nodes
+from p2pfl.experiment.building import DTYPES, build_affine, build_task
+from p2pfl.experiment.config import Section, Value
+from p2pfl.experiment.files import change, find, load_toml, shipped
+from p2pfl.experiment.nodes import MENDED, as_topology
 from p2pfl.experiment.pairing import (
     Pairing,
     check_epidemic,
     check_pairing,
-    default_mixing,
     remarks,
 )
+from p2pfl.experiment.reading import read_tables
 from p2pfl.experiment.sections import (
-    DEFAULTS,
-    SECTIONS,
     Checkpointing,
     Evaluation,
     Output,
@@ -48,11 +46,10 @@ from p2pfl.experiment.sections import (
     Training,
 )
 from p2pfl.experiment.terms import terms
-from p2pfl.experiment.wrapping import build_algorithm, honest_algorithm
-from p2pfl.learning.backends import BACKENDS
+from p2pfl.experiment.wrapping import build_algorithm
 from p2pfl.learning.losses import LOSSES, Loss, default_loss
 from p2pfl.learning.optim import Optimiser
-from p2pfl.learning.task import ModelTask, per_node
+from p2pfl.learning.task import ModelTask
 from p2pfl.learning.training import local_steps
 from p2pfl.membership.timers import Timers
 from p2pfl.runtime.network import NetworkModel
@@ -61,9 +58,6 @@ from p2pfl.topology.files import Network
 from p2pfl.topology.live import Overlay
 from p2pfl.topology.mixing import Mixing
 from p2pfl.topology.schedule import Topology, nobody
-
-TOP = ("name", "seed", "nodes", "base")
-DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16")}
 
 
 @dataclass(frozen=True)
@@ -107,28 +101,7 @@ class Experiment:
         cls, tables: Mapping[str, Value], base: str | Path = ".", changes: Iterable[str] = ()
     ) -> Experiment:
         """Check an experiment given as nested dictionaries, laid out as in a file."""
-        tables = _with_defaults(change(tables, changes))
-        for key in tables:
-            if key not in SECTIONS and key not in TOP:
-                choices = ", ".join([*TOP, *SECTIONS])
-                raise UserError(f"{key} is no section of an experiment; choices: {choices}")
-        name, seed = tables.get("name", "experiment"), tables.get("seed", 0)
-        if not isinstance(name, str) or not name or "/" in name:
-            raise UserError(f"name = {name!r}: expected a text without '/'")
-        if type(seed) is not int or not 0 <= seed < 2**63:
-            raise UserError(f"seed = {seed!r}: expected a whole number from 0 to 2^63 - 1")
-        base = (Path(base) / str(tables.get("base", "."))).resolve()
-        sections = {
-            key: read(key, located(key, tables.get(key, {}), base), kind)
-            for key, kind in SECTIONS.items()
-            if key != "mixing"
-        }
-        for key in ("topology", "algorithm"):
-            _seed(sections[key], tables.get(key, {}), seed)
-        nodes = count_nodes(tables.get("nodes"), sections)
-        mixing = tables.get("mixing") or default_mixing(honest_algorithm(sections).needs)
-        sections["mixing"] = read("mixing", mixing, SECTIONS["mixing"])
-        experiment = cls(name, seed, nodes, sections, base)
+        experiment = cls(*read_tables(change(tables, changes), base))
         experiment._check()
         return experiment
 
@@ -284,28 +257,7 @@ class Experiment:
             affine: how to standardise, ``[held, f]``, a row for each of them; None: not.
             device: where to compute.
         """
-        training, loss = self.training, self.loss(federation)
-        try:
-            outputs = loss.outputs(len(federation.classes))
-        except ValueError as error:
-            raise UserError(f"training.loss: {error}") from error
-        if self.standardise == "none":
-            check_complete(federation)
-        model = build_model(self.sections["model"], self.seed, federation.shape, outputs)
-        return ModelTask(
-            model,
-            loss,
-            federation.train,
-            self._test(federation),
-            batch_size=training.batch_size,
-            seed=self.seed,
-            affine=per_node(affine, federation.train.nodes) if affine else None,
-            backend=BACKENDS[training.backend],
-            dtype=DTYPES[training.dtype],
-            compute=DTYPES.get(training.compute),
-            block=training.block,
-            device=device,
-        )
+        return build_task(self, federation, affine, device)
 
     def loss(self, federation: Federation) -> Loss:
         """Return what is minimised on these data."""
@@ -323,14 +275,7 @@ class Experiment:
         With everybody's data in one place, pooled statistics are simply added up; peers
         reach the same numbers by averaging over the network.
         """
-        if self.standardise == "none" or federation.numeric is None:
-            return None
-        pooled = self.standardise == "pooled"
-
-        def average(each: Tensor) -> Tensor:
-            return each.mean(0, keepdim=True).expand_as(each) if pooled else each
-
-        return in_two_passes(federation.train, federation.numeric, average, self.exact)
+        return build_affine(self, federation)
 
     @property
     def rounds(self) -> int:
@@ -349,9 +294,7 @@ class Experiment:
             task: of all nodes, or of one.
             pooled: what the mean model is measured on while the run goes on, if at all.
         """
-        setup = build_setup(self, task, pooled)
-        algorithm = build_algorithm(self.sections, self.attackers, self.seed, task.spec)
-        return replace(setup, algorithm=algorithm)
+        return build_setup(self, task, pooled)
 
     def local_steps(self, examples: Tensor) -> Tensor:
         """Return the local steps in a round of nodes with so many examples, int64 ``[rows]``."""
@@ -359,11 +302,6 @@ class Experiment:
         if epochs is not None:
             return local_steps(examples, self.training.batch_size, epochs)
         return torch.full_like(examples, self.pace.local_steps or 1)
-
-    def _test(self, federation: Federation) -> Any:  # noqa: ANN401
-        if self.evaluation.on == "own":
-            return federation.own_test
-        return federation.test
 
     def _build(self, key: str, *given: Any) -> Any:  # noqa: ANN401
         return self.sections[key].build(key, *given)
@@ -410,20 +348,3 @@ class Experiment:
                 f" evaluation.nodes = {self.evaluation.nodes} of {self.nodes} are measured:"
                 " set evaluation.nodes = 'all'"
             )
-
-
-def _seed(section: Section, given: Value, seed: int) -> None:
-    """Let what draws lots follow the experiment's seed, unless the file gives it its own."""
-    written = parse_spec(given) if isinstance(given, str) else given
-    if "seed" in section.values and "seed" not in written:
-        section.values["seed"] = seed
-
-
-def _with_defaults(tables: dict[str, Value]) -> dict[str, Value]:
-    """Fill in the sections that say nothing else, not even a name."""
-    filled = dict(tables)
-    for key, default in DEFAULTS.items():
-        given = tables.get(key, {})
-        if isinstance(given, dict) and "name" not in given:
-            filled[key] = {**default, **given}
-    return filled

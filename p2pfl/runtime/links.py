@@ -24,31 +24,25 @@ from p2pfl.errors import RunError, UserError
 from p2pfl.learning.scratch import Pool
 from p2pfl.peer.events import (
     Event,
-    PeerDown,
     PeerId,
-    PeerSuspected,
-    PeerUp,
     Send,
     Skip,
 )
 from p2pfl.runtime import flows, wire
 from p2pfl.runtime.addresses import is_wildcard
+from p2pfl.runtime.attendance import GRACE, Attendance
 from p2pfl.runtime.chunks import Outgoing, Schema
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.finding import Book, Finder
 from p2pfl.runtime.flows import Expected
-from p2pfl.runtime.handshake import STARTED_LATER, Handshake, NeighbourGone, Terms
+from p2pfl.runtime.handshake import Handshake, NeighbourGone, Terms
 from p2pfl.runtime.lookout import Lookout, Roll
 from p2pfl.runtime.meeting import Meeting
 from p2pfl.runtime.neighbour import Neighbour
-from p2pfl.runtime.presence import Presence
 from p2pfl.runtime.reader import Asked, Reader
 from p2pfl.runtime.streams import Stream
 from p2pfl.runtime.wire import MOST_REASON, OFFERS, Header, Kind
 
-# A link that broke is dialled again by ZeroMQ; if that has not helped after so many seconds,
-# the peer behind it is taken for dead.
-GRACE = 1.0
 KEPT = 1 << 28  # bytes of memory for models that are kept to be used again
 # What may wait for one neighbour to ask for it.
 MANY, PLENTY = 8, 1 << 26  # messages of any size; bytes
@@ -72,7 +66,6 @@ class Links:
 
     Attributes:
         poller: wakes up when there is something to do here.
-        lookout: who is there, once all have met; None: nobody asks.
         rejected: how many messages were refused, by sender and reason.
         reject: counts one more.
         pool: memory for models.
@@ -93,7 +86,6 @@ class Links:
     ) -> None:
         self.me, self.poller, self._roll, self._book = me, endpoint.poller, roll, book
         neighbours = frozenset(neighbours)
-        self.lookout: Lookout | None = None
         self._endpoint, self._listener = endpoint, endpoint.listener
         keys = endpoint.keyring.of if endpoint.keyring else None
         life, awaited = (roll.life, roll.founders & neighbours) if roll else (0, neighbours)
@@ -106,8 +98,8 @@ class Links:
         self.rejected, self.reject = self._reader.rejected, self._reader.reject
         self._phase, self._replaceable, self._room = -1, True, MANY
         self.pool = Pool(KEPT)
-        self._unreachable: set[PeerId] = set()
-        self._leaving, self._next_look = False, 0.0
+        self._attendance = Attendance(self._meeting, self._listener, self._about)
+        self._next_look = 0.0
         self._readable: set[Any] | None = None  # sockets, of the last poll
         self._meeting.find()
 
@@ -172,6 +164,11 @@ class Links:
         there = [p for p, one in sorted(self._neighbours.items()) if one.link.welcomed]
         return tuple(there) if self._handshake.is_late else ()
 
+    @property
+    def lookout(self) -> Lookout | None:
+        """Who is there, once all have met; None: nobody asks."""
+        return self._attendance.lookout
+
     def look_out(self) -> None:
         """Begin to look after the others, which is to be there for them."""
         if self._roll is None:
@@ -180,12 +177,12 @@ class Links:
         addresses = self._book.addresses
         others = {peer: addresses.get(peer, "") for peer in sorted(founders)}
         address = "" if is_wildcard(addresses[self.me]) else addresses[self.me]
-        self.lookout = Lookout(self.me, self._roll.life, self._roll.timers, others, address)
+        lookout = Lookout(self.me, self._roll.life, self._roll.timers, others, address)
         for peer, life in self._handshake.lives.items():
-            self.lookout.meet(peer, life)
-        self._reader.lookout = self.lookout
+            lookout.meet(peer, life)
+        self._reader.lookout = self._attendance.lookout = lookout
         if self.friends:
-            self.lookout.join(self.friends)
+            lookout.join(self.friends)
 
     def expect(
         self,
@@ -243,52 +240,13 @@ class Links:
         self._reader.heard.clear()
         self._ask(busy)
         self._pass_on()
-        return [*happened, *self._left(busy), *self._lost(busy), *self._looked_out(busy)]
+        return [*happened, *self._attendance.changes(busy, self._room)]
 
     def _busy(self, everybody: bool) -> dict[PeerId, Neighbour]:
         """Return those with whom something may have happened: of many, most say nothing."""
         heard = self._reader.heard
         among = self._neighbours.items()
         return {p: one for p, one in among if everybody or p in heard or one.is_busy}
-
-    def _looked_out(self, busy: Mapping[PeerId, Neighbour]) -> list[Presence]:
-        """Return what is new of who is there, as it was heard and as links have broken."""
-        if self.lookout is None:
-            return []
-        replaced = [why for why in self._handshake.refused.values() if STARTED_LATER in why]
-        if 2 * len(replaced) > len(self._neighbours):  # one alone may lie
-            raise RunError(replaced[0])
-        for peer, one in busy.items():
-            if one.has_broken():
-                self.lookout.probe(peer)
-        met, self._meeting.met = self._meeting.met, []
-        again = [event for peer, life in met for event in self.lookout.meet(peer, life)]
-        events = [*again, *self._cut_off(busy), *self.lookout.tend(self._tell)]
-        for event in events:
-            if isinstance(event, PeerDown) and event not in again:
-                self._meeting.drop(event.peer)
-            elif isinstance(event, PeerUp):
-                self._meeting.reach(event.peer, self.lookout.address(event.peer))
-        return events
-
-    def _cut_off(self, busy: Mapping[PeerId, Neighbour]) -> list[Presence]:
-        """Say who is there, as others tell, and cannot be reached by us: it is not waited for."""
-        events: list[Presence] = []
-        for peer, one in busy.items():
-            if one.is_cut_off(GRACE) and peer not in self._unreachable:
-                self._unreachable.add(peer)
-                events.append(PeerSuspected(peer))
-            elif one.link.welcomed and peer in self._unreachable:
-                self._unreachable.discard(peer)
-                if self.lookout and self.lookout.believes(peer):
-                    events.append(PeerUp(peer))
-        return events
-
-    def _tell(self, peer: PeerId, body: bytes, address: str) -> None:
-        """Pass on what our membership machine has to say; if a link is clogged it is lost."""
-        one = self._meeting.reach(peer, address)
-        if one and not one.link.unsent:
-            one.tell(wire.pack(self._about(Kind.MEMBERS)), body)
 
     def skip(self, skip: Skip) -> None:
         """Tell peers that nothing of theirs counts in a round."""
@@ -372,12 +330,11 @@ class Links:
         Before all have met it is also for neighbours that are only about to turn up.
         """
         kind = Kind.BYE if self._handshake.done else Kind.ABORT
-        if self.lookout:
-            self.lookout.leave(self._tell)
+        self._attendance.leave()
         for one in self._neighbours.values():
             about = self._about(kind)._replace(degree=int(done))
             one.say_goodbye(about, reason.encode()[:MOST_REASON])
-        self._leaving, deadline = True, time.monotonic() + linger
+        deadline = time.monotonic() + linger
         try:
             while self._has_listeners() and time.monotonic() < deadline:
                 with contextlib.suppress(NeighbourGone):
@@ -414,31 +371,3 @@ class Links:
         waiting = [flow for one in all_ for flow in (one.outflow, one.offers) if flow.waiting]
         while waiting:  # as many as there is credit for: a few MB
             waiting = [outflow for outflow in waiting if outflow.flush(self._listener.hand_over)]
-
-    def _left(self, busy: Mapping[PeerId, Neighbour]) -> list[PeerDown]:
-        """Take leave of those who have said goodbye and have nothing more on its way."""
-        left = []
-        for peer, one in busy.items():
-            if connection := one.has_left(self._leaving):
-                self._meeting.drop(peer)
-                self._meeting.departed.add(peer)
-                self._listener.answer(connection, wire.pack(self._about(Kind.BYE)))
-                left.append(PeerDown(peer, one.is_done))
-        return left
-
-    def _lost(self, busy: Mapping[PeerId, Neighbour]) -> list[PeerDown]:
-        """Give up neighbours who are out of reach, or are to be kept out."""
-        # Where there is a lookout, it says who is gone; a link to somebody who is not there
-        # for it was only a try.
-        grace = math.inf if self.lookout else GRACE
-        there = {p: one for p, one in busy.items() if self._neighbours.get(p) is one}
-        lost = [p for p, one in there.items() if one.is_lost(grace, self._room)]
-        if self.lookout:
-            lost += [
-                peer
-                for peer in self.lookout.strangers(there)
-                if there[peer].seems_wrong and peer not in lost
-            ]
-        for peer in lost:
-            self._meeting.drop(peer)
-        return [PeerDown(peer) for peer in lost]

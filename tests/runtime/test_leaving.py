@@ -9,8 +9,7 @@ from links_cases import events_until, frames, model, rounds_of, send, small, tur
 
 from p2pfl.errors import UserError
 from p2pfl.peer.events import PeerDown
-from p2pfl.runtime import chunks, wire
-from p2pfl.runtime import links as links_module
+from p2pfl.runtime import attendance, chunks, wire
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.wire import MOST_CREDIT, Header, Kind
 
@@ -27,7 +26,7 @@ def test_who_has_left_cannot_call_the_run_off(stage):
 
 
 def test_a_goodbye_waits_for_the_last_model_also_over_a_connection_that_broke(stage, monkeypatch):
-    monkeypatch.setattr(links_module, "GRACE", 0.5)
+    monkeypatch.setattr(attendance, "GRACE", 0.5)
     with stage(2).scripted() as (a, other):
         other.say(small(Kind.BYE, round=6), b"done")
         turn(lambda: a._neighbours[1]._goodbye is not None, a)

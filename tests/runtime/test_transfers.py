@@ -22,8 +22,8 @@ from links_cases import (
 )
 
 from p2pfl.peer.events import Event, PeerDown, Received, Send
+from p2pfl.runtime import attendance, neighbour, wire
 from p2pfl.runtime import links as links_module
-from p2pfl.runtime import neighbour, wire
 from p2pfl.runtime.chunks import Outgoing
 from p2pfl.runtime.links import MANY, Links
 from p2pfl.runtime.sockets import Listener
@@ -173,7 +173,7 @@ def test_a_neighbour_that_leaves_too_much_unread_is_given_up_once(stage):
 
 
 def test_a_neighbour_that_died_is_noticed_after_the_grace(stage, monkeypatch):
-    monkeypatch.setattr(links_module, "GRACE", 0.3)
+    monkeypatch.setattr(attendance, "GRACE", 0.3)
     a, b, c = stage(3).all_met()
     vanish(b)
     started = time.monotonic()
