@@ -69,6 +69,7 @@ def _pace(experiment: Experiment) -> Pace | Tempo:
         stop=pace.stop,
         width=max(width, 1),
         overlap=pace.overlap,
+        train_every=pace.train_every,
     )
 
 

@@ -211,6 +211,11 @@ def _check_pace(pair: Pairing) -> None:
             f"algorithm.name = {name!r} needs every message in its round: pace.patience = 0"
             " does not wait for them"
         )
+    if pace.train_every > 1 and (needs.one_step or needs.rounds):
+        raise UserError(
+            f"algorithm.name = {name!r} asks for local steps in every round: set"
+            f" pace.train_every = 1, not {pace.train_every}"
+        )
     if needs.one_step and pace.local_steps != 1:
         raise UserError(
             f"algorithm.name = {name!r} takes exactly one step a round: set pace.local_steps = 1"

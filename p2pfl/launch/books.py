@@ -126,7 +126,8 @@ class Books:
         nodes = self.metrics["node"]
         examples = torch.zeros(n, dtype=torch.int64)
         examples[nodes] = torch.from_numpy(self.metrics["num_examples"])
-        rounds = torch.from_numpy(np.bincount(nodes, minlength=n))
+        trained = self.metrics["round"] % self.experiment.pace.train_every == 0
+        rounds = torch.from_numpy(np.bincount(nodes[trained], minlength=n))
         return rounds * self.experiment.local_steps(examples)
 
     def close(

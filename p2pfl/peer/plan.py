@@ -53,6 +53,7 @@ class Pace(NamedTuple):
     Attributes:
         rounds: the most rounds it takes.
         steps: local steps in a round.
+        train_every: take them in every so manieth round only, from the first on.
         patience: seconds to wait for neighbours after sending; 0 or ``inf`` allowed.
         evaluate_every: measure the model after every so many rounds, and after the last;
             0: never.
@@ -74,3 +75,8 @@ class Pace(NamedTuple):
     backlog: int = BACKLOG
     seconds: float = math.inf
     overlap: bool = False
+    train_every: int = 1
+
+    def steps_in(self, round: int) -> int:
+        """Return how many local steps a round has."""
+        return 0 if round % self.train_every else self.steps

@@ -115,7 +115,7 @@ class Peer(Generic[S, M, R]):
         self._follows, self._company = views.follow, Company(leaps=self._mutual)
         self._view = View((), ())
         self._hearing: set[PeerId] = set()  # who has heard all that was said
-        self._one_sided = 0
+        self._one_sided = self._steps = 0
         self._patient, self._out_of_time = True, False
         self._training = False  # whether a `Train` is unanswered
         self._trained: Trained | None = None  # an answer that is not made use of yet
@@ -140,7 +140,7 @@ class Peer(Generic[S, M, R]):
             case Started():
                 limit = [SetTimer(self.pace.seconds, TIME_IS_UP)]
                 self.phase = Phase.TRAINING
-                return [*(limit if self.pace.seconds < math.inf else []), *self._train()]
+                return [*(limit if self.pace.seconds < math.inf else []), *self._train(self.round)]
             case Trained():
                 return self._take_trained(event)
             case Evaluated():
@@ -176,9 +176,9 @@ class Peer(Generic[S, M, R]):
             effects += [Skip(new, self.round)] if new and self._follows else []
         return [*effects, *self._try_close()]
 
-    def _train(self) -> list[Effect]:
-        self._training = True
-        return [Train(self.step, self.pace.steps, self.state)]
+    def _train(self, round: int) -> list[Effect]:
+        self._training, self._steps = True, self.pace.steps_in(round)
+        return [Train(self.step, self._steps, self.state)]
 
     def _take_trained(self, event: Trained) -> list[Effect]:
         if not self._training or event.step != self.step:
@@ -191,17 +191,19 @@ class Peer(Generic[S, M, R]):
         done = self._trained
         if self.phase is not Phase.TRAINING or done is None or self._unjudged:
             return []
-        if self.pace.steps and not math.isfinite(done.loss):
+        if self._steps and not math.isfinite(done.loss):
             raise diverged(self.me, f"in round {self.round}", done.loss)
         self.state, self._loss = self._carried(done.state), done.loss
-        self.step += self.pace.steps
+        self.step += self._steps
+        if self._steps:
+            self._agreement.measured("train_loss", self._loss)
         self._trained = self._sent = None
         self._catch_up()
         self.phase, self._patient = Phase.WAITING, self.pace.patience > 0
         effects = self._speak()
         if self.pace.overlap and not self._is_last:
             self._sent = self.state
-            effects += self._train()
+            effects += self._train(self.round + 1)
         return [*effects, *self._try_close()]
 
     def _carried(self, trained: S) -> S:
@@ -222,7 +224,6 @@ class Peer(Generic[S, M, R]):
                 p for p in view.hears_from if p not in gone or self._has_last_words(p)
             ),
         )
-        self._agreement.measured("train_loss", self._loss)
         fresh, degree = self._begin_anew(), len(self._view.sends_to)
         message = self.algorithm.send(self.state)
         self.mail.remember(self.me, degree, message, fresh)
@@ -383,7 +384,7 @@ class Peer(Generic[S, M, R]):
             self.phase = Phase.DONE
             return [*effects, Stop(self._reason(together))]
         self.phase = Phase.TRAINING
-        return [*effects, *(self._try_speak() if self.pace.overlap else self._train())]
+        return [*effects, *(self._try_speak() if self.pace.overlap else self._train(self.round))]
 
     def _leave_out(self, opened: Opened[R]) -> list[Effect]:
         """Tell those of whom nothing came that we do without them, unless they said so first.

@@ -103,11 +103,13 @@ class Simulator:
             RunError: the training loss of a node is no longer finite.
         """
         steps = self.setup.steps(self.nodes)
-        each = int(self.ranks.total(steps.sum()))
+        each, every = int(self.ranks.total(steps.sum())), self.pace.train_every
         for k in range(self.done, self.pace.rounds):
-            loss = self._train(k, steps)
-            self.updates += each
-            self._agreement.measured("train_loss", loss)
+            trains = k % every == 0
+            loss = self._train(k, -(-k // every) * steps, steps if trains else 0 * steps)
+            if trains:
+                self.updates += each
+                self._agreement.measured("train_loss", loss)
             self._agreement.begin(k)
             if self.pace.overlap and k + 1 < self.pace.rounds:
                 self._sent = tree_map(torch.clone, self.state)
@@ -184,14 +186,14 @@ class Simulator:
         d = self.setup.task.d
         return f"{kind} weights, in place, {min(d, self._columns)} of {d} columns at a time"
 
-    def _train(self, k: int, steps: Tensor) -> Tensor:
-        """Make the local steps of round k; return everybody's loss, ``[n]``."""
+    def _train(self, k: int, first: Tensor, steps: Tensor) -> Tensor:
+        """Make so many local steps of each row in round k; return everybody's loss, ``[n]``."""
         began = time.perf_counter()
         setup = self.setup
         if self._sent is None:
-            mine = train_(setup.algorithm, setup.task, self.state, self.nodes, k * steps, steps)
+            mine = train_(setup.algorithm, setup.task, self.state, self.nodes, first, steps)
         else:
-            mine = self._train_from_sent(k, steps)
+            mine = self._train_from_sent(first, steps)
         loss, made = self.ranks.gather(mine), self.ranks.gather(steps)
         bad = (~loss.isfinite().cpu() & (made.cpu() > 0)).nonzero().flatten()
         if len(bad):
@@ -199,12 +201,12 @@ class Simulator:
         self.seconds.training += time.perf_counter() - began
         return loss
 
-    def _train_from_sent(self, k: int, steps: Tensor) -> Tensor:
+    def _train_from_sent(self, first: Tensor, steps: Tensor) -> Tensor:
         """Make local steps from what was sent, and carry them over to what came of it."""
         algorithm, task, sent = self.setup.algorithm, self.setup.task, self._sent
         assert algorithm.carry is not None
         trained, self._sent = tree_map(torch.clone, sent), None
-        loss = train_(algorithm, task, trained, self.nodes, k * steps, steps)
+        loss = train_(algorithm, task, trained, self.nodes, first, steps)
         for start in range(0, len(self.nodes), task.block):
             rows = slice(start, start + task.block)
             mixed = views(self.state, rows)
