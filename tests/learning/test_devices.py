@@ -49,8 +49,10 @@ def test_gradients(kind, name, loss):
 
 MORE: dict[str, tuple] = {  # arguments that must be given
     **dict.fromkeys(("beer", "choco", "deepsqueeze", "quantised"), (identity(),)),
+    "balance": (9,),
     "jwins": (2,),
     "moniqua": (1.0,),
+    "rpel": (16, 1, 8, 9),
 }
 
 
@@ -67,7 +69,7 @@ def test_algorithms(name, opt):
         factor, _ = algorithm.factor(state)
         assert factor.device.type == "meta"
     message = algorithm.send(state)
-    if name in ("gossip", "jwins", "moniqua"):  # look at the numbers of what they heard
+    if name in ("balance", "fedasync", "gossip", "jwins", "moniqua", "rpel"):  # look at the numbers of what they heard
         return
     heard = algorithm.absorb(None, message, 6)
     weights = torch.zeros(4, 4, dtype=torch.float64, device="meta")

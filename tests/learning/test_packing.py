@@ -14,6 +14,7 @@ from p2pfl.algorithm import Inbox, Rows
 from p2pfl.algorithms import (
     ALGORITHMS,
     average,
+    balance,
     beer,
     choco,
     deepsqueeze,
@@ -22,6 +23,7 @@ from p2pfl.algorithms import (
     moniqua,
     proximal,
     quantised,
+    rpel,
 )
 from p2pfl.codec import top_k
 from p2pfl.learning.optim import OPTIMISERS, adam, adamw, chain, clip_norm, sgd
@@ -32,12 +34,14 @@ from p2pfl.peer.stopping import plateau
 
 BUILD = {
     **ALGORITHMS,
+    "balance": lambda opt: balance(opt, rounds=9),
     "beer": lambda opt: beer(opt, top_k(2)),
     "choco": lambda opt: choco(opt, top_k(2)),
     "deepsqueeze": lambda opt: deepsqueeze(opt, top_k(2)),
     "jwins": lambda opt: jwins(opt, k=2),
     "moniqua": lambda opt: moniqua(opt, theta=9.0),
     "quantised": lambda opt: quantised(opt, top_k(2)),
+    "rpel": lambda opt: rpel(opt, nodes=16, attackers=1, s=8, rounds=9),
     "combine_then_adapt": lambda opt: dpsgd(opt, order="combine_then_adapt"),
     "proximal": lambda opt: proximal(dpsgd(opt), 0.1),
     "average": lambda opt: average(),
