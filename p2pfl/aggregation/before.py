@@ -8,7 +8,8 @@ from torch import Tensor
 from p2pfl import rng
 from p2pfl.aggregation.columns import trimmed_mean, without_padding
 from p2pfl.aggregation.distances import between, lowest
-from p2pfl.aggregation.rule import Aggregation, Heard, at_least
+from p2pfl.aggregation.rule import Aggregation, Heard
+from p2pfl.learning.checks import at_least
 
 
 def nnm(f: int, then: Aggregation | None = None) -> Aggregation:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from p2pfl.aggregation.rule import Aggregation, Heard, at_least
+from p2pfl.aggregation.rule import Aggregation, Heard
+from p2pfl.learning.checks import at_least
 
 
 def mean() -> Aggregation:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from p2pfl.aggregation.columns import middle
-from p2pfl.aggregation.rule import Aggregation, Heard, above_zero, at_least
+from p2pfl.aggregation.rule import Aggregation, Heard
+from p2pfl.learning.checks import above_zero, at_least
 
 
 def krum(f: int) -> Aggregation:

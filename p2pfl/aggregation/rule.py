@@ -66,23 +66,3 @@ def combined(rule: Aggregation, inbox: Inbox[R], x: Tensor, keys: Tensor) -> Ten
     heard = Heard(models.to(exact), mask, inbox.shares().to(exact), own.to(exact), keys)
     enough = (heard.senders >= rule.needs).unsqueeze(1)
     return torch.where(enough, rule.combine(heard).to(own.dtype), own)
-
-
-def at_least(name: str, value: float, least: float) -> None:
-    """Refuse a setting that is too small.
-
-    Raises:
-        ValueError: it names it.
-    """
-    if not least <= value < float("inf"):
-        raise ValueError(f"{name} = {value} is not a finite number >= {least}")
-
-
-def above_zero(name: str, value: float) -> None:
-    """Refuse a setting that is not a finite number above zero.
-
-    Raises:
-        ValueError: it names it.
-    """
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} = {value} is not a finite number above 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -90,8 +91,8 @@ def fedasync(
         b: local steps that do not count yet, >= 0, for the hinge.
     """
     require(0 < alpha <= 1, "alpha", alpha, "in (0, 1]")
-    require(a >= 0, "a", a, "a number >= 0")
-    require(b >= 0, "b", b, "a number >= 0")
+    require(0 <= a < math.inf, "a", a, "a finite number >= 0")
+    require(0 <= b < math.inf, "b", b, "a finite number >= 0")
     fade: dict[str, Callable[[Tensor], Tensor]] = {
         "constant": torch.ones_like,
         "polynomial": lambda late: (1 + late) ** -a,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
 from p2pfl.algorithms.averaging import plain_steps
 from p2pfl.algorithms.compressed import QuantisedState, check_gamma
 from p2pfl.codec.bits import pack, unpack
+from p2pfl.learning.checks import above_zero
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.tree import wide
 
@@ -44,8 +44,7 @@ def moniqua(
         seed: draws how levels are rounded, the same for all nodes so that their errors cancel.
     """
     check_gamma(gamma)
-    if not 0 < theta < math.inf:
-        raise ValueError(f"theta = {theta} is not a finite number above 0")
+    above_zero("theta", theta)
     if not 2 <= bits <= 8:
         raise ValueError(f"bits = {bits} is not in 2..8")
     count = 2**bits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -98,9 +99,9 @@ def fedyogi(
 def _adaptive(
     lr: float, beta1: float, tau: float, second: Callable[[Tensor, Tensor], Tensor]
 ) -> Optimiser:
-    require(lr >= 0, "lr", lr, "a number >= 0")
+    require(0 <= lr < math.inf, "lr", lr, "a finite number >= 0")
     require(0 <= beta1 < 1, "beta1", beta1, "in [0, 1)")
-    require(tau > 0, "tau", tau, "above 0")
+    require(0 < tau < math.inf, "tau", tau, "a finite number above 0")
 
     def init(params: Tensor) -> State:
         return torch.zeros_like(params), torch.full_like(params, tau**2)

@@ -32,7 +32,11 @@ class Hostile(NamedTuple):
 
 
 def hostile(
-    algorithm: Algorithm[Any, M, R], attack: Attack, who: Collection[int], seed: int = 0
+    algorithm: Algorithm[Any, M, R],
+    attack: Attack,
+    who: Collection[int],
+    seed: int = 0,
+    whole: Algorithm[Any, Any, Any] | None = None,
 ) -> Algorithm[Hostile, M, R]:
     """Let some nodes attack; what the others do is not changed, bit for bit.
 
@@ -46,6 +50,7 @@ def hostile(
         attack: what the attackers do.
         who: their ids.
         seed: of the noise.
+        whole: where `algorithm` shares only a part of a model, the one inside, which shares all.
 
     Raises:
         ValueError: the attack makes no sense in this algorithm.
@@ -53,7 +58,7 @@ def hostile(
     if attack.labels:  # it is in their data
         return algorithm
     inner, ids = algorithm, torch.tensor(sorted(who), dtype=torch.int64)
-    models = _models(algorithm, attack)
+    models = _models(algorithm if whole is None else whole, attack)
 
     def init(x: Tensor, rows: Rows) -> Hostile:
         state = inner.init(x, rows)
@@ -98,7 +103,7 @@ def hostile(
     )
 
 
-def _models(algorithm: Algorithm[Any, M, R], attack: Attack) -> tuple[int, ...]:
+def _models(algorithm: Algorithm[Any, Any, Any], attack: Attack) -> tuple[int, ...]:
     """Return which fields of a message are models.
 
     Raises:

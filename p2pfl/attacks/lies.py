@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from statistics import NormalDist
 from typing import NamedTuple
@@ -12,17 +11,18 @@ from torch import Tensor
 
 from p2pfl import rng
 from p2pfl.attacks.attack import Attack, Known
+from p2pfl.learning.checks import above_zero
 
 
 def sign_flip(scale: float = 1.0) -> Attack:
     """Send ``-scale x``, the honest model turned around (Li et al. 2019, RSA)."""
-    _positive("scale", scale)
+    above_zero("scale", scale)
     return Attack(lambda memory, truth, keys: -scale * truth)
 
 
 def gaussian(sigma: float = 1.0) -> Attack:
     """Send the honest model with noise of standard deviation `sigma` on every parameter."""
-    _positive("sigma", sigma)
+    above_zero("sigma", sigma)
 
     def lie(memory: tuple[()], truth: Tensor, keys: Tensor) -> Tensor:
         return truth + sigma * rng.normal(keys, truth.shape[1]).to(truth)
@@ -71,7 +71,7 @@ def alie(z: float | None = None, b: int | None = None) -> Attack:
     if z is not None and b is not None:
         raise ValueError("give either z (standard deviations) or b (attackers), not both")
     if z is not None:
-        _positive("z", z)
+        above_zero("z", z)
     if b is not None and b < 1:
         raise ValueError(f"b = {b} is below 1")
 
@@ -101,7 +101,7 @@ def ipm(epsilon: float = 0.1) -> Attack:
 
     Small values are hard to tell from honest ones; 10 and more break what is not robust at once.
     """
-    _positive("epsilon", epsilon)
+    above_zero("epsilon", epsilon)
     return _listening(lambda known: -epsilon * known.others.mean(0))
 
 
@@ -112,7 +112,7 @@ def dissensus(epsilon: float = 1.5) -> Attack:
     where it was, with more the models are pushed apart. In place of the weights of i, which an
     attacker j does not know, stand its own; and all are sent the same.
     """
-    _positive("epsilon", epsilon)
+    above_zero("epsilon", epsilon)
 
     def made(known: Known) -> Tensor:
         victim = known.others[:1]
@@ -173,8 +173,3 @@ def _listening(made: Callable[[Known], Tensor]) -> Attack:
         lambda memory, known: Prepared(made(known).reshape(1, -1)),
         listens=True,
     )
-
-
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} = {value} is not a finite number above 0")

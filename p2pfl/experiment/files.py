@@ -81,9 +81,10 @@ def located(key: str, value: Value, base: Path) -> Value:
     """Let relative paths of files which belong to the experiment start at its folder."""
     if key == "topology" and isinstance(value, str) and Path(value).suffix and ":" not in value:
         value = {"name": "file", "path": value}
-    if key == "churn" and isinstance(value, str):
-        is_file = value.endswith(".toml") and ":" not in value
-        value = {"name": "script", "path": value} if is_file else parse_spec(value)
+    if key == "churn" and isinstance(value, str) and value.endswith(".toml") and ":" not in value:
+        value = {"name": "script", "path": value}
+    if key in ("topology", "churn", "model") and isinstance(value, str):
+        value = parse_spec(value)  # a path may stand in it
     if not isinstance(value, dict):
         return value
     if key in ("topology", "churn") and isinstance(value.get("path"), str):

@@ -59,7 +59,7 @@ def build_algorithm(
     if attack is None:
         return algorithm
     try:
-        return hostile(algorithm, attack, who, seed)
+        return hostile(algorithm, attack, who, seed, whole=honest_algorithm(sections))
     except ValueError as error:
         name = sections["algorithm"].name
         raise UserError(f"attackers.attack with algorithm.name = {name!r}: {error}") from error

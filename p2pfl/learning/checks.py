@@ -12,3 +12,23 @@ def require(ok: bool, name: str, value: object, accepted: str) -> None:
     """
     if not ok:
         raise ValueError(f"{name} must be {accepted}, not {value!r}")
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Refuse a setting that is too small.
+
+    Raises:
+        ValueError: it names it.
+    """
+    if not least <= value < float("inf"):
+        raise ValueError(f"{name} = {value} is not a finite number >= {least}")
+
+
+def above_zero(name: str, value: float) -> None:
+    """Refuse a setting that is not a finite number above zero.
+
+    Raises:
+        ValueError: it names it.
+    """
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} = {value} is not a finite number above 0")

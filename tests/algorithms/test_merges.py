@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import networkx as nx
@@ -129,6 +130,8 @@ def test_age_never_falls_and_equal_models_stay(build):
         (fedasync, {"alpha": 1.5}, "alpha must be"),
         (fedasync, {"a": -1.0}, "a must be"),
         (fedasync, {"b": -1.0}, "b must be"),
+        (fedasync, {"a": math.inf, "staleness": "hinge"}, "a must be a finite"),
+        (fedasync, {"b": math.inf}, "b must be a finite"),
     ],
 )
 def test_what_cannot_be_is_refused(build, given, words):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import networkx as nx
 import pytest
 import torch
@@ -263,6 +265,8 @@ def test_at_rest_unlike_gradients_that_sum_to_zero_move_nobody(name):
         (fedadam, {"beta2": 1.0}, "beta2 must be"),
         (fedyogi, {"beta1": -1.0}, "beta1 must be"),
         (fedyogi, {"lr": -1.0}, "lr must be"),
+        (fedadam, {"lr": math.inf}, "lr must be a finite"),
+        (fedadagrad, {"tau": math.inf}, "tau must be a finite"),
     ],
 )
 def test_what_cannot_be_is_refused(build, given, words):

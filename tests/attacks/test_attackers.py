@@ -63,6 +63,20 @@ def test_the_runtimes_agree(attack):
         assert results[0].summary[key] == pytest.approx(results[1].summary[key], rel=1e-8)
 
 
+@pytest.mark.parametrize("hidden", [5, 2000])  # less and more than the model that is judged by
+def test_attackers_lie_about_the_part_that_is_shared(hidden):
+    tables = attacked("sign_flip", model={"name": "mlp", "hidden": [hidden]}, algorithm="dpsgd")
+    tables["pace"] = {"rounds": 1, "local_steps": 1}
+    runs = [
+        p2pfl.run(tables | {"training": {"share": ["1.*"]}, "attackers": attackers}, on=on)
+        for attackers in ({}, tables["attackers"])
+        for on in ("simulate", "emulate")
+    ]
+    honest, _, lied, emulated = (run.summary["eval_loss_mean"] for run in runs)
+    assert abs(lied - honest) > 1e-4
+    assert lied == pytest.approx(emulated, rel=1e-8)
+
+
 @pytest.mark.processes
 def test_real_peers_agree(tmp_path):
     tables = attacked("alie", nodes=7, pace={"rounds": 2, "local_steps": 1})

@@ -12,7 +12,7 @@ import torch
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import UserError
 from p2pfl.experiment.experiment import Experiment
-from p2pfl.experiment.files import shipped
+from p2pfl.experiment.files import located, shipped
 from p2pfl.experiment.sections import SECTIONS
 from p2pfl.topology import Topology
 
@@ -370,6 +370,23 @@ def test_a_resolved_experiment_finds_its_files_from_anywhere(tmp_path, monkeypat
     (tmp_path / "run" / "experiment.toml").write_text(experiment.to_toml())
     again = Experiment.load(tmp_path / "run" / "experiment.toml")
     assert len(again.federation().train.y) == len(experiment.federation().train.y)
+
+
+@pytest.mark.parametrize(
+    ("section", "spec", "key"),
+    [
+        ("topology", "d_cliques:path=counts.json,size=2", "path"),
+        ("topology", "file:path=net.edges", "path"),
+        ("model", "custom:factory=net.py:make", "factory"),
+    ],
+)
+def test_paths_in_short_sections_start_at_the_folder_of_the_experiment(
+    section, spec, key, tmp_path
+):
+    value = located(section, spec, tmp_path)
+    assert isinstance(value, dict)
+    assert str(value[key]).startswith(str(tmp_path))
+    assert located(section, "ring", tmp_path) == {"name": "ring"}
 
 
 def test_a_folder_does_not_hide_an_experiment_that_ships(tmp_path, monkeypatch):
