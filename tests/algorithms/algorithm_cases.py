@@ -130,13 +130,20 @@ PLAIN: dict[str, Build] = {
 }
 
 
+# One of each kind, with FedProx's pull around it.
+PULLED = (
+    *("fedavg", "dpsgd", "dpsgd combine first", "dpsgd krum", "push_sum", "gradient_tracking"),
+    *("d2", "kgt", "qg", "diloco", "choco top_k", "choco random_k", "beer", "gossip", "local"),
+)
+
+
 def _prox(build: Build) -> Build:
     return lambda opt: proximal(build(opt), mu=0.3)
 
 
 ALL: dict[str, Build] = {
     **PLAIN,
-    **{f"proximal {name}": _prox(build) for name, build in PLAIN.items()},
+    **{f"proximal {name}": _prox(PLAIN[name]) for name in PULLED},
     "average": lambda opt: average(),
     **{f"hostile dpsgd {a}": _attacked(dpsgd, a) for a in ("alie", "gaussian", "replay")},
     "hostile fedavg ipm": _attacked(fedavg, "ipm"),
