@@ -46,7 +46,9 @@ def show(
 
     found, rule = topology_of(spec, nodes), _rule(mixing)
     with _mistakes(spec, mixing):
-        told = _analysis(analyse(as_topology(found, spec), rule)._asdict())
+        topology = as_topology(found, spec)
+        _check_use(topology, rule)
+        told = _analysis(analyse(topology, rule)._asdict())
     if draw is not None:
         _draw(found, draw, spec)
     if format is Format.json:
@@ -106,6 +108,7 @@ def _compared(spec: str, mixing: str, nodes: int | None, rounds: int, several: b
     rule, label = _rule(mixing), f"{spec} {mixing}" if several else spec
     topology = as_topology(topology_of(spec, nodes), spec)
     with _mistakes(spec, mixing):
+        _check_use(topology, rule)
         return compare(label, topology, rule, rounds)
 
 
@@ -141,12 +144,23 @@ def _mistakes(spec: str, mixing: str) -> Iterator[None]:
         raise UserError(f"{spec} with --mixing {mixing}: {error}") from error
 
 
+def _check_use(topology: Topology, rule: Mixing) -> None:
+    if rule.of_graph is not None and topology.links(0).weights is not None:
+        raise ValueError("its links come with weights of their own")
+
+
 def _draw(found: nx.Graph | Network | Topology, path: Path, spec: str) -> None:
+    import networkx as nx
+
     from p2pfl.topology import Network, Topology, draw
 
-    if isinstance(found, Topology):
+    if isinstance(found, Topology) and found.period == 1:
+        senders, receivers = (ends.tolist() for ends in found.links(0)[:2])
+        kind = nx.Graph if found.is_symmetric else nx.DiGraph
+        draw(kind(list(zip(senders, receivers, strict=True))), path)
+    elif isinstance(found, Topology):
         raise UserError(f"{spec} changes from round to round, and cannot be drawn as one graph")
-    if isinstance(found, Network):
+    elif isinstance(found, Network):
         draw(found.graph, path, dict(enumerate(found.names)))
     else:
         draw(found, path)

@@ -34,9 +34,9 @@ from p2pfl.experiment.pairing import (
     Pairing,
     check_epidemic,
     check_pairing,
-    remarks,
 )
 from p2pfl.experiment.reading import read_tables
+from p2pfl.experiment.remarks import remarks
 from p2pfl.experiment.sections import (
     Checkpointing,
     Evaluation,
@@ -322,6 +322,7 @@ class Experiment:
             self.algorithm.restart is not None,
             self.churn is not None,
             self.attackers.attack is not None and not self.attackers.attack.finite,
+            self.network.loss > 0,
         )
 
     def _check(self) -> None:
@@ -334,7 +335,7 @@ class Experiment:
                 f"evaluation.on = 'own' asks for holdout.name = 'per_node', not {holdout!r}"
             )
         check_pairing(self._pairing)
-        check_epidemic(self.sections, self.nodes)
+        check_epidemic(self.sections, self.nodes, len(self.attackers.who))
         rule = None if isinstance(self.pace, Timer) else self.pace.stop
         evaluated = rule is not None and rule.metric.startswith("eval")
         if rule and evaluated and self.attackers.who:

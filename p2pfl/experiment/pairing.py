@@ -35,6 +35,7 @@ class Pairing(NamedTuple):
     restarts: bool  # whether the algorithm can begin anew with some neighbours
     churns: bool  # whether anything happens to peers or links
     refused: bool  # whether attackers send what their receivers refuse
+    loses: bool  # whether the emulated network loses messages
 
 
 def default_mixing(needs: Needs) -> dict[str, object]:
@@ -66,8 +67,8 @@ def check_pairing(pair: Pairing) -> None:
         _check_spectrum(pair)
 
 
-def check_epidemic(sections: Mapping[str, Section], nodes: int) -> None:
-    """Refuse `rpel` where nodes hear others than it reckons with.
+def check_epidemic(sections: Mapping[str, Section], nodes: int, attackers: int) -> None:
+    """Refuse `rpel` where nodes hear others than it reckons with, or more attack than that.
 
     Raises:
         UserError: it says what would do.
@@ -78,30 +79,17 @@ def check_epidemic(sections: Mapping[str, Section], nodes: int) -> None:
     told, s = algorithm.values["nodes"], algorithm.values["s"]
     if told != nodes:
         raise UserError(f"algorithm.nodes = {told}, but nodes = {nodes}")
+    if attackers > algorithm.values["attackers"]:
+        raise UserError(
+            f"algorithm.attackers = {algorithm.values['attackers']}, but the section attackers"
+            f" has {attackers}"
+        )
     pulls = topology.name == "el_local" and topology.values["pull"]
     if not pulls or topology.values["s"] != s:
         raise UserError(
             f"algorithm.name = 'rpel' reckons with nodes that hear s = {s} others, drawn in every"
             f" round: use topology = {{name = 'el_local', s = {s}, pull = true}}"
         )
-
-
-def remarks(pair: Pairing) -> list[str]:
-    """Return what a user should know of a pairing that is allowed."""
-    needs, topology = pair.needs, pair.topology
-    if needs.rule:
-        return _hungry(pair)
-    if needs.weights != "mean" or needs.graph == "complete":
-        return []
-    matrix = weights(topology.links(0), pair.mixing)
-    spent = torch.ones(1, topology.n, dtype=matrix.dtype) @ matrix
-    if float((spent - 1).abs().max()) < 1e-9:
-        return []
-    mixing, graph = _names(pair, "mixing", "topology")
-    return [
-        f"with mixing.name = {mixing!r} on topology.name = {graph!r} some nodes count for more"
-        " than others in what is agreed on; push_sum weighs all alike on any graph"
-    ]
 
 
 def _check_rule(pair: Pairing) -> None:
@@ -192,20 +180,10 @@ def _check_graph(pair: Pairing) -> None:
 
 def _check_pace(pair: Pairing) -> None:
     needs, pace = pair.needs, pair.pace
-    (name,) = _names(pair, "algorithm")
     if isinstance(pace, Timer):
-        if pair.topology.period != 1:
-            raise UserError(
-                "pace.name = 'timer' has no rounds, and topology.name ="
-                f" {pair.names['topology']!r} changes from round to round: use a fixed graph"
-            )
-        in_step = needs.rounds or needs.every_message
-        if in_step or needs.weights == "mass" or needs.graph == "complete":
-            raise UserError(
-                f"algorithm.name = {name!r} works in rounds, not by pace.name = 'timer':"
-                " use gossip, dpsgd or local"
-            )
+        _check_timer(pair)
         return
+    (name,) = _names(pair, "algorithm")
     if needs.every_message and pace.patience == 0:
         raise UserError(
             f"algorithm.name = {name!r} needs every message in its round: pace.patience = 0"
@@ -233,6 +211,22 @@ def _check_pace(pair: Pairing) -> None:
         )
 
 
+def _check_timer(pair: Pairing) -> None:
+    needs = pair.needs
+    (name,) = _names(pair, "algorithm")
+    if pair.topology.period != 1:
+        raise UserError(
+            "pace.name = 'timer' has no rounds, and topology.name ="
+            f" {pair.names['topology']!r} changes from round to round: use a fixed graph"
+        )
+    in_step = needs.rounds or needs.every_message
+    if in_step or needs.weights == "mass" or needs.graph == "complete":
+        raise UserError(
+            f"algorithm.name = {name!r} works in rounds, not by pace.name = 'timer':"
+            " use gossip, dpsgd or local"
+        )
+
+
 def _check_models(pair: Pairing) -> None:
     """Refuse a rule that would have no effect at some node, because it hears too few."""
     needs = pair.needs
@@ -248,7 +242,7 @@ def _check_models(pair: Pairing) -> None:
         )
     if needs.models == 1:
         return
-    most = _heard(pair).amax(0)
+    most = heard(pair).amax(0)
     if int(most.min()) + 1 < needs.models:
         node = int(most.argmin())
         (graph,) = _names(pair, "topology")
@@ -259,19 +253,7 @@ def _check_models(pair: Pairing) -> None:
         )
 
 
-def _hungry(pair: Pairing) -> list[str]:
-    if pair.needs.models == 1 or isinstance(pair.pace, Timer):
-        return []
-    least = int(_heard(pair).min())
-    if least + 1 >= pair.needs.models:
-        return []
-    return [
-        f"{pair.needs.rule} needs {pair.needs.models} models, and in some rounds some nodes are"
-        f" given {least + 1} only: they then keep their own"
-    ]
-
-
-def _heard(pair: Pairing) -> Tensor:
+def heard(pair: Pairing) -> Tensor:
     """Return how many others each node hears in each round, ``[rounds, n]``."""
     return torch.stack([in_degrees(links) for links in pair.topology.rounds()])
 

@@ -127,6 +127,8 @@ def test_algorithms_tell_what_they_need():
         (["compare", "ring", "hypercube", "--nodes", 6], "n = 6"),
         (["compare", "ring", "--nodes", 5, "--plot", "no/where.png"], "no/where.png"),
         (["compare", "one_peer_exponential", "--nodes", 8, "--mixing", "fastest"], "both ways"),
+        (["compare", "base:k=2", "--nodes", 6, "--mixing", "fastest"], "weights of their own"),
+        (["show", "base:k=2", "--nodes", 6, "--draw", "base.png"], "changes from round to round"),
     ],
 )
 def test_mistakes_are_told_in_one_line(words, part, tmp_path, monkeypatch):
@@ -135,6 +137,13 @@ def test_mistakes_are_told_in_one_line(words, part, tmp_path, monkeypatch):
     assert isinstance(done.exception, UserError)
     assert part in str(done.exception)
     assert "\n" not in str(done.exception)
+
+
+@pytest.mark.parametrize("spec", ["ring", "equi_static:m=2", "u_equi_static:m=2"])
+def test_what_stays_is_drawn(spec, tmp_path):
+    done = p2pfl("topology", "show", spec, "--nodes", 8, "--draw", tmp_path / "it.png")
+    assert done.exit_code == 0
+    assert (tmp_path / "it.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_mistake_ends_with_code_2():

@@ -54,3 +54,21 @@ def test_wrong_pairings_are_refused(tables, words):
 def test_right_ones_are_not(tables, mixing):
     experiment = Experiment.from_dict({"nodes": 8, **tables})
     assert mixing is None or experiment.sections["mixing"].name == mixing
+
+
+def test_who_reckons_with_fewer_attackers_than_there_are_is_refused():
+    tables = {
+        "nodes": 8,
+        "algorithm": "rpel:nodes=8,attackers=1,s=5,rounds=4",
+        "topology": "el_local:s=5,pull=true",
+        "attackers": {"nodes": [1, 2], "attack": "sign_flip"},
+    }
+    with pytest.raises(UserError, match=r"algorithm\.attackers = 1, but .* has 2"):
+        Experiment.from_dict(tables)
+
+
+@pytest.mark.parametrize(("algorithm", "said"), [("kgt", True), ("dpsgd", False)])
+def test_what_needs_every_message_is_warned_of_a_network_that_loses_some(algorithm, said):
+    tables = {"algorithm": algorithm, "topology": "ring", "network": {"loss": 0.1}}
+    notes = Experiment.from_dict(tables).notes
+    assert any("needs every message" in note for note in notes) is said
