@@ -1,7 +1,7 @@
 """How good algorithms are on topologies, with as many rounds and with as many bytes.
 
     python scripts/compare_algorithms.py [--data DIR] [--seeds 3] [--rounds 600] [--local-steps 1]
-                                         [--jobs 2] [--out runs/compare-algorithms]
+                                         [--alpha 0.1] [--jobs 2] [--out runs/compare-algorithms]
 
 Every pair is run with each of its learning rates and seed 0, and with the best of them and seeds
 1, 2, 3. Pairs that cannot be are shown as "-". Without --data it is about handwritten digits;
@@ -41,13 +41,13 @@ EXPERIMENT: dict[str, Any] = {
 }
 DIGITS: dict[str, Any] = {
     "data": "digits",
-    "partition": {"name": "dirichlet", "alpha": 0.1, "min_partition_size": 5},
+    "partition": {"name": "dirichlet", "min_partition_size": 5},
     "model": {"name": "mlp", "hidden": [64]},
 }
 IMAGES: dict[str, Any] = {
     "data": "idx",
     "holdout": {"name": "last", "count": 2000},
-    "partition": {"name": "dirichlet", "alpha": 0.1},
+    "partition": {"name": "dirichlet"},
     "model": {"name": "mlp", "hidden": [128, 64]},
 }
 
@@ -176,6 +176,7 @@ class Comparison:
                 "lr": falling if method.falls else case.rate,
                 "momentum": method.momentum,
             },
+            "partition": {"alpha": self.given.alpha},
             "pace": {"rounds": rounds, "local_steps": self.given.local_steps},
             "evaluation": {"every": rounds},
         }
@@ -241,6 +242,7 @@ def arguments(doc: str, out: str) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--rounds", type=int, default=600)
     parser.add_argument("--local-steps", type=int, default=1)
+    parser.add_argument("--alpha", type=float, default=0.1, help="how alike data are")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--out", type=Path, default=Path(out), help="a folder")
     return parser.parse_args()
@@ -284,7 +286,7 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("accuracy: mean of the nodes, and down to the worst")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path)
 
 

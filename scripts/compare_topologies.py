@@ -1,7 +1,7 @@
 """What a topology costs, and how good D-PSGD and QG are on it.
 
     python scripts/compare_topologies.py [--data DIR] [--seeds 3] [--rounds 600] [--local-steps 1]
-                                         [--jobs 2] [--out runs/compare-topologies]
+                                         [--alpha 0.1] [--jobs 2] [--out runs/compare-topologies]
 
 As compare_algorithms.py, which says what is written and how rates are chosen, with few methods and
 many topologies: those who send least come first, and then those who are best.
