@@ -1,16 +1,16 @@
 """How good algorithms are on topologies, with as many rounds and with as many bytes.
 
-    python scripts/compare_algorithms.py [--data DIR] [--seeds 3] [--rounds 600] [--local-steps 1]
-                                         [--alpha 0.1] [--jobs 2] [--out runs/compare-algorithms]
+    python scripts/compare_algorithms.py [--methods M ...] [--topologies T ...] [--data DIR]
+        [--seeds 3] [--rounds 600] [--local-steps 1] [--alpha 0.1] [--jobs 2] [--out FOLDER]
 
 Every pair is run with each of its learning rates and seed 0, and with the best of them and seeds
 1, 2, 3. Pairs that cannot be are shown as "-". Without --data it is about handwritten digits;
-DIR may hold images of 28 x 28 in IDX files. Methods that send two models over a link in a round
-are also given half of the rounds. In the folder of --out stand table.csv (with the reasons why
-pairs were refused), compare.png and the runs; the same command goes on there where it was.
+DIR may hold images of 28 x 28 in IDX files. Methods that send two models over a link in a round are
+also given half of the rounds. In FOLDER stand table.csv (with the reasons why pairs were refused),
+compare.png and the runs; the same command goes on there where it was.
 
-It is here to be read and changed: what is compared stands in METHODS and TOPOLOGIES, all
-else in EXPERIMENT.
+It is here to be read and changed: what is compared by default stands in METHODS and TOPOLOGIES,
+all else in EXPERIMENT.
 """
 
 from __future__ import annotations
@@ -63,17 +63,16 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "local": Method("local", (0.1,)),
-    "fedavg": Method("fedavg", (0.1, 0.2, 0.4)),
-    "dpsgd": Method("dpsgd", (0.1, 0.2, 0.4)),
-    "dpsgd, falling rate": Method("dpsgd", (0.2, 0.4, 0.8), falls=True),
-    "dpsgd, momentum 0.9": Method("dpsgd", (0.02, 0.05, 0.1), momentum=0.9),
-    "qg": Method("qg", (0.1, 0.2, 0.4)),
-    "d2": Method("d2", (0.1, 0.2, 0.4)),
-    "exact_diffusion": Method("exact_diffusion", (0.1, 0.2, 0.4)),
-    "extra": Method("extra", (0.1, 0.2, 0.4)),
-    "kgt": Method("kgt", (0.1, 0.2, 0.4)),
-    "kgt, half the rounds": Method("kgt", (0.1, 0.2, 0.4), rounds=0.5),
+    "fedavg": Method("fedavg", (0.2, 0.4)),
+    "dpsgd": Method("dpsgd", (0.2, 0.4)),
+    "dpsgd, falling rate": Method("dpsgd", (0.4, 0.8), falls=True),
+    "dpsgd, momentum 0.9": Method("dpsgd", (0.05, 0.1), momentum=0.9),
+    "qg": Method("qg", (0.2, 0.4)),
+    "d2": Method("d2", (0.2, 0.4)),
+    "exact_diffusion": Method("exact_diffusion", (0.2, 0.4)),
+    "extra": Method("extra", (0.2, 0.4)),
+    "kgt": Method("kgt", (0.1, 0.2)),
+    "kgt, half the rounds": Method("kgt", (0.1, 0.2), rounds=0.5),
 }
 TOPOLOGIES = ("complete", "torus", "ring", "exponential", "one_peer_exponential")
 CHOICE = 0  # the seed that rates are chosen with; results are of seeds 1, 2, ...
@@ -128,9 +127,10 @@ class Comparison:
         """
         pairs = list(itertools.product(self.methods, self.topologies))
         refused = {pair: self._refusal(pair) for pair in pairs}
-        for method in self.methods:
-            if all(refused[method, topology] for topology in self.topologies):
-                print(f"{method}: {refused[method, self.topologies[0]]}", file=sys.stderr)
+        for name in (*self.methods, *self.topologies):
+            reasons = [why for pair, why in refused.items() if name in pair]
+            if all(reasons):
+                print(f"{name}: {reasons[0]}", file=sys.stderr)
         allowed = [pair for pair in pairs if not refused[pair]]
         cases = [Case(*pair, rate) for pair in allowed for rate in self.methods[pair[0]].rates]
         tried = self._run(cases, [CHOICE], "rates")
@@ -226,18 +226,23 @@ Rows = dict[str, list[Mapping[str, Any]]]
 
 def main() -> None:
     """Compare, and show it."""
-    cells = compare(METHODS, TOPOLOGIES, arguments(__doc__, "runs/compare-algorithms"))
+    given = arguments(__doc__, "runs/compare-algorithms", METHODS, TOPOLOGIES)
+    cells = compare(METHODS, given)
     by_method = itertools.groupby(cells, key=lambda cell: cell.method)
     print_table(
-        ("mean / worst node, %", *TOPOLOGIES),
+        ("mean / worst node, %", *given.topologies),
         [(method, *row) for method, row in by_method],
         texts=["mean / worst node, %"],
     )
 
 
-def arguments(doc: str, out: str) -> argparse.Namespace:
-    """Return what was given on the command line."""
+def arguments(
+    doc: str, out: str, methods: Iterable[str], topologies: Iterable[str]
+) -> argparse.Namespace:
+    """Return what was given on the command line, by default all methods on all topologies."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", choices=list(methods), default=list(methods))
+    parser.add_argument("--topologies", nargs="+", default=list(topologies))
     parser.add_argument("--data", type=Path, help="a folder of IDX files; default: digits")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--rounds", type=int, default=600)
@@ -245,15 +250,17 @@ def arguments(doc: str, out: str) -> argparse.Namespace:
     parser.add_argument("--alpha", type=float, default=0.1, help="how alike data are")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--out", type=Path, default=Path(out), help="a folder")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.data and not given.data.is_dir():
+        parser.error(f"--data {given.data}: there is no such folder")
+    return given
 
 
-def compare(
-    methods: Mapping[str, Method], topologies: Sequence[str], given: argparse.Namespace
-) -> list[Cell]:
+def compare(methods: Mapping[str, Method], given: argparse.Namespace) -> list[Cell]:
     """Compare, and write the table and the picture; what cannot be ends the script."""
     try:
-        cells = Comparison(methods, topologies, given).cells()
+        chosen = {name: methods[name] for name in given.methods}
+        cells = Comparison(chosen, given.topologies, given).cells()
     except P2pflError as error:
         sys.exit(str(error))
     with (given.out / "table.csv").open("w", newline="") as file:
