@@ -36,7 +36,6 @@ from p2pfl.sweep.plan import read_plan
 
 EXPERIMENT: dict[str, Any] = {
     "nodes": 16,
-    "training": {"batch_size": 32},
     "output": {"models": "none"},
 }
 DIGITS: dict[str, Any] = {
@@ -70,7 +69,7 @@ METHODS = {
     "qg": Method("qg", (0.2, 0.4)),
     "d2": Method("d2", (0.2, 0.4)),
     "exact_diffusion": Method("exact_diffusion", (0.2, 0.4)),
-    "extra": Method("extra", (0.2, 0.4)),
+    "extra": Method("extra", (0.1, 0.2)),
     "kgt": Method("kgt", (0.1, 0.2)),
     "kgt, half the rounds": Method("kgt", (0.1, 0.2), rounds=0.5),
 }
@@ -100,7 +99,7 @@ class Cell(NamedTuple):
     rate: float | None = None  # None: it is refused
     rounds: int = 0
     accuracy: float = 0.0  # the mean of the nodes, and of the seeds
-    deviation: float = 0.0  # of the mean of the nodes over the seeds
+    deviation: float = 0.0  # of that over the seeds
     worst: float = 0.0  # the worst node, the mean of the seeds
     megabytes: float = 0.0  # sent by a node in all
     models: float = 0.0  # model-sized messages a node sends in a round
@@ -109,6 +108,9 @@ class Cell(NamedTuple):
         if self.why:
             return "-" if self.rate is None else "fails"
         return f"{100 * self.accuracy:.1f} / {100 * self.worst:.1f}"
+
+
+Rows = dict[str, list[Mapping[str, Any]]]  # the figures of each seed, by label
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,9 @@ class Comparison:
 
     def _changes(self, case: Case) -> dict[str, Any]:
         """Return what a case changes in the experiment."""
-        method = self.methods[case.method]
+        method, local_steps = self.methods[case.method], self.given.local_steps
         rounds = round(self.given.rounds * method.rounds)
-        steps = rounds * self.given.local_steps
-        falling = {"name": "linear", "start": case.rate, "steps": steps}
+        falling = {"name": "linear", "start": case.rate, "steps": rounds * local_steps}
         return {
             "algorithm": method.algorithm,
             "topology": case.topology,
@@ -177,12 +178,12 @@ class Comparison:
                 "momentum": method.momentum,
             },
             "partition": {"alpha": self.given.alpha},
-            "pace": {"rounds": rounds, "local_steps": self.given.local_steps},
+            "pace": {"rounds": rounds, "local_steps": local_steps},
             "evaluation": {"every": rounds},
         }
 
     def _run(self, cases: Iterable[Case], seeds: Iterable[int], folder: str) -> Rows:
-        """Run cases with all seeds, and return their figures: a row a seed, by label."""
+        """Run cases with all seeds, and return their figures."""
         plan, out = self._plan(cases, seeds), self.given.out / folder
         with SweepView() as view:
             watch = SweepWatch(view.opened, view.ended, view.note)
@@ -219,9 +220,6 @@ class Comparison:
         """How many parameters the model has."""
         widths = [28 * 28 if self.given.data else 8 * 8, *self._data["model"]["hidden"], 10]
         return sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(widths))
-
-
-Rows = dict[str, list[Mapping[str, Any]]]
 
 
 def main() -> None:
