@@ -69,7 +69,7 @@ METHODS = {
     "qg": Method("qg", (0.2, 0.4)),
     "d2": Method("d2", (0.2, 0.4)),
     "exact_diffusion": Method("exact_diffusion", (0.2, 0.4)),
-    "extra": Method("extra", (0.1, 0.2)),
+    "extra": Method("extra", (0.2, 0.4)),
     "kgt": Method("kgt", (0.1, 0.2)),
     "kgt, half the rounds": Method("kgt", (0.1, 0.2), rounds=0.5),
 }
