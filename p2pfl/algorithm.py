@@ -83,26 +83,28 @@ class Inbox(Generic[R]):
 
     def shares(self) -> Tensor:
         """Return the weights of every row's senders, laid out as by `gather`, ``[rows, k]``."""
-        place, mask = self.places()
         if self.weights.layout is torch.sparse_csr:
-            start, columns = self.weights.crow_indices(), self.weights.col_indices()
-            slots = torch.arange(place.shape[1], device=place.device)
-            at = (start[:-1, None] + slots).clamp(max=len(columns) - 1)
+            at, mask = self._slots()
             return self.weights.values()[at] * mask
+        place, mask = self.places()
         return self.weights.gather(1, place) * mask
 
     def places(self) -> tuple[Tensor, Tensor]:
         """Return where every row's senders stand, and their mask, both ``[rows, k]``."""
         if self.weights.layout is torch.sparse_csr:
-            start = self.weights.crow_indices()
-            count = start.diff()
-            slots = torch.arange(int(count.max()), device=start.device)
-            place = (start[:-1, None] + slots).clamp(max=int(start[-1]) - 1)
-            mask = (slots < count[:, None]) & (self.weights.values()[place] != 0)
-            return self.weights.col_indices()[place], mask
+            at, mask = self._slots()
+            return self.weights.col_indices()[at], mask
         mask, order = (self.weights != 0).sort(dim=1, descending=True, stable=True)
         k = int(mask.sum(1).max())
         return order[:, :k], mask[:, :k]
+
+    def _slots(self) -> tuple[Tensor, Tensor]:
+        """Return where the entries of each row of sparse weights lie, ``[rows, k]``; and which."""
+        start = self.weights.crow_indices()
+        count = start.diff()
+        slots = torch.arange(int(count.max()), device=start.device)
+        at = (start[:-1, None] + slots).clamp(max=int(start[-1]) - 1)
+        return at, (slots < count[:, None]) & (self.weights.values()[at] != 0)
 
 
 def _scaled(weights: Tensor, by: Tensor) -> Tensor:

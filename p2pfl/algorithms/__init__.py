@@ -16,7 +16,7 @@ from p2pfl.algorithms.jwins import jwins
 from p2pfl.algorithms.momentum import qg
 from p2pfl.algorithms.moniqua import moniqua
 from p2pfl.algorithms.outer import diloco, fedadagrad, fedadam, fedavgm, fedyogi
-from p2pfl.algorithms.partial import check_partial, columns_of, partial
+from p2pfl.algorithms.partial import check_partial, partial, shared_columns
 from p2pfl.algorithms.proximal import proximal
 from p2pfl.algorithms.push_sum import push_sum
 from p2pfl.algorithms.robust import balance, rpel
@@ -58,7 +58,6 @@ __all__ = [
     "beer",
     "check_partial",
     "choco",
-    "columns_of",
     "d2",
     "deepsqueeze",
     "diloco",
@@ -85,4 +84,5 @@ __all__ = [
     "qg",
     "quantised",
     "rpel",
+    "shared_columns",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,35 +10,9 @@ from torch import Tensor
 from p2pfl import rng
 from p2pfl.aggregation import Aggregation, combined, mean
 from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
+from p2pfl.algorithms.steps import carry_model, plain_factor, plain_step
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.tree import wide
-
-
-def plain_steps(opt: Optimiser) -> Callable[[Any], tuple[Tensor, Any]] | None:
-    """Return an algorithm's `factor` where its state has fields `x` and `opt`, or None."""
-    if not opt.linear:
-        return None
-
-    def factor(s: Any) -> tuple[Tensor, Any]:  # noqa: ANN401 - any such state
-        by, state = opt.factor(s.opt, s.x)
-        return by, s._replace(opt=state)
-
-    return factor
-
-
-def shifted(mixed: Tensor, before: Tensor, trained: Tensor) -> Tensor:
-    """Return mixed models, ``[rows, d]``, moved as far as the local steps went meanwhile."""
-    exact = wide(mixed)
-    return (mixed.to(exact) + (trained.to(exact) - before.to(exact))).to(mixed.dtype)
-
-
-def carry_model(before: Any, trained: Any, mixed: Any) -> Any:  # noqa: ANN401
-    """Return the state after local steps beside an exchange; an algorithm's `carry`.
-
-    For states with a field `x` which is all that the exchange changes. Where mixing keeps the
-    mean of all x, only the local steps move it, as without `carry`.
-    """
-    return trained._replace(x=shifted(mixed.x, before.x, trained.x))
 
 
 class Params(NamedTuple):
@@ -86,10 +59,6 @@ def fedavg(
         examples = rows.examples if weight == "examples" else torch.ones_like(rows.examples)
         return CountedState(x, opt.init(x), examples.to(wide(x)).unsqueeze(1))
 
-    def step(s: CountedState, grads: Tensor) -> CountedState:
-        update, state = opt.update(grads, s.opt, s.x)
-        return s._replace(x=s.x + update, opt=state)
-
     def send(s: CountedState) -> Counted:
         return Counted(s.x, s.examples)
 
@@ -99,11 +68,11 @@ def fedavg(
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        plain_step(opt),
         send,
         receive,
         needs=Needs(graph="complete"),
-        factor=plain_steps(opt),
+        factor=plain_factor(opt),
         columnwise=True,
         carry=carry_model,
     )
@@ -136,10 +105,6 @@ def dpsgd(
     def init(x: Tensor, rows: Rows) -> LocalState:
         return LocalState(x, opt.init(x), _keys(rule, seed, x, rows))
 
-    def step(s: LocalState, grads: Tensor) -> LocalState:
-        update, state = opt.update(grads, s.opt, s.x)
-        return s._replace(x=s.x + update, opt=state)
-
     def receive(s: LocalState, inbox: Inbox[Params]) -> LocalState:
         x = combined(rule, inbox, inbox.heard.x, s.keys)
         return s._replace(x=x, keys=_next(rule, s.keys))
@@ -151,11 +116,11 @@ def dpsgd(
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        plain_step(opt),
         lambda s: Params(s.x),
         receive,
         needs=_needs(rule),
-        factor=plain_steps(opt),
+        factor=plain_factor(opt),
         columnwise=rule.columnwise,
         carry=carry,
     )
@@ -176,10 +141,6 @@ def _combine_then_adapt(
     def init(x: Tensor, rows: Rows) -> WhileState:
         return WhileState(x, opt.init(x), x, _keys(rule, seed, x, rows))
 
-    def step(s: WhileState, grads: Tensor) -> WhileState:
-        update, state = opt.update(grads, s.opt, s.x)
-        return s._replace(x=s.x + update, opt=state)
-
     def receive(s: WhileState, inbox: Inbox[Params]) -> WhileState:
         x = combined(rule, inbox, inbox.heard.x, s.keys) + (s.x - s.before)
         return s._replace(x=x, before=x, keys=_next(rule, s.keys))
@@ -187,11 +148,11 @@ def _combine_then_adapt(
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        plain_step(opt),
         lambda s: Params(s.before),
         receive,
         needs=_needs(rule),
-        factor=plain_steps(opt),
+        factor=plain_factor(opt),
         columnwise=rule.columnwise,
     )
 

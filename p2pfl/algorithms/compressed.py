@@ -9,7 +9,8 @@ from torch import Tensor
 
 from p2pfl import rng
 from p2pfl.algorithm import Algorithm, Inbox, M, Needs, Rows
-from p2pfl.algorithms.averaging import Params, plain_steps
+from p2pfl.algorithms.averaging import Params
+from p2pfl.algorithms.steps import plain_factor, plain_step
 from p2pfl.codec import Codec
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.tree import wide
@@ -37,22 +38,18 @@ def quantised(
     def init(x: Tensor, rows: Rows) -> QuantisedState:
         return QuantisedState(x, rng.keys(seed, rows.nodes), opt.init(x))
 
-    def step(s: QuantisedState, grads: Tensor) -> QuantisedState:
-        update, state = opt.update(grads, s.opt, s.x)
-        return s._replace(x=s.x + update, opt=state)
-
     def receive(s: QuantisedState, inbox: Inbox[Params]) -> QuantisedState:
         return s._replace(x=_pulled(s.x, inbox, 1.0), keys=rng.fold(s.keys, 1))
 
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        plain_step(opt),
         lambda s: codec.encode(s.x, s.keys),
         receive,
         lambda known, message, d: Params(codec.decode(message, d)),
         Needs(every_message=True),
-        factor=plain_steps(opt),
+        factor=plain_factor(opt),
         columnwise=True,
         restart=lambda s: s,  # messages say all there is
     )
@@ -83,10 +80,6 @@ def deepsqueeze(
         error = torch.zeros_like(x, dtype=wide(x))
         return SqueezeState(x, error, rng.keys(seed, rows.nodes), opt.init(x))
 
-    def step(s: SqueezeState, grads: Tensor) -> SqueezeState:
-        update, state = opt.update(grads, s.opt, s.x)
-        return s._replace(x=s.x + update, opt=state)
-
     def receive(s: SqueezeState, inbox: Inbox[Params]) -> SqueezeState:
         error = s.x + s.error - inbox.mine(inbox.heard.x)
         x = _pulled(s.x, inbox, gamma)
@@ -95,12 +88,12 @@ def deepsqueeze(
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        plain_step(opt),
         lambda s: codec.encode((s.x + s.error).to(s.x.dtype), s.keys),
         receive,
         lambda known, message, d: Params(codec.decode(message, d)),
         Needs(every_message=True),
-        factor=plain_steps(opt),
+        factor=plain_factor(opt),
         columnwise=True,
         restart=lambda s: s,  # messages say all there is
     )
@@ -131,10 +124,6 @@ def choco(
     def init(x: Tensor, rows: Rows) -> ChocoState:
         return ChocoState(x, _nothing_said(x), rng.keys(seed, rows.nodes), opt.init(x))
 
-    def step(s: ChocoState, grads: Tensor) -> ChocoState:
-        update, state = opt.update(grads, s.opt, s.x)
-        return s._replace(x=s.x + update, opt=state)
-
     def send(s: ChocoState) -> M:
         return codec.encode((s.x - s.public).to(s.x.dtype), s.keys)
 
@@ -149,12 +138,12 @@ def choco(
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        plain_step(opt),
         send,
         receive,
         absorb,
         Needs(graph="symmetric", static=True, every_message=True),
-        factor=plain_steps(opt),
+        factor=plain_factor(opt),
         columnwise=True,
         restart=lambda s: s._replace(public=_nothing_said(s.x)),
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
-from p2pfl.algorithms.averaging import plain_steps
+from p2pfl.algorithms.steps import plain_factor
 from p2pfl.learning.checks import require
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.tree import wide
@@ -122,7 +122,7 @@ def _on_arrival(opt: Optimiser, merge: Merge) -> Algorithm[AgedState, Aged, Aged
         age = inbox.largest(inbox.heard.age)
         return s._replace(x=merge(s, inbox).to(s.x.dtype), age=age)
 
-    plain = plain_steps(opt)
+    plain = plain_factor(opt)
 
     def factor(s: AgedState) -> tuple[Tensor, AgedState]:
         assert plain is not None

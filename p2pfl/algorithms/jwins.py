@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
-from p2pfl.algorithms.averaging import plain_steps
-from p2pfl.codec.sparse import Indices, Kept, columns_of, keeper, listed, spread
+from p2pfl.algorithms.steps import plain_factor, plain_step
+from p2pfl.codec.sparse import Indices, Kept, keeper, kept_columns, listed, spread
 from p2pfl.codec.wavelet import check_levels, haar, inverse_haar, padded
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.tree import wide
@@ -55,10 +55,6 @@ def jwins(
     def init(x: Tensor, rows: Rows) -> JwinsState:
         return JwinsState(x, haar(x.to(wide(x)), levels), opt.init(x))
 
-    def step(s: JwinsState, grads: Tensor) -> JwinsState:
-        update, state = opt.update(grads, s.opt, s.x)
-        return s._replace(x=s.x + update, opt=state)
-
     def send(s: JwinsState) -> Kept:
         now = haar(s.x.to(s.shared.dtype), levels)
         kept = listed(now, keep((now - s.shared).abs()), indices)
@@ -66,7 +62,7 @@ def jwins(
 
     def absorb(known: Partial | None, message: Kept, d: int) -> Partial:
         width, values = padded(d, levels), message.values.to(wide(message.values))
-        columns = columns_of(message, width)
+        columns = kept_columns(message, width)
         there = spread(torch.ones_like(values), columns, width)
         return Partial(spread(values, columns, width), there)
 
@@ -80,11 +76,11 @@ def jwins(
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        plain_step(opt),
         send,
         receive,
         absorb,
         Needs(every_message=True),
-        factor=plain_steps(opt),
+        factor=plain_factor(opt),
         restart=lambda s: s,  # messages say all there is
     )

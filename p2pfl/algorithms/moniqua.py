@@ -9,8 +9,8 @@ from torch import Tensor
 
 from p2pfl import rng
 from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
-from p2pfl.algorithms.averaging import plain_steps
 from p2pfl.algorithms.compressed import QuantisedState, check_gamma
+from p2pfl.algorithms.steps import plain_factor, plain_step
 from p2pfl.codec.bits import pack, unpack
 from p2pfl.learning.checks import above_zero
 from p2pfl.learning.optim import Optimiser
@@ -53,10 +53,6 @@ def moniqua(
     def init(x: Tensor, rows: Rows) -> QuantisedState:
         return QuantisedState(x, rng.keys(seed, torch.zeros_like(rows.nodes)), opt.init(x))
 
-    def step(s: QuantisedState, grads: Tensor) -> QuantisedState:
-        update, state = opt.update(grads, s.opt, s.x)
-        return s._replace(x=s.x + update, opt=state)
-
     def send(s: QuantisedState) -> Residues:
         drawn = (s.x.double() / level + rng.uniform(s.keys, s.x.shape[1])).floor_()
         # Where training has diverged the loss will say so; here any level will do.
@@ -77,12 +73,12 @@ def moniqua(
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        plain_step(opt),
         send,
         receive,
         absorb,
         Needs(every_message=True),
-        factor=plain_steps(opt),
+        factor=plain_factor(opt),
         columnwise=True,
         restart=lambda s: s,  # messages say all there is
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
-from p2pfl.algorithms.averaging import plain_steps
+from p2pfl.algorithms.steps import plain_factor, plain_step
 from p2pfl.learning.checks import require
 from p2pfl.learning.optim import Optimiser, State, sgd
 
@@ -120,10 +120,6 @@ def _with_outer(opt: Optimiser, outer: Optimiser) -> Algorithm[SlowState, Slow, 
     def init(x: Tensor, rows: Rows) -> SlowState:
         return SlowState(x, x, opt.init(x), outer.init(x))
 
-    def step(s: SlowState, grads: Tensor) -> SlowState:
-        update, state = opt.update(grads, s.opt, s.x)
-        return s._replace(x=s.x + update, opt=state)
-
     def receive(s: SlowState, inbox: Inbox[Slow]) -> SlowState:
         slow, change = inbox.mix(inbox.heard.slow), inbox.mix(inbox.heard.change)
         update, state = outer.update(-change, s.outer, slow)
@@ -132,10 +128,10 @@ def _with_outer(opt: Optimiser, outer: Optimiser) -> Algorithm[SlowState, Slow, 
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        plain_step(opt),
         lambda s: Slow(s.slow, s.x - s.slow),
         receive,
         needs=Needs(rounds=True),
-        factor=plain_steps(opt),
+        factor=plain_factor(opt),
         columnwise=True,
     )

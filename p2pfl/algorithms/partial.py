@@ -11,7 +11,7 @@ from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, M, R, S, newest
 from p2pfl.learning.spec import Spec
-from p2pfl.learning.tree import tree_map
+from p2pfl.learning.tree import columns, has_columns, tree_map
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class Alone(Inbox[R]):
         return torch.ones_like(self.own, dtype=self.weights.dtype).unsqueeze(1)
 
 
-def partial(algorithm: Algorithm[S, M, R], columns: Tensor) -> Algorithm[S, M, R]:
+def partial(algorithm: Algorithm[S, M, R], shared: Tensor) -> Algorithm[S, M, R]:
     """Let only some columns travel and be mixed (Arivazhagan et al. 2019, FedPer).
 
     The other columns are trained as by a node that hears nobody. Messages, and what is
@@ -54,27 +54,27 @@ def partial(algorithm: Algorithm[S, M, R], columns: Tensor) -> Algorithm[S, M, R
 
     Args:
         algorithm: what is made of the columns shared; see `check_partial`.
-        columns: which parameters are shared, int64, ascending.
+        shared: which parameters travel, int64, ascending.
     """
     check_partial(algorithm)
-    if not len(columns):
+    if not len(shared):
         raise ValueError("no parameters are shared")
 
     def send(s: S) -> M:
-        return algorithm.send(_cut(s, algorithm.model(s).shape[1], columns))
+        return algorithm.send(columns(s, algorithm.model(s).shape[1], shared))
 
     def absorb(known: R | None, message: M, d: int) -> R:
-        return algorithm.absorb(known, message, len(columns))
+        return algorithm.absorb(known, message, len(shared))
 
     def receive(s: S, inbox: Inbox[R]) -> S:
         d = algorithm.model(s).shape[1]
-        if len(columns) == d:
+        if len(shared) == d:
             return algorithm.receive(s, inbox)
-        kept = torch.ones(d, dtype=torch.bool).index_fill(0, columns.cpu(), False).nonzero()[:, 0]
-        shared, own = algorithm.receive(_cut(s, d, columns), inbox), _cut(s, d, kept)
+        kept = torch.ones(d, dtype=torch.bool).index_fill(0, shared.cpu(), False).nonzero()[:, 0]
+        mixed, own = algorithm.receive(columns(s, d, shared), inbox), columns(s, d, kept)
         said = algorithm.absorb(None, algorithm.send(own), len(kept))
         alone = algorithm.receive(own, Alone(inbox.weights, said, inbox.own))
-        return _joined(s, d, (columns, shared), (kept, alone))
+        return _joined(s, d, (shared, mixed), (kept, alone))
 
     return algorithm._replace(
         send=send,
@@ -100,7 +100,7 @@ def check_partial(algorithm: Algorithm[Any, Any, Any]) -> None:
         raise ValueError("this algorithm hears nobody and has nothing to share")
 
 
-def columns_of(spec: Spec, patterns: Sequence[str]) -> Tensor:
+def shared_columns(spec: Spec, patterns: Sequence[str]) -> Tensor:
     """Return where the parameters lie whose names match, int64, ascending.
 
     Args:
@@ -117,20 +117,11 @@ def columns_of(spec: Spec, patterns: Sequence[str]) -> Tensor:
     return torch.tensor(shared).repeat_interleave(torch.tensor(spec.sizes)).nonzero().flatten()
 
 
-def _cut(tree: T, d: int, columns: Tensor) -> T:
-    """Return some columns of what has d; the rest as it is."""
-
-    def cut(leaf: Tensor) -> Tensor:
-        return leaf[:, columns.to(leaf.device)] if _is_wide(leaf, d) else leaf
-
-    return tree_map(cut, tree)
-
-
 def _joined(s: S, d: int, shared: tuple[Tensor, S], kept: tuple[Tensor, S]) -> S:
     """Return a state of d columns; what is not cut into columns is that of those shared."""
 
     def join(old: Tensor, new: Tensor, own: Tensor) -> Tensor:
-        if not _is_wide(old, d):
+        if not has_columns(old, d):
             return new
         joined = torch.empty_like(old)
         joined[:, shared[0].to(old.device)] = new
@@ -138,7 +129,3 @@ def _joined(s: S, d: int, shared: tuple[Tensor, S], kept: tuple[Tensor, S]) -> S
         return joined
 
     return tree_map(join, s, shared[1], kept[1])
-
-
-def _is_wide(leaf: Tensor, d: int) -> bool:
-    return leaf.ndim == 2 and leaf.shape[1] == d

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
-from p2pfl.algorithms.averaging import shifted
+from p2pfl.algorithms.steps import shifted
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.tree import wide
 

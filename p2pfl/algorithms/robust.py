@@ -10,7 +10,8 @@ from torch import Tensor
 
 from p2pfl.aggregation import b_hat, nnm
 from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
-from p2pfl.algorithms.averaging import LocalState, Params, carry_model, dpsgd, plain_steps
+from p2pfl.algorithms.averaging import LocalState, Params, dpsgd
+from p2pfl.algorithms.steps import carry_model, plain_factor, plain_step
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.tree import wide
 
@@ -54,10 +55,6 @@ def balance(
     def init(x: Tensor, rows: Rows) -> BalanceState:
         return BalanceState(x, opt.init(x), torch.zeros_like(x[:, :1], dtype=wide(x)))
 
-    def step(s: BalanceState, grads: Tensor) -> BalanceState:
-        update, state = opt.update(grads, s.opt, s.x)
-        return s._replace(x=s.x + update, opt=state)
-
     def receive(s: BalanceState, inbox: Inbox[Params]) -> BalanceState:
         models, mask = inbox.gather(inbox.heard.x)
         mine = inbox.mine(inbox.heard.x)
@@ -78,11 +75,11 @@ def balance(
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        plain_step(opt),
         lambda s: Params(s.x),
         receive,
         needs=Needs(rule="balance"),
-        factor=plain_steps(opt),
+        factor=plain_factor(opt),
         carry=carry,
     )
 

@@ -52,7 +52,7 @@ def top_k(
     keep = keeper(k, share)
     return Codec(
         lambda block, keys: listed(block, keep(block.abs()), indices),
-        lambda packed, d: spread(packed.values, columns_of(packed, d), d),
+        lambda packed, d: spread(packed.values, kept_columns(packed, d), d),
     )
 
 
@@ -80,7 +80,7 @@ def random_k(
     def decode(packed: Sparse | Seeded, d: int) -> Tensor:
         if isinstance(packed, Seeded):
             return spread(packed.values, draw(packed.key.squeeze(1), d), d)
-        return spread(packed.values, columns_of(packed, d), d)
+        return spread(packed.values, kept_columns(packed, d), d)
 
     return Codec(encode, decode)
 
@@ -105,7 +105,7 @@ def listed(block: Tensor, columns: Tensor, indices: Indices) -> Kept:
     return Marked(values, pack(marks, 1))
 
 
-def columns_of(packed: Kept, d: int) -> Tensor:
+def kept_columns(packed: Kept, d: int) -> Tensor:
     """Return the columns that were kept, ``[rows, k]`` int64, ascending.
 
     Raises:

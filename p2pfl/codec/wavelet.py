@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.codec.base import Codec
-from p2pfl.codec.sparse import Indices, Kept, columns_of, keeper, listed, spread
+from p2pfl.codec.sparse import Indices, Kept, keeper, kept_columns, listed, spread
 
 
 def wavelet(
@@ -34,7 +34,7 @@ def wavelet(
     def decode(packed: Kept, d: int) -> Tensor:
         width = padded(d, levels)
         values = packed.values
-        return inverse_haar(spread(values, columns_of(packed, width), width), levels)[:, :d]
+        return inverse_haar(spread(values, kept_columns(packed, width), width), levels)[:, :d]
 
     return Codec(encode, decode)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from p2pfl.algorithm import Algorithm
-from p2pfl.algorithms import check_partial, columns_of, partial, proximal
+from p2pfl.algorithms import check_partial, partial, proximal, shared_columns
 from p2pfl.attacks import hostile
 from p2pfl.errors import UserError
 from p2pfl.experiment.attackers import Attackers
@@ -35,7 +35,7 @@ def honest_algorithm(
         try:
             check_partial(algorithm)
             if spec:
-                algorithm = partial(algorithm, columns_of(spec, training.share))
+                algorithm = partial(algorithm, shared_columns(spec, training.share))
         except ValueError as error:
             raise UserError(f"training.share = {training.share}: {error}") from error
     return proximal(algorithm, training.proximal) if training.proximal else algorithm

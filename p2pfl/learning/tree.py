@@ -61,6 +61,25 @@ def views(tree: T, rows: slice) -> T:
     return tree_map(lambda leaf: leaf[rows], tree)
 
 
+def has_columns(leaf: Tensor, d: int) -> bool:
+    """Return whether a leaf has a column for each of d parameters."""
+    return leaf.ndim == 2 and leaf.shape[1] == d
+
+
+def columns(tree: T, d: int, which: Tensor | slice) -> T:
+    """Return some columns of the leaves that have d; the other leaves as they are.
+
+    Views where `which` is a slice, copies where it is int64, ``[k]``.
+    """
+
+    def cut(leaf: Tensor) -> Tensor:
+        if not has_columns(leaf, d):
+            return leaf
+        return leaf[:, which if isinstance(which, slice) else which.to(leaf.device)]
+
+    return tree_map(cut, tree)
+
+
 def assign(tree: T, values: T) -> None:
     """Overwrite the leaves of a tree; those which stand in `values` themselves are left."""
     changed = [

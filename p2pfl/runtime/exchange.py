@@ -14,7 +14,7 @@ from torch import Tensor
 from p2pfl.algorithm import Algorithm, Inbox
 from p2pfl.learning.cache import cache_bytes
 from p2pfl.learning.crew import Crew
-from p2pfl.learning.tree import assign, leaves, tree_map, unshared
+from p2pfl.learning.tree import assign, columns, has_columns, leaves, tree_map, unshared
 from p2pfl.runtime.ranks import Fields, Neighbourhood
 
 PART = 4  # of a thread's cache: a block is read as often as a node has neighbours
@@ -40,15 +40,15 @@ def receive_(
     if not algorithm.columnwise:
         return unshared(algorithm.receive(state, _inbox(around, heard, around.fetch(heard)())))
     width = around.agree(block_width(heard, d), column_bytes(heard, d))
-    is_wide = [_is_wide(field, d) for field in heard]
+    is_wide = [has_columns(field, d) for field in heard]
     # Once, and not for every block; what is fetched lasts only until the next but one.
     narrow = tuple(f.clone() for f in around.fetch(_select(heard, is_wide, False))())
     wide = _select(heard, is_wide, True)
-    ahead = around.fetch(_cut(wide, d, 0, width))
+    ahead = around.fetch(columns(wide, d, slice(0, width)))
     last: list[Any] = []
 
     def mix(start: int, fields: Fields) -> None:
-        part = _cut(state, d, start, width)
+        part = columns(state, d, slice(start, start + width))
         known = _interleaved(is_wide, fields, narrow)
         after = algorithm.receive(part, _inbox(around, heard, known))
         _write(part, after, state, d)
@@ -58,7 +58,7 @@ def receive_(
         for start in range(0, d, width):
             fields = ahead()
             if start + width < d:  # the next columns may travel while these are mixed
-                ahead = around.fetch(_cut(wide, d, start + width, width))
+                ahead = around.fetch(columns(wide, d, slice(start + width, start + 2 * width)))
             crew.do(mix, start, fields)
     return unshared(_merged(state, last[0], d))
 
@@ -71,7 +71,7 @@ def block_width(fields: tuple[Tensor, ...], d: int) -> int:
 
 def column_bytes(fields: tuple[Tensor, ...], d: int) -> int:
     """Return the bytes that one row has of one column, in all large fields together."""
-    return sum(field.element_size() for field in fields if _is_wide(field, d))
+    return sum(field.element_size() for field in fields if has_columns(field, d))
 
 
 def squared_distances(params: Tensor, mean: Tensor) -> Tensor:
@@ -100,20 +100,9 @@ def _interleaved(is_wide: list[bool], wide: Fields, narrow: Fields) -> Fields:
     return tuple(next(some) if each else next(others) for each in is_wide)
 
 
-def _cut(tree: Any, d: int, start: int, width: int) -> Any:  # noqa: ANN401
-    def cut(leaf: Tensor) -> Tensor:
-        return leaf[:, start : start + width] if _is_wide(leaf, d) else leaf
-
-    return tree_map(cut, tree)
-
-
-def _is_wide(leaf: Tensor, d: int) -> bool:
-    return leaf.ndim == 2 and leaf.shape[1] == d
-
-
 def _write(part: Any, after: Any, state: Any, d: int) -> None:  # noqa: ANN401
     """Write the new columns over the old ones; what is small waits for the last block."""
-    wide = [_is_wide(leaf, d) for leaf in leaves(state)]
+    wide = [has_columns(leaf, d) for leaf in leaves(state)]
     old = tuple(leaf for leaf, is_wide in zip(leaves(part), wide, strict=True) if is_wide)
     new = tuple(leaf for leaf, is_wide in zip(leaves(after), wide, strict=True) if is_wide)
     assign(old, new)
@@ -121,4 +110,4 @@ def _write(part: Any, after: Any, state: Any, d: int) -> None:  # noqa: ANN401
 
 def _merged(state: Any, after: Any, d: int) -> Any:  # noqa: ANN401
     """Return the large fields of the one, and the small fields of the other."""
-    return tree_map(lambda old, new: old if _is_wide(old, d) else new, state, after)
+    return tree_map(lambda old, new: old if has_columns(old, d) else new, state, after)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from p2pfl.algorithm import Rows, newest
-from p2pfl.algorithms import columns_of, dpsgd, local, partial, proximal, push_sum
+from p2pfl.algorithms import dpsgd, local, partial, proximal, push_sum, shared_columns
 from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import sgd
 from p2pfl.learning.spec import Spec
@@ -113,12 +113,12 @@ SPEC = Spec.of(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 4, bias=Fa
     ],
 )
 def test_patterns(patterns, columns):
-    assert columns_of(SPEC, patterns).tolist() == list(columns)
+    assert shared_columns(SPEC, patterns).tolist() == list(columns)
 
 
 def test_a_pattern_without_a_parameter_names_those_there_are():
     with pytest.raises(ValueError, match=r"'body\.\*'; there are 0\.weight, 0\.bias, 2\.weight"):
-        columns_of(SPEC, ["0.*", "body.*"])
+        shared_columns(SPEC, ["0.*", "body.*"])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from examples import ARGUMENTS
 
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import UserError
@@ -207,23 +208,14 @@ def test_changes_are_made_before_anything_is_checked():
     assert experiment.sections["topology"].name == "grid"
 
 
-CODED = ("beer", "choco", "deepsqueeze", "quantised")
-
-
 def with_algorithm(name: str) -> Experiment:
     """Return an experiment with an algorithm and what it cannot do without."""
-    needed = {
-        "balance": {"algorithm": "balance:rounds=4"},
-        **{name: {"algorithm": {"name": name, "codec": "top_k:k=3"}} for name in CODED},
-        "jwins": {"algorithm": "jwins:k=3"},
-        "moniqua": {"algorithm": "moniqua:theta=1.0"},
-        "rpel": {
-            "algorithm": "rpel:nodes=8,attackers=1,s=5,rounds=4",
-            "topology": "el_local:s=5,pull=true",
-        },
-    }
-    tables = {"algorithm": name, "pace": {"local_steps": 1}} | needed.get(name, {})
-    return Experiment.from_dict(tables)
+    algorithm = {"name": name, **ARGUMENTS.get(name, {})}
+    pulled = {"topology": "el_local:s=8,pull=true", "nodes": 16} if name == "rpel" else {}
+    rounds = ARGUMENTS.get(name, {}).get("rounds", 4)
+    return Experiment.from_dict(
+        {"algorithm": algorithm, "pace": {"local_steps": 1, "rounds": rounds}} | pulled
+    )
 
 
 def test_what_the_refusal_of_an_overlap_names_can_do_it():

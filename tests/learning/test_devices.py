@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from examples import example
 from learning_cases import MODELS, build
 
 from p2pfl import rng
@@ -47,15 +48,6 @@ def test_gradients(kind, name, loss):
     backend.descend(params, [(x, y, keys)], torch.zeros(1, 5, 1, device="meta"))
 
 
-MORE: dict[str, tuple] = {  # arguments that must be given
-    **dict.fromkeys(("beer", "choco", "deepsqueeze", "quantised"), (identity(),)),
-    "balance": (9,),
-    "jwins": (2,),
-    "moniqua": (1.0,),
-    "rpel": (16, 1, 8, 9),
-}
-
-
 # They look at the numbers of what they have heard, of which there are none.
 LOOK = ("balance", "fedasync", "gossip", "jwins", "moniqua", "rpel")
 
@@ -63,8 +55,7 @@ LOOK = ("balance", "fedasync", "gossip", "jwins", "moniqua", "rpel")
 @pytest.mark.parametrize("opt", OPTIMISERS)
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_algorithms(name, opt):
-    more = MORE.get(name, ())
-    algorithm = ALGORITHMS[name](OPTIMISERS[opt], *more)
+    algorithm = example(name, OPTIMISERS[opt], identity())
     x = torch.zeros(4, 6, device="meta")
     nodes = torch.arange(4, device="meta")
     state = algorithm.init(x, Rows(nodes, nodes))
@@ -93,9 +84,9 @@ class Elsewhere(Quadratics):
         return torch.zeros(len(nodes), 6, device="meta")
 
 
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in MORE])
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_memory_is_reckoned_there(name):
-    algorithm = ALGORITHMS[name](OPTIMISERS["sgd"])
+    algorithm = example(name, OPTIMISERS["sgd"], identity())
     setup = Setup(algorithm, Elsewhere(3, 6), *[None] * 5)
     assert needed(setup, 3).state >= 3 * 6 * 4
 

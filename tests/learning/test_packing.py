@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from examples import example
 
 from p2pfl import rng
 from p2pfl.algorithm import Inbox, Rows
-from p2pfl.algorithms import (
-    ALGORITHMS,
-    average,
-    balance,
-    beer,
-    choco,
-    deepsqueeze,
-    dpsgd,
-    jwins,
-    moniqua,
-    proximal,
-    quantised,
-    rpel,
-)
-from p2pfl.codec import top_k
+from p2pfl.algorithms import ALGORITHMS, average, dpsgd, proximal
 from p2pfl.learning.optim import OPTIMISERS, adam, adamw, chain, clip_norm, sgd
 from p2pfl.learning.packing import pack, unpack
 from p2pfl.learning.schedules import exponential
@@ -33,15 +21,7 @@ from p2pfl.learning.tree import leaves, tree_map
 from p2pfl.peer.stopping import plateau
 
 BUILD = {
-    **ALGORITHMS,
-    "balance": lambda opt: balance(opt, rounds=9),
-    "beer": lambda opt: beer(opt, top_k(2)),
-    "choco": lambda opt: choco(opt, top_k(2)),
-    "deepsqueeze": lambda opt: deepsqueeze(opt, top_k(2)),
-    "jwins": lambda opt: jwins(opt, k=2),
-    "moniqua": lambda opt: moniqua(opt, theta=9.0),
-    "quantised": lambda opt: quantised(opt, top_k(2)),
-    "rpel": lambda opt: rpel(opt, nodes=16, attackers=1, s=8, rounds=9),
+    **{name: partial(example, name) for name in ALGORITHMS},
     "combine_then_adapt": lambda opt: dpsgd(opt, order="combine_then_adapt"),
     "proximal": lambda opt: proximal(dpsgd(opt), 0.1),
     "average": lambda opt: average(),

@@ -1,0 +1,25 @@
+"""One example of every algorithm: what must be given to those that cannot do without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from p2pfl.algorithm import Algorithm
+from p2pfl.algorithms import ALGORITHMS
+from p2pfl.codec import Codec, top_k
+from p2pfl.learning.optim import Optimiser
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    **{name: {"codec": "top_k:k=2"} for name in ("beer", "choco", "deepsqueeze", "quantised")},
+    "balance": {"rounds": 9},
+    "jwins": {"k": 2},
+    "moniqua": {"theta": 1.0},
+    "rpel": {"nodes": 16, "attackers": 1, "s": 8, "rounds": 9},
+}
+
+
+def example(name: str, opt: Optimiser, codec: Codec[Any] | None = None) -> Algorithm[Any, Any, Any]:
+    """Return the algorithm of that name, with that codec or the two largest entries."""
+    given = ARGUMENTS.get(name, {})
+    coded = {"codec": codec or top_k(2)} if "codec" in given else {}
+    return ALGORITHMS[name](opt, **(given | coded))
