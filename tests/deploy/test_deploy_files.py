@@ -206,6 +206,7 @@ def test_each_service_of_the_compose_file_is_another_peer_with_its_own_key():
         assert compose["secrets"][f"key-{node}"] == {"file": f"keys/{node}.toml"}
         assert options["keys"] == Path("/run/secrets/keys.toml")
         outs.add(options["out"])
+        assert options["resume"]
         inside = {volume.split(":")[1] for volume in service["volumes"]}
         assert inside == {options["experiment"], str(options["peers"]), "/runs"}
     assert len(outs) == NODES
@@ -264,8 +265,9 @@ def test_a_pod_takes_its_own_key_and_its_own_number(pods, tmp_path, told, monkey
     run(pod["containers"][0])
     (call,) = told()
     assert (call["id"], call["keys"], call["bind"]) == (2, private, "tcp://0.0.0.0:7000")
+    assert (call["out"], call["resume"]) == (tmp_path / "runs" / "run", True)
     script(tmp_path / "sleep", "#!/bin/sh\necho sleeps\n")
-    earlier = tmp_path / "runs" / "1"
+    earlier = tmp_path / "runs" / "run"
     earlier.mkdir()
     (earlier / "summary.json").write_text('{\n  "status": "finished"\n}')
     assert run(pod["containers"][0]).stdout == "sleeps\n"
