@@ -194,6 +194,13 @@ def _check_pace(pair: Pairing) -> None:
             f"algorithm.name = {name!r} asks for local steps in every round: set"
             f" pace.train_every = 1, not {pace.train_every}"
         )
+    if needs.single and int(heard(pair).max()) > 1:
+        raise UserError(
+            f"algorithm.name = {name!r} as it is set takes one model at a time, and on"
+            f" topology.name = {pair.names['topology']!r} a node hears"
+            f" {int(heard(pair).max())} in a round: use pace.name = 'timer', or one neighbour in"
+            " each round, as of random_matching"
+        )
     if needs.one_step and pace.local_steps != 1:
         raise UserError(
             f"algorithm.name = {name!r} takes exactly one step a round: set pace.local_steps = 1"

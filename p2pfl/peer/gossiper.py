@@ -132,7 +132,9 @@ class Gossiper(Generic[S, M]):
     def _train(self) -> list[Effect]:
         if self._training:
             return []
-        for sender in sorted(self._mail):
+        # In the order of the ids; one at a time, as they came, where each is trained by itself.
+        single = self.algorithm.needs.single
+        for sender in list(self._mail)[:1] if single else sorted(self._mail):
             self._merge(cast(M, self._mail.pop(sender).message))
         self._training, self._idle = True, False
         return [Train(self.step, self.tempo.steps, self.state)]

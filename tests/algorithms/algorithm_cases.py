@@ -120,6 +120,8 @@ PLAIN: dict[str, Build] = {
     "gossip": gossip,
     "gossip mean": lambda opt: gossip(opt, merge="mean"),
     "gossip limited": lambda opt: gossip(opt, merge="limited", limit=0),
+    "gossip update_then_merge": lambda opt: gossip(opt, order="update_then_merge"),
+    "gossip random_walk": lambda opt: gossip(opt, order="random_walk"),
     "fedasync": fedasync,
     "fedasync hinge": lambda opt: fedasync(opt, staleness="hinge", a=2.0, b=1),
     "local": local,
@@ -134,6 +136,7 @@ PLAIN: dict[str, Build] = {
 PULLED = (
     *("fedavg", "dpsgd", "dpsgd combine first", "dpsgd krum", "push_sum", "gradient_tracking"),
     *("d2", "kgt", "qg", "diloco", "choco top_k", "choco random_k", "beer", "gossip", "local"),
+    "gossip update_then_merge",
 )
 
 
@@ -199,6 +202,7 @@ def play(
     for i, g in enumerate(grads):
         state = a.step(state, g)
         if (i + 1) % steps == 0:
+            state = a.settle(state) if a.settle else state
             state, heard = exchange(a, state, heard, w, x.shape[1])
     return state
 

@@ -30,6 +30,14 @@ ONE = {"local_steps": 1}
         ({"algorithm": "kgt:outer_lr=2.0"}, ["algorithm", "outer_lr must be in (0, 1]", "2.0"]),
         ({"algorithm": "gossip:merge=best"}, ["algorithm.merge", "'best'", "'limited'"]),
         ({"algorithm": "fedasync:staleness=none"}, ["algorithm.staleness", "'hinge'"]),
+        ({"algorithm": "fedasync:b=2"}, ["algorithm: b = 2", "'hinge'"]),
+        ({"algorithm": "gossip:limit=5"}, ["algorithm: limit = 5", "merge = 'limited'"]),
+        ({"algorithm": "gossip:order=random_walk"}, ["one model at a time", "hears 2"]),
+        ({"algorithm": "gossip:order=random_walk,merge=age", "pace": "timer"}, ["merges nothing"]),
+        (
+            {"algorithm": "gossip:order=update_then_merge", "training": {"share": ["1.*"]}},
+            ["training.share", "in whole"],
+        ),
     ],
 )
 def test_wrong_pairings_are_refused(tables, words):
@@ -48,6 +56,8 @@ def test_wrong_pairings_are_refused(tables, words):
         ({"algorithm": "kgt", "topology": "random_matching"}, "metropolis"),
         ({"algorithm": "gossip:merge=limited,limit=3", "topology": "ring", "pace": "timer"}, None),
         ({"algorithm": "fedasync", "topology": "ring", "pace": "timer"}, None),
+        ({"algorithm": "gossip:order=random_walk", "topology": "ring", "pace": "timer"}, None),
+        ({"algorithm": "gossip:order=update_then_merge", "topology": "random_matching"}, None),
         ({"algorithm": "fedasync", "topology": "ring", "pace": {"patience": 0.0}}, None),
     ],
 )

@@ -164,3 +164,29 @@ def test_the_peer_does_nothing_any_more_when_it_is_done():
     for event in (model(0, 3.0, 3.0), TimerFired(1), PeerDown(0), PeerUp(0)):
         assert peer.handle(event) == []
     assert peer.params.equal(before)
+
+
+@pytest.mark.parametrize("order", ["random_walk", "update_then_merge"])
+def test_where_each_is_trained_by_itself_models_wait_for_their_turn(order):
+    rows = Rows(torch.tensor([1]), torch.tensor([5]))
+    views = Views(lambda round, gone: View((0, 2), (0, 2)))
+    given = {"merge": "mean"} if order == "update_then_merge" else {}
+    algorithm = gossip(sgd(0.5), order=order, **given)
+    peer = Gossiper(algorithm, views, Tempo(2.0, 9), vector(0.0, 0.0), rows)
+
+    def done(asked, loss=1.0):
+        state = peer.algorithm.step(asked.state, vector(-2.0, -2.0))
+        state = algorithm.settle(state) if algorithm.settle else state
+        return peer.handle(Trained(asked.step, state, loss))
+
+    _, asked = peer.handle(Started())
+    peer.handle(model(2, 0.0, 8.0, age=3.0))
+    peer.handle(model(0, 8.0, 0.0, age=7.0))
+    (asked,) = done(asked)
+    torch.testing.assert_close(asked.state.x, vector(0.0, 8.0))  # the first that came
+    assert float(asked.state.age) == 3
+    (asked,) = done(asked)
+    torch.testing.assert_close(asked.state.x, vector(8.0, 0.0))
+    assert done(asked) == []
+    merged = vector((9.0 + 1) / 2, (1.0 + 9) / 2)
+    torch.testing.assert_close(peer.params, vector(9.0, 1.0) if not given else merged)
