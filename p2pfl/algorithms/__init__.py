@@ -18,7 +18,7 @@ from p2pfl.algorithms.moniqua import moniqua
 from p2pfl.algorithms.outer import diloco, fedadagrad, fedadam, fedavgm, fedyogi
 from p2pfl.algorithms.partial import check_partial, partial, shared_columns
 from p2pfl.algorithms.proximal import proximal
-from p2pfl.algorithms.push_sum import push_sum
+from p2pfl.algorithms.push_sum import gosgd, push_sum
 from p2pfl.algorithms.robust import balance, rpel
 
 ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
@@ -37,6 +37,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
     "fedavg": fedavg,
     "fedavgm": fedavgm,
     "fedyogi": fedyogi,
+    "gosgd": gosgd,
     "gossip": gossip,
     "gradient_tracking": gradient_tracking,
     "jwins": jwins,
@@ -70,6 +71,7 @@ __all__ = [
     "fedavg",
     "fedavgm",
     "fedyogi",
+    "gosgd",
     "gossip",
     "gradient_tracking",
     "jwins",

@@ -208,8 +208,8 @@ def _check_pace(pair: Pairing) -> None:
     if pace.overlap and not pair.carries:
         raise UserError(
             f"algorithm.name = {name!r} as it is set cannot train while it exchanges"
-            " (pace.overlap = true): use fedavg, push_sum, local, balance, rpel, or dpsgd with"
-            " order = 'adapt_then_combine'"
+            " (pace.overlap = true): use fedavg, push_sum, gosgd, local, balance, rpel, or dpsgd"
+            " with order = 'adapt_then_combine'"
         )
     metric = pace.stop.metric if pace.stop else ""
     if metric.startswith("eval") and pair.names["holdout"] == "none":
@@ -227,10 +227,11 @@ def _check_timer(pair: Pairing) -> None:
             f" {pair.names['topology']!r} changes from round to round: use a fixed graph"
         )
     in_step = needs.rounds or needs.every_message
-    if in_step or needs.weights == "mass" or needs.graph == "complete":
+    shares = needs.weights == "mass" and not pair.carries  # they are given away beside local steps
+    if in_step or shares or needs.graph == "complete":
         raise UserError(
             f"algorithm.name = {name!r} works in rounds, not by pace.name = 'timer':"
-            " use gossip, dpsgd or local"
+            " use gossip, gosgd, dpsgd or local"
         )
 
 

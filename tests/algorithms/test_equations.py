@@ -34,6 +34,14 @@ def push_sum(x, grads, w, rows):
     return x / mass
 
 
+def gosgd(x, grads, w, rows):
+    mass = torch.ones_like(x[:, :1])
+    for g in grads:
+        x = w @ (mass * (x - ETA * g)) / (w @ mass)  # x are the models, not numerators
+        mass = w @ mass
+    return x
+
+
 def gradient_tracking(x, grads, w, rows):
     y = grads[0]
     for t in range(len(grads)):
@@ -178,6 +186,7 @@ EQUATIONS = {
     "dpsgd": dpsgd,
     "dpsgd combine first": combine_first,
     "push_sum": push_sum,
+    "gosgd": gosgd,
     "gradient_tracking": gradient_tracking,
     "d2": d2,
     "exact_diffusion": exact_diffusion,

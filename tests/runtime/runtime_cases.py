@@ -25,6 +25,7 @@ from p2pfl.algorithms import (
     fedavg,
     fedavgm,
     fedyogi,
+    gosgd,
     gossip,
     gradient_tracking,
     kgt,
@@ -91,6 +92,7 @@ CASES: dict[str, Case] = {
         lambda opt: dpsgd(opt, order="combine_then_adapt"), ring_graph, metropolis()
     ),
     "push_sum directed": Case(push_sum, exponential_graph, push()),
+    "gosgd": Case(gosgd, exponential_graph, push()),
     "push_sum examples": Case(
         lambda opt: push_sum(opt, weight="examples"), ring_graph, push(), sgd(0.05)
     ),
