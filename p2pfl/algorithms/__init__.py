@@ -15,7 +15,7 @@ from p2pfl.algorithms.gossip import fedasync, gossip
 from p2pfl.algorithms.jwins import jwins
 from p2pfl.algorithms.momentum import qg
 from p2pfl.algorithms.moniqua import moniqua
-from p2pfl.algorithms.outer import diloco, fedadagrad, fedadam, fedavgm, fedyogi
+from p2pfl.algorithms.outer import diloco, fedadagrad, fedadam, fedavgm, fedyogi, noloco
 from p2pfl.algorithms.partial import check_partial, partial, shared_columns
 from p2pfl.algorithms.proximal import proximal
 from p2pfl.algorithms.push_sum import gosgd, push_sum
@@ -44,6 +44,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
     "kgt": kgt,
     "local": local,
     "moniqua": moniqua,
+    "noloco": noloco,
     "push_diging": push_diging,
     "push_pull": push_pull,
     "push_sum": push_sum,
@@ -78,6 +79,7 @@ __all__ = [
     "kgt",
     "local",
     "moniqua",
+    "noloco",
     "partial",
     "proximal",
     "push_diging",

@@ -31,7 +31,7 @@ NO_FACTOR = {"push_sum", "gradient_tracking", "d2", "proximal", "average", "exac
 NO_FACTOR |= {"gosgd", "beer", "hostile", "extra", "kgt", "push_diging", "push_pull", "qg"}
 # Those which make more of their own steps even when they hear nobody.
 OF_THEIR_OWN = {"qg", "diloco", "fedavgm", "fedadagrad", "fedadam", "fedyogi"}
-OF_THEIR_OWN |= {"gossip update_then_merge"}
+OF_THEIR_OWN |= {"gossip update_then_merge", "noloco"}
 
 
 def close(actual, expected, **tolerance):
