@@ -20,6 +20,7 @@ from p2pfl.algorithms.partial import check_partial, partial, shared_columns
 from p2pfl.algorithms.proximal import proximal
 from p2pfl.algorithms.push_sum import gosgd, push_sum
 from p2pfl.algorithms.robust import balance, rpel
+from p2pfl.algorithms.ubar import ubar
 
 ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
     "balance": balance,
@@ -51,6 +52,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
     "qg": qg,
     "quantised": quantised,
     "rpel": rpel,
+    "ubar": ubar,
 }
 
 __all__ = [
@@ -89,4 +91,5 @@ __all__ = [
     "quantised",
     "rpel",
     "shared_columns",
+    "ubar",
 ]

@@ -152,7 +152,9 @@ def _words(built: Algorithm[Any, Any, Any]) -> list[str]:
 
 def _arguments(factory: Callable[..., Any]) -> list[str]:
     """Return the keys of a section, without what the program supplies itself."""
-    return list(inspect.signature(factory).parameters)[1:]
+    from p2pfl.experiment.config import parameters
+
+    return list(parameters(factory, given=1))
 
 
 def _about(factory: Callable[..., Any]) -> str:

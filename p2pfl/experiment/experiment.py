@@ -28,13 +28,10 @@ from p2pfl.experiment.assembly import build_setup, measured
 from p2pfl.experiment.attackers import Attackers
 from p2pfl.experiment.building import DTYPES, build_affine, build_task
 from p2pfl.experiment.config import Section, Value
+from p2pfl.experiment.defence import check_epidemic, check_judged
 from p2pfl.experiment.files import change, find, load_toml, shipped
 from p2pfl.experiment.nodes import MENDED, as_topology
-from p2pfl.experiment.pairing import (
-    Pairing,
-    check_epidemic,
-    check_pairing,
-)
+from p2pfl.experiment.pairing import Pairing, check_pairing
 from p2pfl.experiment.reading import read_tables
 from p2pfl.experiment.remarks import remarks
 from p2pfl.experiment.sections import (
@@ -336,6 +333,7 @@ class Experiment:
             )
         check_pairing(self._pairing)
         check_epidemic(self.sections, self.nodes, len(self.attackers.who))
+        check_judged(self.sections["algorithm"], self.topology, self.attackers.who, self.nodes)
         rule = None if isinstance(self.pace, Timer) else self.pace.stop
         evaluated = rule is not None and rule.metric.startswith("eval")
         if rule and evaluated and self.attackers.who:

@@ -45,6 +45,7 @@ from p2pfl.algorithms import (
     qg,
     quantised,
     rpel,
+    ubar,
 )
 from p2pfl.attacks import ATTACKS, hostile
 from p2pfl.learning.optim import Optimiser
@@ -82,6 +83,12 @@ def _robust(rule: rules.Aggregation) -> Build:
 
 def _attacked(build: Build, attack: str) -> Build:
     return lambda opt: hostile(build(opt), ATTACKS[attack](), {0, 2}, seed=5)
+
+
+def own_taste(models: Tensor, nodes: Tensor, steps: Tensor) -> Tensor:
+    """Judge models by how far they are from a point which each node chooses anew at every step."""
+    point = torch.sin(1.0 + nodes + 0.1 * steps).view(-1, 1, 1).to(models.dtype)
+    return (models - point).square().sum(2)
 
 
 PLAIN: dict[str, Build] = {
@@ -132,6 +139,7 @@ PLAIN: dict[str, Build] = {
     "local": local,
     "balance": lambda opt: balance(opt, rounds=8, gamma=1.0),
     "rpel": lambda opt: rpel(opt, nodes=6, attackers=1, s=4, rounds=10),
+    "ubar": lambda opt: ubar(opt, own_taste, rho=0.7, alpha=0.4),
     **{f"dpsgd {name}": _robust(rule) for name, rule in RULES.items()},
     "dpsgd combine first median": lambda opt: dpsgd(opt, "combine_then_adapt", rules.median()),
 }
@@ -161,7 +169,7 @@ ALL: dict[str, Build] = {
 }
 
 # What needs whole rows, by words in the names.
-WHOLE = ("jwins", "krum", "geometric", "nn", "clip", "balance", "rpel", "hostile")
+WHOLE = ("jwins", "krum", "geometric", "nn", "clip", "balance", "rpel", "ubar", "hostile")
 
 
 def matrix(graph: nx.Graph, needs: str = "mean", lazy: bool = True) -> Tensor:

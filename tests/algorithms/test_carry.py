@@ -20,7 +20,7 @@ MEANS = {"fedavg", "fedavg uniform", "dpsgd", "push_sum", "push_sum examples"}  
 
 
 def test_what_can_train_while_it_exchanges():
-    robust = {"balance", "rpel", *(f"dpsgd {rule}" for rule in RULES)}
+    robust = {"balance", "rpel", "ubar", *(f"dpsgd {rule}" for rule in RULES)}
     each = {*MEANS, "gosgd", "local", *robust}
     attacked = {name for name in ALL if name.startswith("hostile") and ALL[name](OPT).carry}
     pulled = {f"proximal {name}" for name in each & {*PULLED}}
