@@ -21,6 +21,7 @@ from p2pfl.algorithms.proximal import proximal
 from p2pfl.algorithms.push_sum import gosgd, push_sum
 from p2pfl.algorithms.robust import balance, rpel
 from p2pfl.algorithms.ubar import ubar
+from p2pfl.algorithms.weighed import follows_scale, weighed
 
 ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
     "balance": balance,
@@ -74,6 +75,7 @@ __all__ = [
     "fedavg",
     "fedavgm",
     "fedyogi",
+    "follows_scale",
     "gosgd",
     "gossip",
     "gradient_tracking",
@@ -92,4 +94,5 @@ __all__ = [
     "rpel",
     "shared_columns",
     "ubar",
+    "weighed",
 ]

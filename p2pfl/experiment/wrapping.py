@@ -6,20 +6,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from p2pfl.algorithm import Algorithm
-from p2pfl.algorithms import check_partial, partial, proximal, shared_columns
+from p2pfl.algorithms import (
+    check_partial,
+    follows_scale,
+    partial,
+    proximal,
+    shared_columns,
+    weighed,
+)
 from p2pfl.attacks import hostile
 from p2pfl.errors import UserError
 from p2pfl.experiment.attackers import Attackers
 from p2pfl.experiment.config import Section
 from p2pfl.experiment.sections import Training
 from p2pfl.learning.judging import judge, unjudged
+from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.task import ModelTask
 
 
 def honest_algorithm(
     sections: Mapping[str, Section], task: ModelTask | None = None
 ) -> Algorithm[Any, Any, Any]:
-    """Build the algorithm, sharing a part of the model and with FedProx's pull if asked for.
+    """Build the algorithm, with what was asked for around it.
 
     Args:
         sections: of the experiment.
@@ -41,7 +49,24 @@ def honest_algorithm(
                 algorithm = partial(algorithm, shared_columns(task.spec, training.share))
         except ValueError as error:
             raise UserError(f"training.share = {training.share}: {error}") from error
+    if training.mean_examples is not None:
+        _check_weighed(section, optimiser)
+        algorithm = weighed(algorithm, training.mean_examples)
     return proximal(algorithm, training.proximal) if training.proximal else algorithm
+
+
+def _check_weighed(section: Section, optimiser: Optimiser) -> None:
+    """Refuse to weigh gradients where that is done already, or has no effect."""
+    if section.values.get("weight") == "examples":
+        raise UserError(
+            f"training.mean_examples weighs nodes by their examples, and so does"
+            f" algorithm.name = {section.name!r}: set algorithm.weight = 'uniform'"
+        )
+    if not follows_scale(optimiser):
+        raise UserError(
+            "training.mean_examples makes gradients longer, and the steps of this optimiser are as"
+            " long whatever they are: use sgd"
+        )
 
 
 def build_algorithm(

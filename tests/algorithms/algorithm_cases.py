@@ -46,6 +46,7 @@ from p2pfl.algorithms import (
     quantised,
     rpel,
     ubar,
+    weighed,
 )
 from p2pfl.attacks import ATTACKS, hostile
 from p2pfl.learning.optim import Optimiser
@@ -153,6 +154,10 @@ PULLED = (
 )
 
 
+def _weighed(build: Build) -> Build:
+    return lambda opt: weighed(build(opt), mean_examples=20.0)
+
+
 def _prox(build: Build) -> Build:
     return lambda opt: proximal(build(opt), mu=0.3)
 
@@ -160,6 +165,7 @@ def _prox(build: Build) -> Build:
 ALL: dict[str, Build] = {
     **PLAIN,
     **{f"proximal {name}": _prox(PLAIN[name]) for name in PULLED},
+    **{f"weighed {name}": _weighed(PLAIN[name]) for name in PULLED},
     "average": lambda opt: average(),
     **{f"hostile dpsgd {a}": _attacked(dpsgd, a) for a in ("alie", "gaussian", "replay")},
     "hostile fedavg ipm": _attacked(fedavg, "ipm"),

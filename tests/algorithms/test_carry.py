@@ -23,7 +23,7 @@ def test_what_can_train_while_it_exchanges():
     robust = {"balance", "rpel", "ubar", *(f"dpsgd {rule}" for rule in RULES)}
     each = {*MEANS, "gosgd", "local", *robust}
     attacked = {name for name in ALL if name.startswith("hostile") and ALL[name](OPT).carry}
-    pulled = {f"proximal {name}" for name in each & {*PULLED}}
+    pulled = {f"{how} {name}" for how in ("proximal", "weighed") for name in each & {*PULLED}}
     assert set(CARRYING) == each | pulled | attacked
     assert {name.split()[1] for name in attacked} == {"dpsgd", "fedavg", "push_sum"}
 
@@ -53,7 +53,7 @@ def test_what_is_carried_is_the_exchange_and_the_local_steps(name, data):
         for parts in zip(*(totals(a, s) for s in (state, sent, trained, mixed)), strict=True):
             after, *others = parts
             torch.testing.assert_close(after, others[1] + others[2] - others[0], **EXACT)
-            if name.removeprefix("proximal ") in MEANS:
+            if name.removeprefix("proximal ").removeprefix("weighed ") in MEANS:
                 torch.testing.assert_close(others[2], others[0], **EXACT)  # mixing keeps it
         for i in range(len(x)):
             one = torch.tensor([i])

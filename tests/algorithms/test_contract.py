@@ -28,7 +28,8 @@ LAWS = settings(max_examples=12, deadline=None)
 
 # Those whose steps are no multiple of the gradient at their model.
 NO_FACTOR = {"push_sum", "gradient_tracking", "d2", "proximal", "average", "exact_diffusion"}
-NO_FACTOR |= {"gosgd", "beer", "hostile", "extra", "kgt", "push_diging", "push_pull", "qg"}
+NO_FACTOR |= {"beer", "hostile", "extra", "kgt", "push_diging", "push_pull", "qg"}
+NO_FACTOR |= {"gosgd", "weighed"}
 # Those which make more of their own steps even when they hear nobody.
 OF_THEIR_OWN = {"qg", "diloco", "fedavgm", "fedadagrad", "fedadam", "fedyogi"}
 OF_THEIR_OWN |= {"gossip update_then_merge", "noloco"}
