@@ -20,6 +20,7 @@ from p2pfl.aggregation import AGGREGATIONS, Aggregation
 from p2pfl.attacks import ATTACKS, Attack
 from p2pfl.codec import CODECS, Codec
 from p2pfl.experiment.config import Kind, parameters
+from p2pfl.experiment.reading import FOLLOWED
 from p2pfl.experiment.sections import DEFAULTS, SECTIONS
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.schedules import SCHEDULES, Schedule
@@ -90,11 +91,16 @@ def section(key: str, kind: Kind) -> str:
         told = " with ".join([f"`{default['name']}`", *others])
         lines += [f"Default: {told}.", ""]
     for name, factory in sorted(kind.table.items()):
-        lines += entry(name, factory, kind.given)
+        lines += entry(name, factory, kind.given, FOLLOWED if key == "algorithm" else ())
     return "\n".join(lines)
 
 
-def entry(name: str, factory: Any, given: int) -> list[str]:  # noqa: ANN401
+def entry(
+    name: str,
+    factory: Any,  # noqa: ANN401
+    given: int,
+    followed: tuple[str, ...] = (),
+) -> list[str]:
     """Return what is said of one factory."""
     known = parameters(factory, given)
     hints = typing.get_type_hints(factory)
@@ -105,7 +111,8 @@ def entry(name: str, factory: Any, given: int) -> list[str]:  # noqa: ANN401
         for parameter in known.values():
             kind = readable(hints[parameter.name]).replace("|", "\\|")
             empty = parameter.default is inspect.Parameter.empty
-            default = "*must be given*" if empty else f"`{parameter.default!r}`"
+            needed = "*of the experiment*" if parameter.name in followed else "*must be given*"
+            default = needed if empty else f"`{parameter.default!r}`"
             lines.append(f"| `{parameter.name}` | `{kind}` | {default} |")
         lines.append("")
     return lines

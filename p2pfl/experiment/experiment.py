@@ -320,6 +320,7 @@ class Experiment:
             self.churn is not None,
             self.attackers.attack is not None and not self.attackers.attack.finite,
             self.network.loss > 0,
+            self.sections["algorithm"].values.get("rounds"),
         )
 
     def _check(self) -> None:

@@ -35,6 +35,7 @@ class Pairing(NamedTuple):
     churns: bool  # whether anything happens to peers or links
     refused: bool  # whether attackers send what their receivers refuse
     loses: bool  # whether the emulated network loses messages
+    reckoned: int | None  # how many rounds the algorithm reckons with, if it does
 
 
 def default_mixing(needs: Needs) -> dict[str, object]:
