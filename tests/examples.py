@@ -13,6 +13,7 @@ from p2pfl.learning.optim import Optimiser
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **{name: {"codec": "top_k:k=2"} for name in ("beer", "choco", "deepsqueeze", "quantised")},
     "balance": {"rounds": 9},
+    "chebyshev": {"rho": 0.9},
     "jwins": {"k": 2},
     "moniqua": {"theta": 1.0},
     "rpel": {"nodes": 16, "attackers": 1, "s": 8, "rounds": 9},

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from p2pfl.algorithm import Algorithm
+from p2pfl.algorithms.accelerated import chebyshev
 from p2pfl.algorithms.averaging import average, dpsgd, fedavg, local
 from p2pfl.algorithms.beer import beer
 from p2pfl.algorithms.compressed import choco, deepsqueeze, quantised
@@ -26,6 +27,7 @@ from p2pfl.algorithms.weighed import follows_scale, weighed
 ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
     "balance": balance,
     "beer": beer,
+    "chebyshev": chebyshev,
     "choco": choco,
     "d2": d2,
     "deepsqueeze": deepsqueeze,
@@ -61,6 +63,7 @@ __all__ = [
     "average",
     "balance",
     "beer",
+    "chebyshev",
     "check_partial",
     "choco",
     "d2",

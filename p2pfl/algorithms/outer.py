@@ -54,10 +54,10 @@ def noloco(
     for pairs, drawn anew in every round (``topology = "random_matching"``), in place of everybody
     at once. Where all slow models are alike it is `fedavgm`; with ``momentum = 0`` and
     ``gamma = 1`` it is `diloco` without momentum. W is linear, so ``lr x + (gamma - lr) s`` is all
-    that has to be sent: messages are ``4 d`` bytes (float32), half of `diloco`'s.
+    that has to be sent: messages are ``4 d`` bytes (float32), half of `diloco`'s. The inner
+    optimiser is usually ``adamw``.
 
     Args:
-        opt: the inner optimiser, usually ``adamw``; its state stays with the node.
         lr: of the outer step.
         momentum: of the outer step, in [0, 1).
         gamma: how strongly slow models are drawn together, >= 0; by default `lr`, as in the

@@ -101,7 +101,7 @@ def rpel(  # noqa: PLR0913 - a section: every parameter is a key of the file
     round, see `p2pfl.aggregation.b_hat`. Messages are ``4 d`` bytes (float32).
 
     Args:
-        nodes: how many peers there are; in an experiment it knows.
+        nodes: how many peers there are; in an experiment `nodes` by default.
         attackers: how many of them may attack.
         s: how many others each hears in a round.
         rounds: how many rounds that is to hold for; in an experiment `pace.rounds` by default.

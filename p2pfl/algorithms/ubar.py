@@ -42,7 +42,6 @@ def ubar(
     Trusts one's own model and data: where data are very unlike, honest models are worse, too.
 
     Args:
-        opt: the optimiser.
         judge: what tells losses, see `p2pfl.learning.judging`; in an experiment, the task does.
         rho: the share of the neighbours that is kept, in (0, 1]: at most the share that is honest.
         alpha: what the own model counts, in [0, 1].

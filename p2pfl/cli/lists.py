@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 FormatOption = Annotated[Format, typer.Option(help="How it is printed.")]
 # Of keys that have no default in some algorithm; rpel needs more models for more attackers.
-EXAMPLES = {"theta": 1.0, "share": 0.1, "rounds": 10, "nodes": 16, "attackers": 1, "s": 8}
+EXAMPLES = {"theta": 1.0, "rho": 0.9, "share": 0.1, "rounds": 10, "nodes": 16}
+EXAMPLES |= {"attackers": 1, "s": 8}
 MEASURED = 4096  # parameters of a model whose message is measured, and of one twice as large
 
 

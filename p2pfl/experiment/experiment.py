@@ -24,6 +24,7 @@ from p2pfl.data.flipped import with_flipped_labels
 from p2pfl.data.shards import Federation, federate
 from p2pfl.data.statistics import Affine
 from p2pfl.errors import UserError
+from p2pfl.experiment.acceleration import check_accelerated
 from p2pfl.experiment.assembly import build_setup, measured
 from p2pfl.experiment.attackers import Attackers
 from p2pfl.experiment.building import DTYPES, build_affine, build_task
@@ -334,6 +335,7 @@ class Experiment:
             )
         check_pairing(self._pairing)
         check_epidemic(self.sections, self.nodes, len(self.attackers.who))
+        check_accelerated(self.sections["algorithm"], self.topology, self.mixing, self.pace)
         check_judged(self.sections["algorithm"], self.topology, self.attackers.who, self.nodes)
         rule = None if isinstance(self.pace, Timer) else self.pace.stop
         evaluated = rule is not None and rule.metric.startswith("eval")

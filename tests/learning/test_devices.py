@@ -85,7 +85,7 @@ class Elsewhere(Quadratics):
         return torch.zeros(len(nodes), 6, device="meta")
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", sorted({*ALGORITHMS} - {"jwins"}))  # which looks at masks
 def test_the_memory_is_reckoned_there(name):
     algorithm = example(name, OPTIMISERS["sgd"], identity())
     setup = Setup(algorithm, Elsewhere(3, 6), static(complete_graph(3)), *[None] * 4)

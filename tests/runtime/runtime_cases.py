@@ -13,6 +13,7 @@ from p2pfl import codec
 from p2pfl.algorithm import Algorithm
 from p2pfl.algorithms import (
     average,
+    chebyshev,
     choco,
     d2,
     diloco,
@@ -101,6 +102,7 @@ CASES: dict[str, Case] = {
     "d2": Case(d2, ring_graph, metropolis(lazy=True)),
     "exact_diffusion": Case(exact_diffusion, ring_graph, metropolis()),
     "extra": Case(extra, ring_graph, metropolis()),
+    "chebyshev": Case(lambda opt: chebyshev(opt, 0.7), ring_graph, metropolis()),
     "kgt": Case(lambda opt: kgt(opt, outer_lr=0.8), ring_graph, metropolis()),
     "push_diging": Case(push_diging, exponential_graph, push()),
     "push_pull": Case(push_pull, exponential_graph, push()),
