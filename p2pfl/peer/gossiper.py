@@ -155,7 +155,8 @@ class Gossiper(Generic[S, M]):
         if self.state is not self._began:  # some of it was given away meanwhile
             assert self.algorithm.carry is not None
             trained = self.algorithm.carry(self._began, trained, self.state)
-        self.state, self._loss, self._training = trained, event.loss, False
+        self.state = self._began = trained
+        self._loss, self._training = event.loss, False
         self.step += self.tempo.steps
         return self._train() if self._mail else []
 
