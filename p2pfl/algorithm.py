@@ -180,6 +180,7 @@ class Needs(NamedTuple):
         convex: no mixing weight may be negative.
         models: a row that is given fewer models in a round, its own included, keeps its own.
         rule: what lays the models it hears side by side, in words; "": nothing does.
+        single: a row hears one other at a time; on a timer it trains after each.
     """
 
     weights: Literal["mean", "mass", "none"] = "mean"
@@ -192,12 +193,13 @@ class Needs(NamedTuple):
     convex: bool = False
     models: int = 1
     rule: str = ""
+    single: bool = False
 
 
 class Algorithm(NamedTuple, Generic[S, M, R]):
     """Five pure functions, how a message is remembered, and what the network must be like.
 
-    `factor` and `columnwise` only make things faster; they, `carry` and `restart` may be left out.
+    `factor` and `columnwise` only make things faster; they and what follows may be left out.
 
     Attributes:
         init: initial state from initial parameters ``[rows, d]``, given who the rows are.
@@ -236,3 +238,4 @@ class Algorithm(NamedTuple, Generic[S, M, R]):
     columnwise: bool = False
     carry: Callable[[S, S, S], S] | None = None
     restart: Callable[[S], S] | None = None
+    settle: Callable[[S], S] | None = None

@@ -19,7 +19,8 @@ from typing import Any
 from p2pfl.aggregation import AGGREGATIONS, Aggregation
 from p2pfl.attacks import ATTACKS, Attack
 from p2pfl.codec import CODECS, Codec
-from p2pfl.experiment.config import Kind
+from p2pfl.experiment.config import Kind, parameters
+from p2pfl.experiment.reading import FOLLOWED
 from p2pfl.experiment.sections import DEFAULTS, SECTIONS
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.schedules import SCHEDULES, Schedule
@@ -90,22 +91,28 @@ def section(key: str, kind: Kind) -> str:
         told = " with ".join([f"`{default['name']}`", *others])
         lines += [f"Default: {told}.", ""]
     for name, factory in sorted(kind.table.items()):
-        lines += entry(name, factory, kind.given)
+        lines += entry(name, factory, kind.given, FOLLOWED if key == "algorithm" else ())
     return "\n".join(lines)
 
 
-def entry(name: str, factory: Any, given: int) -> list[str]:  # noqa: ANN401
+def entry(
+    name: str,
+    factory: Any,  # noqa: ANN401
+    given: int,
+    followed: tuple[str, ...] = (),
+) -> list[str]:
     """Return what is said of one factory."""
-    parameters = list(inspect.signature(factory).parameters.values())[given:]
+    known = parameters(factory, given)
     hints = typing.get_type_hints(factory)
     lines = [f"### `{name}`", ""] if name else []
     lines += [prose(inspect.getdoc(factory) or ""), ""]
-    if parameters:
+    if known:
         lines += ["| key | type | default |", "|---|---|---|"]
-        for parameter in parameters:
+        for parameter in known.values():
             kind = readable(hints[parameter.name]).replace("|", "\\|")
             empty = parameter.default is inspect.Parameter.empty
-            default = "*must be given*" if empty else f"`{parameter.default!r}`"
+            needed = "*of the experiment*" if parameter.name in followed else "*must be given*"
+            default = needed if empty else f"`{parameter.default!r}`"
             lines.append(f"| `{parameter.name}` | `{kind}` | {default} |")
         lines.append("")
     return lines

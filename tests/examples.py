@@ -7,11 +7,13 @@ from typing import Any
 from p2pfl.algorithm import Algorithm
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.codec import Codec, top_k
+from p2pfl.learning.judging import unjudged
 from p2pfl.learning.optim import Optimiser
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **{name: {"codec": "top_k:k=2"} for name in ("beer", "choco", "deepsqueeze", "quantised")},
     "balance": {"rounds": 9},
+    "chebyshev": {"rho": 0.9},
     "jwins": {"k": 2},
     "moniqua": {"theta": 1.0},
     "rpel": {"nodes": 16, "attackers": 1, "s": 8, "rounds": 9},
@@ -22,4 +24,5 @@ def example(name: str, opt: Optimiser, codec: Codec[Any] | None = None) -> Algor
     """Return the algorithm of that name, with that codec or the two largest entries."""
     given = ARGUMENTS.get(name, {})
     coded = {"codec": codec or top_k(2)} if "codec" in given else {}
-    return ALGORITHMS[name](opt, **(given | coded))
+    judged = {"judge": unjudged} if name == "ubar" else {}
+    return ALGORITHMS[name](opt, **(given | coded | judged))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from p2pfl.algorithm import Algorithm
+from p2pfl.algorithms.accelerated import chebyshev
 from p2pfl.algorithms.averaging import average, dpsgd, fedavg, local
 from p2pfl.algorithms.beer import beer
 from p2pfl.algorithms.compressed import choco, deepsqueeze, quantised
@@ -15,15 +16,18 @@ from p2pfl.algorithms.gossip import fedasync, gossip
 from p2pfl.algorithms.jwins import jwins
 from p2pfl.algorithms.momentum import qg
 from p2pfl.algorithms.moniqua import moniqua
-from p2pfl.algorithms.outer import diloco, fedadagrad, fedadam, fedavgm, fedyogi
+from p2pfl.algorithms.outer import diloco, fedadagrad, fedadam, fedavgm, fedyogi, noloco
 from p2pfl.algorithms.partial import check_partial, partial, shared_columns
 from p2pfl.algorithms.proximal import proximal
-from p2pfl.algorithms.push_sum import push_sum
+from p2pfl.algorithms.push_sum import gosgd, push_sum
 from p2pfl.algorithms.robust import balance, rpel
+from p2pfl.algorithms.ubar import ubar
+from p2pfl.algorithms.weighed import follows_scale, weighed
 
 ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
     "balance": balance,
     "beer": beer,
+    "chebyshev": chebyshev,
     "choco": choco,
     "d2": d2,
     "deepsqueeze": deepsqueeze,
@@ -37,18 +41,21 @@ ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
     "fedavg": fedavg,
     "fedavgm": fedavgm,
     "fedyogi": fedyogi,
+    "gosgd": gosgd,
     "gossip": gossip,
     "gradient_tracking": gradient_tracking,
     "jwins": jwins,
     "kgt": kgt,
     "local": local,
     "moniqua": moniqua,
+    "noloco": noloco,
     "push_diging": push_diging,
     "push_pull": push_pull,
     "push_sum": push_sum,
     "qg": qg,
     "quantised": quantised,
     "rpel": rpel,
+    "ubar": ubar,
 }
 
 __all__ = [
@@ -56,6 +63,7 @@ __all__ = [
     "average",
     "balance",
     "beer",
+    "chebyshev",
     "check_partial",
     "choco",
     "d2",
@@ -70,12 +78,15 @@ __all__ = [
     "fedavg",
     "fedavgm",
     "fedyogi",
+    "follows_scale",
+    "gosgd",
     "gossip",
     "gradient_tracking",
     "jwins",
     "kgt",
     "local",
     "moniqua",
+    "noloco",
     "partial",
     "proximal",
     "push_diging",
@@ -85,4 +96,6 @@ __all__ = [
     "quantised",
     "rpel",
     "shared_columns",
+    "ubar",
+    "weighed",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
+from p2pfl.algorithms.averaging import Params
 from p2pfl.algorithms.steps import plain_factor, plain_step
 from p2pfl.learning.checks import require
 from p2pfl.learning.optim import Optimiser, State, sgd
@@ -40,6 +41,55 @@ def diloco(
     with the node. See `fedadam` for what is mixed.
     """
     return _with_outer(opt, sgd(lr, momentum, nesterov=momentum > 0))
+
+
+def noloco(
+    opt: Optimiser, lr: float = 0.7, momentum: float = 0.5, gamma: float | None = None
+) -> Algorithm[SlowState, Params, Params]:
+    """NoLoCo: an outer momentum that pulls neighbours together (Kolehmainen et al. 2025).
+
+    Every node keeps a slow model s, from which the local steps of a round lead to x, and a
+    velocity: ``v <- momentum v + lr W (x - s) - gamma (s - W s)`` and ``s <- s + v``. The slow
+    models are not averaged; the last term draws each of them to the mean of those it hears. Made
+    for pairs, drawn anew in every round (``topology = "random_matching"``), in place of everybody
+    at once. Where all slow models are alike it is `fedavgm`; with ``momentum = 0`` and
+    ``gamma = 1`` it is `diloco` without momentum. W is linear, so ``lr x + (gamma - lr) s`` is all
+    that has to be sent: messages are ``4 d`` bytes (float32), half of `diloco`'s. The inner
+    optimiser is usually ``adamw``.
+
+    Args:
+        lr: of the outer step.
+        momentum: of the outer step, in [0, 1).
+        gamma: how strongly slow models are drawn together, >= 0; by default `lr`, as in the
+            authors' program. With 0 they never come together. In random pairs they fly apart from
+            about 1.5 on, and with ``momentum = 0.9`` from 0.4 on.
+    """
+    require(0 <= lr < math.inf, "lr", lr, "a finite number >= 0")
+    require(0 <= momentum < 1, "momentum", momentum, "in [0, 1)")
+    pull = lr if gamma is None else gamma
+    require(0 <= pull < math.inf, "gamma", gamma, "a finite number >= 0")
+
+    def init(x: Tensor, rows: Rows) -> SlowState:
+        return SlowState(x, x, opt.init(x), torch.zeros_like(x))
+
+    def send(s: SlowState) -> Params:
+        return Params(lr * s.x + (pull - lr) * s.slow)
+
+    def receive(s: SlowState, inbox: Inbox[Params]) -> SlowState:
+        velocity = momentum * s.outer + inbox.mix(inbox.heard.x) - pull * s.slow
+        slow = s.slow + velocity
+        return s._replace(x=slow, slow=slow, outer=velocity)
+
+    return Algorithm(
+        init,
+        lambda s: s.x,
+        plain_step(opt),
+        send,
+        receive,
+        needs=Needs(rounds=True),
+        factor=plain_factor(opt),
+        columnwise=True,
+    )
 
 
 def fedavgm(

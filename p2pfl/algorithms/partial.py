@@ -41,6 +41,11 @@ class Alone(Inbox[R]):
         """Return every row's only sender, ``[rows, 1, d]``; as of `Inbox`."""
         return field.unsqueeze(1), torch.ones_like(field[:, :1], dtype=torch.bool)
 
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Return that each row's only sender is itself; as of `Inbox`."""
+        own = self.own.unsqueeze(1)
+        return own, torch.ones_like(own, dtype=torch.bool)
+
     def shares(self) -> Tensor:
         """Return that each row makes everything of what it says, ``[rows, 1]``; as of `Inbox`."""
         return torch.ones_like(self.own, dtype=self.weights.dtype).unsqueeze(1)
@@ -90,12 +95,14 @@ def check_partial(algorithm: Algorithm[Any, Any, Any]) -> None:
 
     Raises:
         ValueError: the algorithm does not treat every parameter by itself, its models are
-            quotients, or it hears nobody.
+            quotients, it merges after its local steps, or it hears nobody.
     """
     if not algorithm.columnwise:
         raise ValueError("this algorithm needs whole models and cannot share a part of them")
     if algorithm.needs.weights == "mass":
         raise ValueError("a mass is shared out in whole: take an algorithm that averages")
+    if algorithm.settle is not None:
+        raise ValueError("models are merged after their local steps, in whole: take another order")
     if algorithm.needs.weights == "none":
         raise ValueError("this algorithm hears nobody and has nothing to share")
 

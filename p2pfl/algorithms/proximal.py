@@ -42,6 +42,10 @@ def proximal(algorithm: Algorithm[Any, M, R], mu: float) -> Algorithm[Anchored, 
         assert inner.carry is not None
         return Anchored(inner.carry(before.inner, trained.inner, mixed.inner), mixed.anchor)
 
+    def settle(s: Anchored) -> Anchored:
+        assert inner.settle is not None
+        return s._replace(inner=inner.settle(s.inner))
+
     return Algorithm(
         init,
         lambda s: inner.model(s.inner),
@@ -52,4 +56,5 @@ def proximal(algorithm: Algorithm[Any, M, R], mu: float) -> Algorithm[Anchored, 
         inner.needs,
         columnwise=inner.columnwise,
         carry=carry if inner.carry else None,
+        settle=settle if inner.settle else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -35,13 +36,55 @@ def push_sum(
 
     Every peer splits ``(x, w)`` among itself and those it sends to; ``x / w`` tends to the
     mean. With ``weight = "examples"`` it starts from ``(n_i x, n_i)`` and scales its updates
-    by ``w``, so that the limit is the mean in proportion to the examples. Messages are
+    by ``w``, so that the limit is the mean in proportion to the examples. On a timer a peer
+    keeps one half and pushes the other. Messages are ``4 d + 4`` bytes (float32).
+    """
+    return _sharing(opt, counts=weight == "examples", scaled=weight == "examples", carry=_by_sums)
+
+
+def gosgd(opt: Optimiser) -> Algorithm[PushSumState, Mass, Mass]:
+    """GoSGD: as `push_sum`, with local steps on the quotient (Blot, Picard, Cord and Thome 2016).
+
+    A local step moves the model ``x / w`` by the optimiser's update u, so it adds ``w u`` to x,
+    and what its peer gives away meanwhile does not lengthen it. Made for peers that push on a
+    timer (``pace = "timer"``), where w halves with every push: `push_sum` adds u to x, which
+    moves the model by ``u / w``. In return a node counts in proportion to its mean w:
+    all alike where neighbours are as many and pushes as frequent everywhere. No exchange
+    needs an answer, which AD-PSGD's averaging of a pair does (Lian et al. 2018). Messages are
     ``4 d + 4`` bytes (float32).
+    """
+    return _sharing(opt, counts=False, scaled=True, carry=_by_quotients)
+
+
+Carry = Callable[[PushSumState, PushSumState, PushSumState], PushSumState]
+
+
+def _by_sums(before: PushSumState, trained: PushSumState, mixed: PushSumState) -> PushSumState:
+    # Local steps change no weight, and the sum of all x by as much as they would alone.
+    return trained._replace(x=shifted(mixed.x, before.x, trained.x), w=mixed.w)
+
+
+def _by_quotients(before: PushSumState, trained: PushSumState, mixed: PushSumState) -> PushSumState:
+    # They move the quotient by as much as they would alone, whatever the weight is by now.
+    moved = (trained.x.to(mixed.w.dtype) - before.x) * (mixed.w / before.w)
+    return trained._replace(x=(mixed.x + moved).to(mixed.x.dtype), w=mixed.w)
+
+
+def _sharing(
+    opt: Optimiser, *, counts: bool, scaled: bool, carry: Carry
+) -> Algorithm[PushSumState, Mass, Mass]:
+    """Average by mass.
+
+    Args:
+        opt: the optimiser.
+        counts: whether weights start from numbers of examples.
+        scaled: whether an update is that of the quotient, not of its numerator.
+        carry: as of `Algorithm`.
     """
 
     def init(x: Tensor, rows: Rows) -> PushSumState:
-        counts = rows.examples.to(wide(x)).unsqueeze(1)
-        w = counts if weight == "examples" else torch.ones_like(counts)
+        examples = rows.examples.to(wide(x)).unsqueeze(1)
+        w = examples if counts else torch.ones_like(examples)
         return PushSumState((x * w).to(x.dtype), w, opt.init(x))
 
     def model(s: PushSumState) -> Tensor:
@@ -49,16 +92,12 @@ def push_sum(
 
     def step(s: PushSumState, grads: Tensor) -> PushSumState:
         update, state = opt.update(grads, s.opt, model(s))
-        if weight == "examples":
+        if scaled:
             update = (update * s.w).to(s.x.dtype)
         return PushSumState(s.x + update, s.w, state)
 
     def receive(s: PushSumState, inbox: Inbox[Mass]) -> PushSumState:
         return s._replace(x=inbox.mix(inbox.heard.x), w=inbox.mix(inbox.heard.w))
-
-    def carry(before: PushSumState, trained: PushSumState, mixed: PushSumState) -> PushSumState:
-        # Local steps change no weight, and the sum of all x by as much as they would alone.
-        return trained._replace(x=shifted(mixed.x, before.x, trained.x), w=mixed.w)
 
     return Algorithm(
         init,

@@ -40,7 +40,7 @@ def balance(
     heard. Trusts one's own model: without others like it a node learns alone.
 
     Args:
-        rounds: how many exchanges there will be; as `pace.rounds`.
+        rounds: how many exchanges there will be; in an experiment `pace.rounds` by default.
         gamma: how far apart models may be at first, as a share of the own one's norm.
         kappa: how much that shrinks: to ``exp(-kappa)`` of it.
         alpha: what the own model counts.
@@ -101,10 +101,10 @@ def rpel(  # noqa: PLR0913 - a section: every parameter is a key of the file
     round, see `p2pfl.aggregation.b_hat`. Messages are ``4 d`` bytes (float32).
 
     Args:
-        nodes: how many peers there are.
+        nodes: how many peers there are; in an experiment `nodes` by default.
         attackers: how many of them may attack.
         s: how many others each hears in a round.
-        rounds: how many rounds that is to hold for.
+        rounds: how many rounds that is to hold for; in an experiment `pace.rounds` by default.
         failure: the probability that it does not.
         seed: as of `dpsgd`.
     """

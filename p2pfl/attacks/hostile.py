@@ -100,6 +100,7 @@ def hostile(
         inner.absorb,
         inner.needs,
         carry=_carry(inner),
+        settle=_settle(inner),
     )
 
 
@@ -136,6 +137,13 @@ def _carry(
         return mixed._replace(inner=both(before.inner, trained.inner, mixed.inner))
 
     return carry
+
+
+def _settle(inner: Algorithm[Any, M, R]) -> Callable[[Hostile], Hostile] | None:
+    settled = inner.settle
+    if settled is None:
+        return None
+    return lambda s: s._replace(inner=settled(s.inner))
 
 
 def _line(inbox: Inbox[R], row: Tensor, truth: M) -> Inbox[R]:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 FormatOption = Annotated[Format, typer.Option(help="How it is printed.")]
 # Of keys that have no default in some algorithm; rpel needs more models for more attackers.
-EXAMPLES = {"theta": 1.0, "share": 0.1, "rounds": 10, "nodes": 16, "attackers": 1, "s": 8}
+EXAMPLES = {"theta": 1.0, "rho": 0.9, "share": 0.1, "rounds": 10, "nodes": 16}
+EXAMPLES |= {"attackers": 1, "s": 8}
 MEASURED = 4096  # parameters of a model whose message is measured, and of one twice as large
 
 
@@ -152,7 +153,9 @@ def _words(built: Algorithm[Any, Any, Any]) -> list[str]:
 
 def _arguments(factory: Callable[..., Any]) -> list[str]:
     """Return the keys of a section, without what the program supplies itself."""
-    return list(inspect.signature(factory).parameters)[1:]
+    from p2pfl.experiment.config import parameters
+
+    return list(parameters(factory, given=1))
 
 
 def _about(factory: Callable[..., Any]) -> str:

@@ -40,7 +40,7 @@ def build_setup(experiment: Experiment, task: ModelTask, pooled: ModelTask | Non
 
     whole = experiment.sections, experiment.attackers, experiment.seed
     return Setup(
-        build_algorithm(*whole, task.spec),
+        build_algorithm(*whole, task),
         task,
         topology,
         mixing,

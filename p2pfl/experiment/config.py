@@ -23,6 +23,7 @@ from p2pfl.aggregation import AGGREGATIONS, Aggregation
 from p2pfl.attacks import ATTACKS, Attack
 from p2pfl.codec import CODECS, Codec
 from p2pfl.errors import UserError
+from p2pfl.learning.judging import Judge, unjudged
 from p2pfl.learning.optim import OPTIMISERS, Optimiser
 from p2pfl.learning.schedules import SCHEDULES, Schedule
 from p2pfl.peer.stopping import STOP_RULES, StopRule
@@ -62,9 +63,17 @@ class Section(NamedTuple):
     values: dict[str, Value]  # as in the file; nested sections are `Section`s
     factory: Callable[..., Any]
 
-    def build(self, path: str, *given: Any) -> Any:  # noqa: ANN401
-        """Call the factory; a `ValueError` becomes a `UserError` which names the section."""
+    def build(self, path: str, *given: Any, judge: Judge = unjudged) -> Any:  # noqa: ANN401
+        """Call the factory; a `ValueError` becomes a `UserError` which names the section.
+
+        Args:
+            path: what the section is called.
+            given: the leading parameters, which the program supplies.
+            judge: what judges models, for factories that ask for it.
+        """
         values = {key: _build(value, f"{path}.{key}") for key, value in self.values.items()}
+        if "judge" in inspect.signature(self.factory).parameters:
+            values["judge"] = judge
         try:
             return self.factory(*given, **values)
         except ValueError as error:
@@ -99,8 +108,7 @@ def read(path: str, value: Value, kind: Kind) -> Section:
             raise UserError(f"{path}.name = {name!r} is unknown{_choices(name, kind.table)}")
     factory = kind.table[name]
     hints = typing.get_type_hints(factory)
-    parameters = list(inspect.signature(factory).parameters.values())[kind.given :]
-    known = {parameter.name: parameter for parameter in parameters}
+    known = parameters(factory, kind.given)
     for key in table:
         if key not in known:
             raise UserError(f"{path}.{key} is unknown{_choices(key, known, name)}")
@@ -109,6 +117,17 @@ def read(path: str, value: Value, kind: Kind) -> Section:
         for key, parameter in known.items()
     }
     return Section(name, values, factory)
+
+
+def parameters(factory: Callable[..., Any], given: int) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a factory that a file may set, by name.
+
+    Args:
+        factory: what stands in a section.
+        given: how many leading parameters the program supplies itself; `judge` it does, too.
+    """
+    listed = list(inspect.signature(factory).parameters.values())[given:]
+    return {parameter.name: parameter for parameter in listed if parameter.name != "judge"}
 
 
 def parse_spec(text: str) -> dict[str, Value]:

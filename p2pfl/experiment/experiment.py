@@ -24,17 +24,15 @@ from p2pfl.data.flipped import with_flipped_labels
 from p2pfl.data.shards import Federation, federate
 from p2pfl.data.statistics import Affine
 from p2pfl.errors import UserError
+from p2pfl.experiment.acceleration import check_accelerated
 from p2pfl.experiment.assembly import build_setup, measured
 from p2pfl.experiment.attackers import Attackers
 from p2pfl.experiment.building import DTYPES, build_affine, build_task
 from p2pfl.experiment.config import Section, Value
+from p2pfl.experiment.defence import check_epidemic, check_judged
 from p2pfl.experiment.files import change, find, load_toml, shipped
 from p2pfl.experiment.nodes import MENDED, as_topology
-from p2pfl.experiment.pairing import (
-    Pairing,
-    check_epidemic,
-    check_pairing,
-)
+from p2pfl.experiment.pairing import Pairing, check_pairing
 from p2pfl.experiment.reading import read_tables
 from p2pfl.experiment.remarks import remarks
 from p2pfl.experiment.sections import (
@@ -323,6 +321,7 @@ class Experiment:
             self.churn is not None,
             self.attackers.attack is not None and not self.attackers.attack.finite,
             self.network.loss > 0,
+            self.sections["algorithm"].values.get("rounds"),
         )
 
     def _check(self) -> None:
@@ -336,6 +335,8 @@ class Experiment:
             )
         check_pairing(self._pairing)
         check_epidemic(self.sections, self.nodes, len(self.attackers.who))
+        check_accelerated(self.sections["algorithm"], self.topology, self.mixing, self.pace)
+        check_judged(self.sections["algorithm"], self.topology, self.attackers.who, self.nodes)
         rule = None if isinstance(self.pace, Timer) else self.pace.stop
         evaluated = rule is not None and rule.metric.startswith("eval")
         if rule and evaluated and self.attackers.who:

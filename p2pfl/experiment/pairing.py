@@ -11,7 +11,6 @@ from torch import Tensor
 
 from p2pfl.algorithm import Needs
 from p2pfl.errors import UserError
-from p2pfl.experiment.config import Section
 from p2pfl.experiment.sections import Rounds, Timer
 from p2pfl.topology.mixing import Mixing, in_shares, link_weights, weights
 from p2pfl.topology.schedule import Topology, in_degrees
@@ -36,6 +35,7 @@ class Pairing(NamedTuple):
     churns: bool  # whether anything happens to peers or links
     refused: bool  # whether attackers send what their receivers refuse
     loses: bool  # whether the emulated network loses messages
+    reckoned: int | None  # how many rounds the algorithm reckons with, if it does
 
 
 def default_mixing(needs: Needs) -> dict[str, object]:
@@ -65,31 +65,6 @@ def check_pairing(pair: Pairing) -> None:
     _check_models(pair)
     if pair.needs.positive:
         _check_spectrum(pair)
-
-
-def check_epidemic(sections: Mapping[str, Section], nodes: int, attackers: int) -> None:
-    """Refuse `rpel` where nodes hear others than it reckons with, or more attack than that.
-
-    Raises:
-        UserError: it says what would do.
-    """
-    algorithm, topology = sections["algorithm"], sections["topology"]
-    if algorithm.name != "rpel":
-        return
-    told, s = algorithm.values["nodes"], algorithm.values["s"]
-    if told != nodes:
-        raise UserError(f"algorithm.nodes = {told}, but nodes = {nodes}")
-    if attackers > algorithm.values["attackers"]:
-        raise UserError(
-            f"algorithm.attackers = {algorithm.values['attackers']}, but the section attackers"
-            f" has {attackers}"
-        )
-    pulls = topology.name == "el_local" and topology.values["pull"]
-    if not pulls or topology.values["s"] != s:
-        raise UserError(
-            f"algorithm.name = 'rpel' reckons with nodes that hear s = {s} others, drawn in every"
-            f" round: use topology = {{name = 'el_local', s = {s}, pull = true}}"
-        )
 
 
 def _check_rule(pair: Pairing) -> None:
@@ -194,6 +169,13 @@ def _check_pace(pair: Pairing) -> None:
             f"algorithm.name = {name!r} asks for local steps in every round: set"
             f" pace.train_every = 1, not {pace.train_every}"
         )
+    if needs.single and int(heard(pair).max()) > 1:
+        raise UserError(
+            f"algorithm.name = {name!r} as it is set takes one model at a time, and on"
+            f" topology.name = {pair.names['topology']!r} a node hears"
+            f" {int(heard(pair).max())} in a round: use pace.name = 'timer', or one neighbour in"
+            " each round, as of random_matching"
+        )
     if needs.one_step and pace.local_steps != 1:
         raise UserError(
             f"algorithm.name = {name!r} takes exactly one step a round: set pace.local_steps = 1"
@@ -201,8 +183,8 @@ def _check_pace(pair: Pairing) -> None:
     if pace.overlap and not pair.carries:
         raise UserError(
             f"algorithm.name = {name!r} as it is set cannot train while it exchanges"
-            " (pace.overlap = true): use fedavg, push_sum, local, balance, rpel, or dpsgd with"
-            " order = 'adapt_then_combine'"
+            " (pace.overlap = true): use fedavg, push_sum, gosgd, local, balance, rpel, ubar, or"
+            " dpsgd with order = 'adapt_then_combine'"
         )
     metric = pace.stop.metric if pace.stop else ""
     if metric.startswith("eval") and pair.names["holdout"] == "none":
@@ -220,10 +202,11 @@ def _check_timer(pair: Pairing) -> None:
             f" {pair.names['topology']!r} changes from round to round: use a fixed graph"
         )
     in_step = needs.rounds or needs.every_message
-    if in_step or needs.weights == "mass" or needs.graph == "complete":
+    shares = needs.weights == "mass" and not pair.carries  # they are given away beside local steps
+    if in_step or shares or needs.graph == "complete":
         raise UserError(
             f"algorithm.name = {name!r} works in rounds, not by pace.name = 'timer':"
-            " use gossip, dpsgd or local"
+            " use gossip, gosgd, dpsgd or local"
         )
 
 
@@ -248,8 +231,8 @@ def _check_models(pair: Pairing) -> None:
         (graph,) = _names(pair, "topology")
         raise UserError(
             f"{needs.rule} needs {needs.models} models, a node's own included, and node {node} on"
-            f" topology.name = {graph!r} has {int(most[node])} neighbours: lower f, or use a"
-            " topology of a higher degree"
+            f" topology.name = {graph!r} has {int(most[node])} neighbours: reckon with fewer"
+            " attackers, or use a topology of a higher degree"
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from p2pfl.errors import UserError
-from p2pfl.experiment.config import Section, Value, parse_spec, read
+from p2pfl.experiment.config import Section, Value, parameters, parse_spec, read
 from p2pfl.experiment.files import located
 from p2pfl.experiment.nodes import count_nodes
 from p2pfl.experiment.pairing import default_mixing
@@ -15,6 +15,8 @@ from p2pfl.experiment.sections import DEFAULTS, SECTIONS
 from p2pfl.experiment.wrapping import honest_algorithm
 
 TOP = ("name", "seed", "nodes", "base")
+# What algorithms need not be told in a file: it stands elsewhere in it.
+FOLLOWED = ("seed", "nodes", "rounds")
 
 
 class Tables(NamedTuple):
@@ -51,21 +53,29 @@ def read_tables(tables: Mapping[str, Value], base: str | Path) -> Tables:
     sections = {
         key: read(key, located(key, tables.get(key, {}), base), kind)
         for key, kind in SECTIONS.items()
-        if key != "mixing"
+        if key not in ("topology", "algorithm", "mixing")
     }
-    for key in ("topology", "algorithm"):
-        _seed(sections[key], tables.get(key, {}), seed)
-    nodes = count_nodes(tables.get("nodes"), sections)
+    drawn = located("topology", tables.get("topology", {}), base)
+    sections["topology"] = _read("topology", drawn, {"seed": seed})
+    nodes, pace = count_nodes(tables.get("nodes"), sections), sections["pace"].values
+    rounds = pace.get("rounds", pace.get("ticks"))
+    known = dict(zip(FOLLOWED, (seed, nodes, rounds), strict=True))
+    sections["algorithm"] = _read("algorithm", tables.get("algorithm", {}), known)
     mixing = tables.get("mixing") or default_mixing(honest_algorithm(sections).needs)
     sections["mixing"] = read("mixing", mixing, SECTIONS["mixing"])
+    sections = {key: sections[key] for key in SECTIONS}
     return Tables(name, seed, nodes, sections, base)
 
 
-def _seed(section: Section, given: Value, seed: int) -> None:
-    """Let what draws lots follow the experiment's seed, unless the file gives it its own."""
-    written = parse_spec(given) if isinstance(given, str) else given
-    if "seed" in section.values and "seed" not in written:
-        section.values["seed"] = seed
+def _read(key: str, given: Value, known: Mapping[str, Value]) -> Section:
+    """Check a section which follows the experiment in what is known, unless the file says more."""
+    kind = SECTIONS[key]
+    table = parse_spec(given) if isinstance(given, str) else given
+    name = table.get("name", kind.default) if isinstance(table, Mapping) else None
+    if isinstance(name, str) and name in kind.table:
+        takes = parameters(kind.table[name], kind.given)
+        table = {**{each: value for each, value in known.items() if each in takes}, **table}
+    return read(key, table, kind)
 
 
 def _with_defaults(tables: Mapping[str, Value]) -> dict[str, Value]:

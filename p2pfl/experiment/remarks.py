@@ -11,7 +11,7 @@ from p2pfl.topology.mixing import weights
 
 def remarks(pair: Pairing) -> list[str]:
     """Return what a user should know of a pairing that is allowed."""
-    return [*_unequal(pair), *_hungry(pair), *_lossy(pair)]
+    return [*_unequal(pair), *_hungry(pair), *_lossy(pair), *_miscounted(pair)]
 
 
 def _unequal(pair: Pairing) -> list[str]:
@@ -48,4 +48,15 @@ def _lossy(pair: Pairing) -> list[str]:
     return [
         f"algorithm.name = {pair.names['algorithm']!r} needs every message, and network.loss is"
         " above 0: what is lost in the emulator spoils what it comes to"
+    ]
+
+
+def _miscounted(pair: Pairing) -> list[str]:
+    pace = pair.pace
+    key, most = ("ticks", pace.ticks) if isinstance(pace, Timer) else ("rounds", pace.rounds)
+    if pair.reckoned in (None, most):
+        return []
+    return [
+        f"algorithm.name = {pair.names['algorithm']!r} reckons with algorithm.rounds ="
+        f" {pair.reckoned}, and pace.{key} = {most}: leave algorithm.rounds out, and it is that"
     ]

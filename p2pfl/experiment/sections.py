@@ -19,6 +19,7 @@ from p2pfl.data.holdout import HOLDOUTS
 from p2pfl.data.partition import PARTITIONERS
 from p2pfl.experiment.attackers import attackers
 from p2pfl.experiment.config import Kind
+from p2pfl.learning.checks import above_zero
 from p2pfl.learning.models import MODELS
 from p2pfl.learning.optim import OPTIMISERS
 from p2pfl.membership.timers import swim
@@ -43,6 +44,7 @@ class Training(NamedTuple):
     block: int | None
     proximal: float
     share: list[str] | None
+    mean_examples: float | None
 
 
 def training(  # noqa: PLR0913 - a section: every parameter is a key of the file
@@ -54,6 +56,7 @@ def training(  # noqa: PLR0913 - a section: every parameter is a key of the file
     block: int | None = None,
     proximal: float = 0.0,
     share: list[str] | None = None,
+    mean_examples: float | None = None,
 ) -> Training:
     """Say how a peer trains.
 
@@ -69,6 +72,9 @@ def training(  # noqa: PLR0913 - a section: every parameter is a key of the file
         proximal: weight of FedProx's pull towards the model of the last mixing.
         share: names of the parameters that are exchanged, such as ``["body.*"]``; the others
             never leave a node in a round (FedPer). By default all are.
+        mean_examples: how many examples a node has on average. Given that, the gradients of each
+            are multiplied by how many it has itself, over this: what is sought is the optimum of
+            the loss over all examples, not of the mean of the nodes' losses.
     """
     if isinstance(batch_size, int) and batch_size < 1:
         raise ValueError(f"batch_size = {batch_size} is below 1")
@@ -78,7 +84,10 @@ def training(  # noqa: PLR0913 - a section: every parameter is a key of the file
         raise ValueError(f"block = {block} is below 1")
     if share is not None and not share:
         raise ValueError("share = [] shares nothing: leave it out, or take algorithm = 'local'")
-    return Training(batch_size, loss, backend, dtype, compute, block, proximal, share)
+    if mean_examples is not None:
+        above_zero("mean_examples", mean_examples)
+    held = (batch_size, loss, backend, dtype, compute, block)
+    return Training(*held, proximal, share, mean_examples)
 
 
 class Rounds(NamedTuple):

@@ -6,43 +6,74 @@ from collections.abc import Mapping
 from typing import Any
 
 from p2pfl.algorithm import Algorithm
-from p2pfl.algorithms import check_partial, partial, proximal, shared_columns
+from p2pfl.algorithms import (
+    check_partial,
+    follows_scale,
+    partial,
+    proximal,
+    shared_columns,
+    weighed,
+)
 from p2pfl.attacks import hostile
 from p2pfl.errors import UserError
 from p2pfl.experiment.attackers import Attackers
 from p2pfl.experiment.config import Section
 from p2pfl.experiment.sections import Training
-from p2pfl.learning.spec import Spec
+from p2pfl.learning.judging import judge, unjudged
+from p2pfl.learning.optim import Optimiser
+from p2pfl.learning.task import ModelTask
 
 
 def honest_algorithm(
-    sections: Mapping[str, Section], spec: Spec | None = None
+    sections: Mapping[str, Section], task: ModelTask | None = None
 ) -> Algorithm[Any, Any, Any]:
-    """Build the algorithm, sharing a part of the model and with FedProx's pull if asked for.
+    """Build the algorithm, with what was asked for around it.
 
     Args:
         sections: of the experiment.
-        spec: of the model. Without it whole models are exchanged, whatever is to be shared: what
-            the algorithm asks of a network is the same.
+        task: what is learned. Without it whole models are exchanged, whatever is to be shared, and
+            none can be judged: what the algorithm asks of a network is the same.
 
     Raises:
         UserError: it names the section which asks for what the algorithm cannot do.
     """
     optimiser = sections["optimiser"].build("optimiser")
-    algorithm: Algorithm[Any, Any, Any] = sections["algorithm"].build("algorithm", optimiser)
+    judged = judge(task) if task else unjudged
+    section = sections["algorithm"]
+    algorithm: Algorithm[Any, Any, Any] = section.build("algorithm", optimiser, judge=judged)
     training: Training = sections["training"].build("training")
     if training.share is not None:
         try:
             check_partial(algorithm)
-            if spec:
-                algorithm = partial(algorithm, shared_columns(spec, training.share))
+            if task:
+                algorithm = partial(algorithm, shared_columns(task.spec, training.share))
         except ValueError as error:
             raise UserError(f"training.share = {training.share}: {error}") from error
+    if training.mean_examples is not None:
+        _check_weighed(section, optimiser)
+        algorithm = weighed(algorithm, training.mean_examples)
     return proximal(algorithm, training.proximal) if training.proximal else algorithm
 
 
+def _check_weighed(section: Section, optimiser: Optimiser) -> None:
+    """Refuse to weigh gradients where that is done already, or has no effect."""
+    if section.values.get("weight") == "examples":
+        raise UserError(
+            f"training.mean_examples weighs nodes by their examples, and so does"
+            f" algorithm.name = {section.name!r}: set algorithm.weight = 'uniform'"
+        )
+    if not follows_scale(optimiser):
+        raise UserError(
+            "training.mean_examples makes gradients longer, and the steps of this optimiser are as"
+            " long whatever they are: use sgd"
+        )
+
+
 def build_algorithm(
-    sections: Mapping[str, Section], attackers: Attackers, seed: int, spec: Spec | None = None
+    sections: Mapping[str, Section],
+    attackers: Attackers,
+    seed: int,
+    task: ModelTask | None = None,
 ) -> Algorithm[Any, Any, Any]:
     """Build the algorithm of all nodes, those that attack the others among them.
 
@@ -50,12 +81,12 @@ def build_algorithm(
         sections: of the experiment.
         attackers: who lies, and how.
         seed: draws the lies.
-        spec: see `honest_algorithm`.
+        task: see `honest_algorithm`.
 
     Raises:
         UserError: it names the section which asks for what the algorithm cannot do.
     """
-    algorithm, (who, attack) = honest_algorithm(sections, spec), attackers
+    algorithm, (who, attack) = honest_algorithm(sections, task), attackers
     if attack is None:
         return algorithm
     try:

@@ -115,6 +115,9 @@ def _visit(
         steps, part = until - done, views(state, left)
         total[left] += _steps(algorithm, task, part, nodes[left], first[left] + done, steps)
         done = until
+    if algorithm.settle is not None:
+        made = views(state, slice(len(nodes) - int((count > 0).sum()), None))
+        assign(made, algorithm.settle(made))
     return total
 
 

@@ -3,6 +3,10 @@
 The same `Algorithm` runs here as in `Peer`; only the order of events differs. A model that
 arrives during a local step is merged when the step is done. A peer to which nothing comes
 trains once a period all the same.
+
+Where a mass is conserved, a push is half of it, kept account of in a `Ledger`: messages are running
+sums, so what is lost comes with the next one. A half is given away at once, also during a local
+step, whose change is then carried over to the half that is left.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, M, Rows, S
 from p2pfl.errors import LocalProtocolError, RemoteProtocolError, diverged
+from p2pfl.learning.tree import tree_map
 from p2pfl.peer.company import Company
 from p2pfl.peer.events import (
     Effect,
@@ -37,8 +42,11 @@ from p2pfl.peer.events import (
     Train,
     Trained,
 )
+from p2pfl.peer.ledger import Ledger
 from p2pfl.peer.letters import unstacked
 from p2pfl.peer.plan import Views
+
+HALVES = 8  # of a mass, given away one after the other while nothing is heard
 
 
 class Tempo(NamedTuple):
@@ -80,6 +88,11 @@ class Gossiper(Generic[S, M]):
         self._training, self._idle = False, True  # idle: no mail to train on since a push
         self._done = False
         self._mail: dict[PeerId, Received] = {}  # the newest of each sender, unmerged
+        self._began = self.state  # where the last local steps did
+        self._shares = algorithm.needs.weights == "mass"
+        self.ledger: Ledger[M] = Ledger()  # used where a mass is conserved
+        self._newest: dict[PeerId, int] = {}  # likewise: the last push of each sender
+        self._halved = 0  # likewise: pushes since anything was heard
         self._loss, self._received_bytes = math.nan, 0
         self._random = random.Random(f"{tempo.seed} {self.me}")
 
@@ -107,7 +120,7 @@ class Gossiper(Generic[S, M]):
             case TimerFired(round=tick):
                 return self._push(tick)
             case PeerUp() | PeerSuspected() | PeerDown():
-                self._company.note(event, self.round)
+                self._note(event)
             case Evaluated() | Skipped():
                 pass  # there are no rounds in which anybody could be left out
         return []
@@ -116,30 +129,65 @@ class Gossiper(Generic[S, M]):
         hears_from = self._views.of(0, self._company.absent(self.round)).hears_from
         if event.sender not in hears_from and not self._views.follow:
             raise RemoteProtocolError(f"{event.sender} is not a neighbour")
+        if self._shares:
+            # An older sum would take back what a newer one has brought.
+            if event.round <= self._newest.get(event.sender, -1):
+                raise RemoteProtocolError(f"{event.sender} pushed {event.round} again, or late")
+            self._newest[event.sender] = event.round
         self._received_bytes += event.size
         self._mail[event.sender] = event
         return self._train()
+
+    def _note(self, event: PeerUp | PeerSuspected | PeerDown) -> None:
+        """Take note of who is there; sums of who begins anew mean nothing any more."""
+        if self._shares and isinstance(event, PeerUp) and event.anew:
+            self._mail.pop(event.peer, None)
+            self._newest.pop(event.peer, None)
+            self.ledger.forget(event.peer)
+        self._company.note(event, self.round)
 
     def _trained(self, event: Trained) -> list[Effect]:
         if not self._training or event.step != self.step:
             raise LocalProtocolError(f"step {event.step} trained, which nobody asked for")
         if self.tempo.steps and not math.isfinite(event.loss):
             raise diverged(self.me, f"at step {event.step}", event.loss)
-        self.state, self._loss, self._training = event.state, event.loss, False
+        trained = event.state
+        if self.state is not self._began:  # some of it was given away meanwhile
+            assert self.algorithm.carry is not None
+            trained = self.algorithm.carry(self._began, trained, self.state)
+        self.state = self._began = trained
+        self._loss, self._training = event.loss, False
         self.step += self.tempo.steps
         return self._train() if self._mail else []
 
     def _train(self) -> list[Effect]:
         if self._training:
             return []
-        for sender in sorted(self._mail):
-            self._merge(cast(M, self._mail.pop(sender).message))
-        self._training, self._idle = True, False
+        # In the order of the ids; one at a time, as they came, where each is trained by itself.
+        single = self.algorithm.needs.single
+        for sender in list(self._mail)[:1] if single else sorted(self._mail):
+            self._merge(sender, cast(M, self._mail.pop(sender).message))
+        self._training, self._idle, self._began = True, False, self.state
         return [Train(self.step, self.tempo.steps, self.state)]
 
-    def _merge(self, theirs: M) -> None:
+    def _merge(self, sender: PeerId, theirs: M) -> None:
+        mine, weights = self.algorithm.send(self.state), (0.5, 0.5)
+        if self._shares:
+            new, self._halved = self.ledger.take(sender, theirs), 0
+            theirs = tree_map(lambda part, like: part.to(like.dtype), new, mine)
+            weights = (1.0, 1.0)
+        self.state = self.algorithm.receive(self.state, unstacked(weights, (mine, theirs), 0))
+
+    def _said(self, to: PeerId) -> M:
+        """Return what a push consists of; of a mass it is half, and the other half is left."""
         mine = self.algorithm.send(self.state)
-        self.state = self.algorithm.receive(self.state, unstacked((0.5, 0.5), (mine, theirs), 0))
+        if not self._shares:
+            return mine
+        # Who hears nobody would run out of it. It repeats what it has given before.
+        share = 0.5 if self._halved < HALVES else 0.0
+        self._halved += 1
+        self.state = self.algorithm.receive(self.state, unstacked((1 - share,), (mine,), 0))
+        return self.ledger.give(to, tree_map(lambda part: part * share, mine))
 
     def _push(self, tick: int) -> list[Effect]:
         effects: list[Effect] = []
@@ -148,7 +196,7 @@ class Gossiper(Generic[S, M]):
         neighbours = [p for p in sends_to if company.is_there(p)]
         if neighbours:
             to = self._random.choice(neighbours)
-            effects.append(Send((to,), tick, 1, -math.inf, self.algorithm.send(self.state)))
+            effects.append(Send((to,), tick, 1, -math.inf, self._said(to)))
         effects.append(Report(tick, self._loss, self.params, self._received_bytes))
         self._received_bytes, self.round = 0, tick + 1
         last = tick + 1 >= self.tempo.ticks

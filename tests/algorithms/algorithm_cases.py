@@ -17,6 +17,7 @@ from p2pfl.algorithms import (
     average,
     balance,
     beer,
+    chebyshev,
     choco,
     d2,
     deepsqueeze,
@@ -30,12 +31,14 @@ from p2pfl.algorithms import (
     fedavg,
     fedavgm,
     fedyogi,
+    gosgd,
     gossip,
     gradient_tracking,
     jwins,
     kgt,
     local,
     moniqua,
+    noloco,
     proximal,
     push_diging,
     push_pull,
@@ -43,6 +46,8 @@ from p2pfl.algorithms import (
     qg,
     quantised,
     rpel,
+    ubar,
+    weighed,
 )
 from p2pfl.attacks import ATTACKS, hostile
 from p2pfl.learning.optim import Optimiser
@@ -82,6 +87,12 @@ def _attacked(build: Build, attack: str) -> Build:
     return lambda opt: hostile(build(opt), ATTACKS[attack](), {0, 2}, seed=5)
 
 
+def own_taste(models: Tensor, nodes: Tensor, steps: Tensor) -> Tensor:
+    """Judge models by how far they are from a point which each node chooses anew at every step."""
+    point = torch.sin(1.0 + nodes + 0.1 * steps).view(-1, 1, 1).to(models.dtype)
+    return (models - point).square().sum(2)
+
+
 PLAIN: dict[str, Build] = {
     "fedavg": fedavg,
     "fedavg uniform": lambda opt: fedavg(opt, weight="uniform"),
@@ -89,17 +100,21 @@ PLAIN: dict[str, Build] = {
     "dpsgd combine first": lambda opt: dpsgd(opt, order="combine_then_adapt"),
     "push_sum": push_sum,
     "push_sum examples": lambda opt: push_sum(opt, weight="examples"),
+    "gosgd": gosgd,
     "gradient_tracking": gradient_tracking,
     "d2": d2,
     "exact_diffusion": exact_diffusion,
     "extra": extra,
     "kgt": kgt,
+    "chebyshev": lambda opt: chebyshev(opt, rho=0.9),
     "push_diging": push_diging,
     "push_pull": push_pull,
     "qg": qg,
     "qg nesterov": lambda opt: qg(opt, beta=0.8, mu=0.7, nesterov=True),
     "diloco": diloco,
     "fedavgm": fedavgm,
+    "noloco": noloco,
+    "noloco gamma": lambda opt: noloco(opt, lr=0.6, momentum=0.8, gamma=0.9),
     "fedadagrad": fedadagrad,
     "fedadam": fedadam,
     "fedyogi": fedyogi,
@@ -120,11 +135,14 @@ PLAIN: dict[str, Build] = {
     "gossip": gossip,
     "gossip mean": lambda opt: gossip(opt, merge="mean"),
     "gossip limited": lambda opt: gossip(opt, merge="limited", limit=0),
+    "gossip update_then_merge": lambda opt: gossip(opt, order="update_then_merge"),
+    "gossip random_walk": lambda opt: gossip(opt, order="random_walk"),
     "fedasync": fedasync,
     "fedasync hinge": lambda opt: fedasync(opt, staleness="hinge", a=2.0, b=1),
     "local": local,
     "balance": lambda opt: balance(opt, rounds=8, gamma=1.0),
     "rpel": lambda opt: rpel(opt, nodes=6, attackers=1, s=4, rounds=10),
+    "ubar": lambda opt: ubar(opt, own_taste, rho=0.7, alpha=0.4),
     **{f"dpsgd {name}": _robust(rule) for name, rule in RULES.items()},
     "dpsgd combine first median": lambda opt: dpsgd(opt, "combine_then_adapt", rules.median()),
 }
@@ -134,7 +152,12 @@ PLAIN: dict[str, Build] = {
 PULLED = (
     *("fedavg", "dpsgd", "dpsgd combine first", "dpsgd krum", "push_sum", "gradient_tracking"),
     *("d2", "kgt", "qg", "diloco", "choco top_k", "choco random_k", "beer", "gossip", "local"),
+    "gossip update_then_merge",
 )
+
+
+def _weighed(build: Build) -> Build:
+    return lambda opt: weighed(build(opt), mean_examples=20.0)
 
 
 def _prox(build: Build) -> Build:
@@ -144,6 +167,7 @@ def _prox(build: Build) -> Build:
 ALL: dict[str, Build] = {
     **PLAIN,
     **{f"proximal {name}": _prox(PLAIN[name]) for name in PULLED},
+    **{f"weighed {name}": _weighed(PLAIN[name]) for name in PULLED},
     "average": lambda opt: average(),
     **{f"hostile dpsgd {a}": _attacked(dpsgd, a) for a in ("alie", "gaussian", "replay")},
     "hostile fedavg ipm": _attacked(fedavg, "ipm"),
@@ -153,7 +177,7 @@ ALL: dict[str, Build] = {
 }
 
 # What needs whole rows, by words in the names.
-WHOLE = ("jwins", "krum", "geometric", "nn", "clip", "balance", "rpel", "hostile")
+WHOLE = ("jwins", "krum", "geometric", "nn", "clip", "balance", "rpel", "ubar", "hostile")
 
 
 def matrix(graph: nx.Graph, needs: str = "mean", lazy: bool = True) -> Tensor:
@@ -199,6 +223,7 @@ def play(
     for i, g in enumerate(grads):
         state = a.step(state, g)
         if (i + 1) % steps == 0:
+            state = a.settle(state) if a.settle else state
             state, heard = exchange(a, state, heard, w, x.shape[1])
     return state
 

@@ -34,6 +34,14 @@ def push_sum(x, grads, w, rows):
     return x / mass
 
 
+def gosgd(x, grads, w, rows):
+    mass = torch.ones_like(x[:, :1])
+    for g in grads:
+        x = w @ (mass * (x - ETA * g)) / (w @ mass)  # x are the models, not numerators
+        mass = w @ mass
+    return x
+
+
 def gradient_tracking(x, grads, w, rows):
     y = grads[0]
     for t in range(len(grads)):
@@ -174,10 +182,22 @@ def local(x, grads, w, rows):
     return x - ETA * grads.sum(0)
 
 
+def noloco(x, grads, w, rows, steps=1, kind=(0.7, 0.5, 0.7)):
+    """By the paper, which sends what the local steps have changed, and the slow models."""
+    lr, momentum, gamma = kind
+    slow, velocity = x, torch.zeros_like(x)
+    for k in range(len(grads) // steps):
+        change = -ETA * grads[k * steps : (k + 1) * steps].sum(0)
+        velocity = momentum * velocity + lr * w @ change - gamma * (slow - w @ slow)
+        slow = slow + velocity
+    return slow
+
+
 EQUATIONS = {
     "dpsgd": dpsgd,
     "dpsgd combine first": combine_first,
     "push_sum": push_sum,
+    "gosgd": gosgd,
     "gradient_tracking": gradient_tracking,
     "d2": d2,
     "exact_diffusion": exact_diffusion,
@@ -189,6 +209,8 @@ EQUATIONS = {
     "qg nesterov": partial(qg, kind=(0.8, 0.7, True)),
     "diloco": momentum(0.7, nesterov=True),
     "fedavgm": momentum(1.0, nesterov=False),
+    "noloco": noloco,
+    "noloco gamma": partial(noloco, kind=(0.6, 0.8, 0.9)),
     "fedadagrad": adaptive(0.0, lambda v, square: v + square),
     "fedadam": adaptive(0.9, lambda v, square: 0.99 * v + 0.01 * square),
     "fedyogi": adaptive(0.9, lambda v, square: v - 0.01 * square * torch.sign(v - square)),
@@ -211,6 +233,7 @@ def test_equations(name, data):
 
 
 SEVERAL = ["kgt", "qg", "qg nesterov", "diloco", "fedavgm", "fedadagrad", "fedadam", "fedyogi"]
+SEVERAL += ["noloco", "noloco gamma"]
 
 
 @pytest.mark.parametrize("name", SEVERAL)

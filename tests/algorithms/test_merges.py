@@ -73,9 +73,9 @@ def test_models_are_merged_as_written(kind, ages, seed):
         "constant": asynchronous(0.6, lambda late: 1.0, ages),
     }
     if kind in ("age", "mean", "limited"):
-        a = gossip(sgd(0.1), merge=kind, limit=LIMIT)
+        a = gossip(sgd(0.1), merge=kind, limit=LIMIT if kind == "limited" else None)
     else:
-        a = fedasync(sgd(0.1), staleness=kind, a=10.0 if kind == "hinge" else 0.5)
+        a = fedasync(sgd(0.1), staleness=kind)
     after = met(a, x, torch.tensor(ages, dtype=torch.float64).unsqueeze(1), w)
     torch.testing.assert_close(after.x, by_hand(x, ages, w, shares[kind]), rtol=1e-12, atol=1e-12)
     oldest = [max(ages[j] for j in range(N) if w[i, j]) for i in range(N)]
@@ -125,15 +125,81 @@ def test_age_never_falls_and_equal_models_stay(build):
 @pytest.mark.parametrize(
     ("build", "given", "words"),
     [
-        (gossip, {"limit": -1}, "limit must be"),
+        (gossip, {"limit": -1, "merge": "limited"}, "limit must be"),
+        (gossip, {"limit": 3}, "limit = 3 is for merge = 'limited' alone"),
+        (gossip, {"limit": 3, "merge": "age"}, "limit = 3 is for merge = 'limited' alone"),
+        (gossip, {"merge": "age", "order": "random_walk"}, "merges nothing"),
         (fedasync, {"alpha": 0.0}, "alpha must be"),
         (fedasync, {"alpha": 1.5}, "alpha must be"),
         (fedasync, {"a": -1.0}, "a must be"),
-        (fedasync, {"b": -1.0}, "b must be"),
+        (fedasync, {"b": -1.0, "staleness": "hinge"}, "b must be"),
+        (fedasync, {"b": 4.0}, "b = 4.0 is for staleness = 'hinge' alone"),
+        (fedasync, {"a": 1.0, "staleness": "constant"}, "makes no use of it"),
         (fedasync, {"a": math.inf, "staleness": "hinge"}, "a must be a finite"),
-        (fedasync, {"b": math.inf}, "b must be a finite"),
+        (fedasync, {"b": math.inf, "staleness": "hinge"}, "b must be a finite"),
     ],
 )
 def test_what_cannot_be_is_refused(build, given, words):
     with pytest.raises(ValueError, match=words):
         build(sgd(0.1), **given)
+
+
+# The orders of the paper, where one model comes after the other.
+
+
+def pegasos(x, y, w, age):
+    """One step on a support vector machine; lambda = 0.1, from the age of the model."""
+    rate = 1 / (0.1 * (age + 1))
+    return (1 - rate * 0.1) * w + rate * y * x * (float(w @ x) * y < 1)
+
+
+def as_written(order, own, x, y, came):
+    """Play one node of the paper: what it holds after each model that comes, and its age."""
+    last, held = (own, 0), []
+    for received in came:
+        (a, ta), (b, tb) = received, last
+        if order == "update_then_merge":
+            one, other = pegasos(x, y, a, ta), pegasos(x, y, b, tb)
+            made = (one + other) / 2, max(ta, tb) + 1
+        else:
+            made = pegasos(x, y, a, ta), ta + 1
+        last = received
+        held.append(made)
+    return held
+
+
+@pytest.mark.parametrize("order", ["update_then_merge", "random_walk"])
+def test_a_node_that_models_come_to_does_as_the_paper_says(order):
+    """Of one example a node it is the same when the model before is trained."""
+    draw = torch.Generator().manual_seed(3)
+    x, own, *models = torch.randn(6, 1, 4, generator=draw, dtype=torch.float64)
+    came = [(model[0], age) for model, age in zip(models, (3, 0, 9, 4), strict=True)]
+    given = {"merge": "mean"} if order == "update_then_merge" else {}
+    a = gossip(sgd(1.0), order=order, **given)
+
+    def trained(state):
+        moved = pegasos(x[0], 1.0, state.x[0], float(state.age))
+        state = a.step(state, state.x - moved)
+        return a.settle(state) if a.settle else state
+
+    state, half = a.init(own, Rows(torch.tensor([1]), torch.tensor([1]))), []
+    state = trained(state)  # its own, as if it had come
+    for model, age in came:
+        said = Aged(torch.cat([state.x, model[None]]), torch.tensor([[0.0], [age]]).double())
+        state = trained(a.receive(state, Inbox(PAIR[:1], said, torch.tensor([0]))))
+        half.append((state.x[0], float(state.age)))
+    for (got, age), (expected, expected_age) in zip(
+        half, as_written(order, own[0], x[0], 1.0, came), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+        assert age == expected_age
+
+
+def test_a_walk_takes_what_comes_bit_by_bit_and_who_hears_nobody_stays():
+    a, x = gossip(sgd(0.1), order="random_walk"), torch.randn(4, 3)
+    state = a.init(x, Rows(torch.arange(4), torch.ones(4).long()))
+    state = state._replace(age=torch.arange(4.0).unsqueeze(1))
+    w = torch.tensor([[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0.3, 0.7]])
+    after = a.receive(state, Inbox(w, a.send(state), torch.arange(4)))
+    assert torch.equal(after.x, x[[1, 0, 2, 2]])
+    assert after.age.flatten().tolist() == [1, 0, 2, 2]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from p2pfl.algorithm import Rows, newest
-from p2pfl.algorithms import dpsgd, local, partial, proximal, push_sum, shared_columns
+from p2pfl.algorithms import dpsgd, gossip, local, partial, proximal, push_sum, shared_columns
 from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import sgd
 from p2pfl.learning.spec import Spec
@@ -20,7 +20,8 @@ LAWS = settings(max_examples=8, deadline=None)
 OPT = sgd(0.1, momentum=0.9, weight_decay=0.05)
 SHARED, KEPT = torch.tensor([0, 2, 3]), torch.tensor([1, 4])
 ABLE = {name: build for name, build in PLAIN.items() if build(OPT).columnwise}
-TAKES = [name for name, build in ABLE.items() if build(OPT).needs.weights == "mean"]
+MEANS = [name for name, build in ABLE.items() if build(OPT).needs.weights == "mean"]
+TAKES = [name for name in MEANS if PLAIN[name](OPT).settle is None]
 
 
 def close(actual, expected):
@@ -127,6 +128,7 @@ def test_a_pattern_without_a_parameter_names_those_there_are():
         (push_sum(OPT), "a mass is shared out in whole"),
         (local(OPT), "hears nobody"),
         (dpsgd(OPT)._replace(columnwise=False), "needs whole models"),
+        (gossip(OPT, order="update_then_merge"), "merged after their local steps"),
         (partial(dpsgd(OPT), SHARED), "needs whole models"),
     ],
 )

@@ -25,6 +25,7 @@ from p2pfl.algorithms import (
     fedyogi,
     gradient_tracking,
     kgt,
+    noloco,
     push_diging,
     push_pull,
     qg,
@@ -32,7 +33,15 @@ from p2pfl.algorithms import (
 from p2pfl.learning.optim import adam, sgd
 from p2pfl.learning.schedules import exponential
 from p2pfl.learning.tree import take
-from p2pfl.topology import complete_graph, exponential_graph, push, static, weights
+from p2pfl.topology import (
+    complete_graph,
+    exponential_graph,
+    metropolis,
+    push,
+    random_matching,
+    static,
+    weights,
+)
 
 LAWS = settings(max_examples=15, deadline=None)
 ETA = 0.07
@@ -48,6 +57,14 @@ SAME = {
     "kgt with one step is gradient tracking": (kgt, gradient_tracking, 1, sgd(ETA), False),
     "fedavgm may do nothing": (lambda o: fedavgm(o, 1.0, 0.0), dpsgd, 3, adam(), False),
     "diloco may do nothing": (lambda o: diloco(o, 1.0, 0.0), dpsgd, 2, MOMENTUM, False),
+    "noloco may do nothing": (lambda o: noloco(o, 1.0, 0.0, 1.0), dpsgd, 2, MOMENTUM, False),
+    "noloco without a momentum is diloco without": (
+        lambda o: noloco(o, 0.4, 0.0, 1.0),
+        lambda o: diloco(o, 0.4, 0.0),
+        3,
+        MOMENTUM,
+        False,
+    ),
     "qg may do nothing": (lambda o: qg(o, beta=0.0), dpsgd, 3, MOMENTUM, False),
 }
 
@@ -105,6 +122,46 @@ def test_outer_sgd_after_one_step_of_sgd_is_sgd_at_both_rates(data):
     x, w = x[:1].expand_as(x).contiguous(), matrix(complete_graph(n), lazy=False)
     outer = play(fedavgm(sgd(0.2), lr=0.3, momentum=0.0), x, rows, grads, w)
     close(outer.x, play(dpsgd(sgd(0.06)), x, rows, grads, w).x)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.7, 1.5])
+@LAWS
+@given(data=st.data())
+def test_noloco_of_all_with_all_is_momentum_on_what_they_changed(gamma, data):
+    """Then nobody is drawn anywhere; of diloco it differs by Nesterov's look ahead alone."""
+    n = data.draw(st.integers(1, 6))
+    x, rows, grads = data.draw(blocks(n))
+    x, w = x[:1].expand_as(x).contiguous(), matrix(complete_graph(n), lazy=False)
+    one = play(noloco(MOMENTUM, 0.7, 0.9, gamma), x, rows, grads, w, 2)
+    close(one.x, play(fedavgm(MOMENTUM, 0.7, 0.9), x, rows, grads, w, 2).x)
+    first = play(noloco(MOMENTUM, 0.7, 0.0, gamma), x, rows, grads, w, 2)
+    close(first.x, play(diloco(MOMENTUM, 0.7, 0.0), x, rows, grads, w, 2).x)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.9])
+@LAWS
+@given(data=st.data())
+def test_what_draws_models_together_does_not_move_their_mean(gamma, data):
+    graph = data.draw(graphs(8))
+    x, rows, grads = data.draw(blocks(len(graph)))
+    a, w = noloco(sgd(ETA), 0.6, 0.5, gamma), matrix(graph, lazy=False)
+    mean, velocity = x.mean(0), torch.zeros(x.shape[1], dtype=x.dtype)
+    for g in grads:
+        velocity = 0.5 * velocity - 0.6 * ETA * g.mean(0)
+        mean = mean + velocity
+    close(play(a, x, rows, grads, w).x.mean(0), mean)
+
+
+def test_pairs_come_together_by_gamma_alone():
+    x, rows = torch.randn(8, 3, dtype=torch.float64), Rows(torch.arange(8), torch.ones(8).long())
+    for gamma, together in ((0.0, False), (0.7, True)):
+        a, topology = noloco(sgd(ETA), 0.7, 0.5, gamma), random_matching(8, seed=2)
+        state = a.init(x, rows)
+        for k in range(200):
+            w = weights(topology.links(k), metropolis()).double()
+            state, _ = exchange(a, a.step(state, torch.zeros_like(x)), None, w, 3)
+        close(state.x.mean(0), x.mean(0))
+        assert (float((state.x - x.mean(0)).abs().max()) < 1e-6) is together
 
 
 # What is kept.
@@ -261,6 +318,10 @@ def test_at_rest_unlike_gradients_that_sum_to_zero_move_nobody(name):
         (kgt, {"outer_lr": 1.1}, "outer_lr must be"),
         (diloco, {"momentum": 1.0}, "momentum must be"),
         (fedavgm, {"lr": -1.0}, "lr must be"),
+        (noloco, {"lr": -1.0}, "lr must be"),
+        (noloco, {"momentum": 1.0}, "momentum must be"),
+        (noloco, {"gamma": -0.5}, "gamma must be"),
+        (noloco, {"gamma": math.inf}, "gamma must be"),
         (fedadagrad, {"tau": 0.0}, "tau must be"),
         (fedadam, {"beta2": 1.0}, "beta2 must be"),
         (fedyogi, {"beta1": -1.0}, "beta1 must be"),

@@ -213,9 +213,9 @@ def with_algorithm(name: str) -> Experiment:
     algorithm = {"name": name, **ARGUMENTS.get(name, {})}
     pulled = {"topology": "el_local:s=8,pull=true", "nodes": 16} if name == "rpel" else {}
     rounds = ARGUMENTS.get(name, {}).get("rounds", 4)
-    return Experiment.from_dict(
-        {"algorithm": algorithm, "pace": {"local_steps": 1, "rounds": rounds}} | pulled
-    )
+    every = 2 if name == "chebyshev" else 1
+    pace = {"local_steps": 1, "rounds": rounds, "train_every": every}
+    return Experiment.from_dict({"algorithm": algorithm, "pace": pace} | pulled)
 
 
 def test_what_the_refusal_of_an_overlap_names_can_do_it():

@@ -26,10 +26,19 @@ ONE = {"local_steps": 1}
         ({"algorithm": "qg", "pace": "timer"}, ["'qg'", "works in rounds"]),
         ({"algorithm": "diloco", "pace": "timer"}, ["'diloco'", "works in rounds"]),
         ({"algorithm": "kgt", "pace": "timer"}, ["'kgt'", "works in rounds"]),
+        ({"algorithm": "push_pull", "pace": "timer"}, ["'push_pull'", "works in rounds"]),
         ({"algorithm": "kgt", "pace": {"overlap": True}}, ["'kgt'", "pace.overlap"]),
         ({"algorithm": "kgt:outer_lr=2.0"}, ["algorithm", "outer_lr must be in (0, 1]", "2.0"]),
         ({"algorithm": "gossip:merge=best"}, ["algorithm.merge", "'best'", "'limited'"]),
         ({"algorithm": "fedasync:staleness=none"}, ["algorithm.staleness", "'hinge'"]),
+        ({"algorithm": "fedasync:b=2"}, ["algorithm: b = 2", "'hinge'"]),
+        ({"algorithm": "gossip:limit=5"}, ["algorithm: limit = 5", "merge = 'limited'"]),
+        ({"algorithm": "gossip:order=random_walk"}, ["one model at a time", "hears 2"]),
+        ({"algorithm": "gossip:order=random_walk,merge=age", "pace": "timer"}, ["merges nothing"]),
+        (
+            {"algorithm": "gossip:order=update_then_merge", "training": {"share": ["1.*"]}},
+            ["training.share", "in whole"],
+        ),
     ],
 )
 def test_wrong_pairings_are_refused(tables, words):
@@ -48,6 +57,10 @@ def test_wrong_pairings_are_refused(tables, words):
         ({"algorithm": "kgt", "topology": "random_matching"}, "metropolis"),
         ({"algorithm": "gossip:merge=limited,limit=3", "topology": "ring", "pace": "timer"}, None),
         ({"algorithm": "fedasync", "topology": "ring", "pace": "timer"}, None),
+        ({"algorithm": "gosgd", "topology": "exponential", "pace": "timer"}, "push"),
+        ({"algorithm": "push_sum", "topology": "star", "pace": "timer"}, "push"),
+        ({"algorithm": "gossip:order=random_walk", "topology": "ring", "pace": "timer"}, None),
+        ({"algorithm": "gossip:order=update_then_merge", "topology": "random_matching"}, None),
         ({"algorithm": "fedasync", "topology": "ring", "pace": {"patience": 0.0}}, None),
     ],
 )
@@ -72,3 +85,36 @@ def test_what_needs_every_message_is_warned_of_a_network_that_loses_some(algorit
     tables = {"algorithm": algorithm, "topology": "ring", "network": {"loss": 0.1}}
     notes = Experiment.from_dict(tables).notes
     assert any("needs every message" in note for note in notes) is said
+
+
+def heard_of(**more):
+    pulled = {"nodes": 8, "topology": "el_local:s=5,pull=true", "pace": {"rounds": 7}}
+    return Experiment.from_dict(pulled | more)
+
+
+def test_what_an_algorithm_reckons_with_follows_the_experiment():
+    rpel = heard_of(algorithm="rpel:attackers=1,s=5")
+    assert rpel.sections["algorithm"].values["rounds"] == 7
+    assert rpel.sections["algorithm"].values["nodes"] == 8
+    assert not any("reckons" in note for note in rpel.notes)
+    told = Experiment.from_dict(rpel.to_dict())
+    assert told.to_dict() == rpel.to_dict()
+    assert heard_of(algorithm="balance").sections["algorithm"].values["rounds"] == 7
+    ticking = heard_of(algorithm="balance", topology="ring", pace="timer:ticks=33")
+    assert ticking.sections["algorithm"].values["rounds"] == 33
+
+
+def test_who_reckons_with_other_rounds_than_there_are_is_told():
+    for given in ("balance:rounds=3", {"name": "balance", "rounds": 3}):
+        (note,) = [one for one in heard_of(algorithm=given).notes if "reckons" in one]
+        assert "algorithm.rounds = 3, and pace.rounds = 7" in note
+    with pytest.raises(UserError, match=r"algorithm\.nodes = 9, but nodes = 8"):
+        heard_of(algorithm="rpel:nodes=9,attackers=1,s=5")
+    with pytest.raises(UserError, match=r"algorithm\.attackers is missing"):
+        heard_of(algorithm="rpel:s=5")
+
+
+def test_a_seed_of_its_own_goes_before_that_of_the_experiment():
+    for topology, seed in (("random_matching", 4), ("random_matching:seed=9", 9)):
+        experiment = Experiment.from_dict({"seed": 4, "algorithm": "qg", "topology": topology})
+        assert experiment.sections["topology"].values["seed"] == seed

@@ -7,8 +7,9 @@ import torch
 from peer_cases import vector
 
 from p2pfl.algorithm import Rows
-from p2pfl.algorithms import gossip
+from p2pfl.algorithms import gosgd, gossip, push_sum
 from p2pfl.algorithms.gossip import Aged
+from p2pfl.algorithms.push_sum import Mass
 from p2pfl.errors import LocalProtocolError, RemoteProtocolError, RunError
 from p2pfl.learning.optim import sgd
 from p2pfl.peer.events import (
@@ -25,7 +26,7 @@ from p2pfl.peer.events import (
     Train,
     Trained,
 )
-from p2pfl.peer.gossiper import Gossiper, Tempo
+from p2pfl.peer.gossiper import HALVES, Gossiper, Tempo
 from p2pfl.peer.plan import View, Views
 
 
@@ -164,3 +165,97 @@ def test_the_peer_does_nothing_any_more_when_it_is_done():
     for event in (model(0, 3.0, 3.0), TimerFired(1), PeerDown(0), PeerUp(0)):
         assert peer.handle(event) == []
     assert peer.params.equal(before)
+
+
+@pytest.mark.parametrize("order", ["random_walk", "update_then_merge"])
+def test_where_each_is_trained_by_itself_models_wait_for_their_turn(order):
+    rows = Rows(torch.tensor([1]), torch.tensor([5]))
+    views = Views(lambda round, gone: View((0, 2), (0, 2)))
+    given = {"merge": "mean"} if order == "update_then_merge" else {}
+    algorithm = gossip(sgd(0.5), order=order, **given)
+    peer = Gossiper(algorithm, views, Tempo(2.0, 9), vector(0.0, 0.0), rows)
+
+    def done(asked, loss=1.0):
+        state = peer.algorithm.step(asked.state, vector(-2.0, -2.0))
+        state = algorithm.settle(state) if algorithm.settle else state
+        return peer.handle(Trained(asked.step, state, loss))
+
+    _, asked = peer.handle(Started())
+    peer.handle(model(2, 0.0, 8.0, age=3.0))
+    peer.handle(model(0, 8.0, 0.0, age=7.0))
+    (asked,) = done(asked)
+    torch.testing.assert_close(asked.state.x, vector(0.0, 8.0))  # the first that came
+    assert float(asked.state.age) == 3
+    (asked,) = done(asked)
+    torch.testing.assert_close(asked.state.x, vector(8.0, 0.0))
+    assert done(asked) == []
+    merged = vector((9.0 + 1) / 2, (1.0 + 9) / 2)
+    torch.testing.assert_close(peer.params, vector(9.0, 1.0) if not given else merged)
+
+
+# Of a mass, half is pushed.
+
+
+def make_sharing(build=push_sum, ticks=9):
+    rows = Rows(torch.tensor([1]), torch.tensor([5]))
+    views = Views(lambda round, gone: View((2,), (0,)))
+    return Gossiper(build(sgd(0.5)), views, Tempo(2.0, ticks), vector(8.0, 0.0), rows)
+
+
+def share(sender: int, round: int, *x: float, w: float) -> Received:
+    return Received(sender, round, 1, -math.inf, Mass(vector(*x), vector(w)), 70)
+
+
+@pytest.mark.parametrize(("build", "moved"), [(push_sum, 8.0), (gosgd, 2.0)])
+def test_what_is_pushed_beside_a_step_is_gone_and_the_step_is_not(build, moved):
+    peer = make_sharing(build)
+    _, asked = peer.handle(Started())
+    for tick, (x, w) in enumerate([(4.0, 0.5), (6.0, 0.75)]):  # running sums
+        send, *_ = peer.handle(TimerFired(tick))
+        assert send.to == (2,)
+        torch.testing.assert_close(send.message, Mass(vector(x, 0.0), vector(w)))
+    assert trained(peer, asked, 0.0, -4.0) == []  # two to the right, of a model of weight 1
+    assert float(peer.state.w) == 0.25
+    torch.testing.assert_close(peer.params, vector(8.0, moved))
+
+
+def test_of_sums_only_what_is_new_is_taken():
+    peer = make_sharing()
+    _, asked = peer.handle(Started())
+    peer.handle(share(0, 3, 2.0, 0.0, w=0.5))
+    peer.handle(share(0, 5, 6.0, 0.0, w=1.0))  # which says what the first did, too
+    (asked,) = trained(peer, asked, 0.0, 0.0)
+    assert asked.state.x.tolist() == [[14.0, 0.0]]
+    assert asked.state.w.tolist() == [[2.0]]
+    with pytest.raises(RemoteProtocolError, match="0 pushed 5 again, or late"):
+        peer.handle(share(0, 5, 6.0, 0.0, w=1.0))
+    peer.handle(share(0, 6, 7.0, 0.0, w=1.25))
+    (asked,) = trained(peer, asked, 0.0, 0.0)
+    assert asked.state.w.tolist() == [[2.25]]
+
+
+def test_who_has_started_again_is_met_with_empty_hands():
+    peer = make_sharing()
+    _, asked = peer.handle(Started())
+    peer.handle(share(0, 5, 6.0, 0.0, w=1.0))
+    peer.handle(TimerFired(0))
+    peer.handle(PeerUp(0, anew=True))
+    peer.handle(PeerUp(2, anew=True))
+    assert trained(peer, asked, 0.0, 0.0) == []  # what its last life gave is not known any more
+    send, *_, asked = peer.handle(TimerFired(1))
+    assert send.message.w.tolist() == [[0.25]]
+    assert trained(peer, asked, 0.0, 0.0) == []
+    (asked,) = peer.handle(share(0, 0, 1.0, 0.0, w=0.5))
+    assert asked.state.w.tolist() == [[0.75]]
+
+
+def test_who_hears_nobody_does_not_give_away_all_it_has_but_goes_on_saying_what_it_gave():
+    peer = make_sharing(ticks=999)
+    _, asked = peer.handle(Started())
+    said = [peer.handle(TimerFired(tick))[0].message for tick in range(300)]
+    left = 0.5**HALVES
+    assert {float(one.w) for one in said[HALVES:]} == {1 - left}
+    assert trained(peer, asked, 0.0, 0.0) == []
+    assert peer.state.w.tolist() == [[left]]
+    peer.handle(share(0, 5, 6.0, 0.0, w=1.0))
+    assert float(peer.handle(TimerFired(300))[0].message.w) == 1 - left + (1 + left) / 2

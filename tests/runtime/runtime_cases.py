@@ -13,6 +13,7 @@ from p2pfl import codec
 from p2pfl.algorithm import Algorithm
 from p2pfl.algorithms import (
     average,
+    chebyshev,
     choco,
     d2,
     diloco,
@@ -25,10 +26,12 @@ from p2pfl.algorithms import (
     fedavg,
     fedavgm,
     fedyogi,
+    gosgd,
     gossip,
     gradient_tracking,
     kgt,
     local,
+    noloco,
     partial,
     proximal,
     push_diging,
@@ -91,6 +94,7 @@ CASES: dict[str, Case] = {
         lambda opt: dpsgd(opt, order="combine_then_adapt"), ring_graph, metropolis()
     ),
     "push_sum directed": Case(push_sum, exponential_graph, push()),
+    "gosgd": Case(gosgd, exponential_graph, push()),
     "push_sum examples": Case(
         lambda opt: push_sum(opt, weight="examples"), ring_graph, push(), sgd(0.05)
     ),
@@ -98,11 +102,13 @@ CASES: dict[str, Case] = {
     "d2": Case(d2, ring_graph, metropolis(lazy=True)),
     "exact_diffusion": Case(exact_diffusion, ring_graph, metropolis()),
     "extra": Case(extra, ring_graph, metropolis()),
+    "chebyshev": Case(lambda opt: chebyshev(opt, 0.7), ring_graph, metropolis()),
     "kgt": Case(lambda opt: kgt(opt, outer_lr=0.8), ring_graph, metropolis()),
     "push_diging": Case(push_diging, exponential_graph, push()),
     "push_pull": Case(push_pull, exponential_graph, push()),
     "qg": Case(lambda opt: qg(opt, nesterov=True), ring_graph, metropolis(), sgd(0.05)),
     "diloco": Case(diloco, ring_graph, metropolis(), adam(0.02)),
+    "noloco": Case(lambda opt: noloco(opt, gamma=0.4), ring_graph, metropolis(), adam(0.02)),
     "fedavgm": Case(fedavgm, complete_graph, metropolis()),
     "fedadagrad": Case(fedadagrad, ring_graph, metropolis()),
     "fedadam": Case(fedadam, ring_graph, metropolis()),
