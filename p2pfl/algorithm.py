@@ -218,10 +218,10 @@ class Algorithm(NamedTuple, Generic[S, M, R]):
         carry: what local steps have made of a state while it was exchanged: given the state
             that was sent, the same after the steps, and the same after the exchange, the one
             that has had both. None: the method does not allow it.
-
         restart: for methods whose messages build on earlier ones: the state as if nothing had
             been said to anybody, because somebody is to hear it who has not heard what was. None:
             there is no need, or no way.
+        settle: what is made of a state after the local steps of a round. None: nothing.
 
     Functions return new tensors and never write into those they were given (the optimiser's
     state apart): a message may still be on its way out while the next local steps run.

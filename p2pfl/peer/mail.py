@@ -123,6 +123,8 @@ class Mail(Generic[S, M, R]):
         self._heard.pop(peer, None)
         self._outran.discard(peer)
         self._ledger.forget(peer)
+        if self._mixing.conserves == "mass":
+            self.unopened.pop(peer, None)  # sums of shares which are counted from nothing now
 
     def shares(
         self, view: View, message: tuple[Tensor, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import NamedTuple
 
@@ -11,8 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from p2pfl.algorithms import push_sum as sgp
+from p2pfl.learning.optim import sgd
+from p2pfl.peer.events import Received
 from p2pfl.peer.ledger import Ledger
-from p2pfl.topology import one_peer_exponential
+from p2pfl.peer.mail import Mail
+from p2pfl.peer.plan import View
+from p2pfl.topology import one_peer_exponential, push
 
 N, LOST, TWICE = 16, 0.3, 0.3
 
@@ -178,3 +184,14 @@ def test_a_thousand_rounds_hardly_move_the_mean(dtype, most):
             said[to] = node, ledgers[node].give(to, (halves[node],))
         x = torch.stack([halves[k] + ledgers[k].take(*said[k])[0] for k in range(N)])
     assert 0 < float((x - mean).abs().max()) < most
+
+
+def test_a_sum_that_was_not_opened_is_not_taken_from_nothing():
+    mail = Mail(1, sgp(sgd(0.1)), push(), 2, None)
+    mail.put(Received(0, 5, 1, -math.inf, mass(1.0, 2.0), 0), 5)
+    mail.forget(0)  # the epoch of this edge has changed, and sums begin anew
+    mail.remember(1, 1, mass(0.0))
+    assert float(mail.open(View((0,), (0,)), 5, True).inbox.heard.w.sum()) == 1
+    mail.put(Received(0, 6, 1, -math.inf, mass(1.0, 0.25), 0), 6)
+    mail.remember(1, 1, mass(0.0))
+    assert float(mail.open(View((0,), (0,)), 6, True).inbox.heard.w.sum()) == 1.25
