@@ -5,8 +5,9 @@
 
 ``--what split`` cuts the network into two halves for some seconds. Measured are when the last peer
 sees everybody alive again, counted from the healing; how long the longest round of either half
-was, which must go on by itself; and how far apart models are, as consensus distance, 20 to 40
-rounds after the healing, in proportion to a run in which nothing happens, over the same rounds.
+was, which must go on by itself; how far apart models are, as consensus distance, 20 to 40
+rounds after the healing, in proportion to a run in which nothing happens, over the same rounds; and
+after how many rounds that proportion first is 1.1 or less.
 
 ``--what late`` lets one peer join in the middle. Measured is its accuracy three rounds after its
 first less the mean of the others in the same round, and when the last of them knew of it, counted
@@ -35,6 +36,8 @@ from p2pfl.results.runs import Result
 
 BEFORE, AFTER = 8.0, 15.0  # seconds of training before and after what happens
 SETTLED, WINDOW = 20, 20  # rounds after which peers are at one again, and over which it is judged
+ROUNDING = 1e-6  # a consensus distance that is none
+AT_ONE = 1.1  # times as far apart as without a fault counts as at one again
 JOINED = 3  # rounds after which who comes late is as good as the others
 
 Figures = dict[str, float]
@@ -68,26 +71,32 @@ def split(given: argparse.Namespace, folder: Path, seed: int) -> Figures:
     torn = run(given, folder / "torn", seed, seconds, text)
     healed = BEFORE + given.cut
     wall, rounds = torn.metrics["wall_s"], torn.metrics["round"]
+    alive = [at - healed for _, at in noticed(torn, "alive") if at > healed]
     # One half may be some rounds ahead of the other.
-    first = int(rounds[wall <= healed].max()) + SETTLED
+    last = int(rounds[wall <= healed].max())
+    # Where all hear all there is none but by rounding, neither with a cut nor without.
+    usual = max(distance(whole, last + SETTLED, WINDOW), ROUNDING)
     gaps = [
         np.diff(wall[(torn.metrics["node"] == node) & (wall < healed) & (wall > BEFORE)])
         for node in range(given.nodes)
     ]
-    apart = distance(torn, first) / distance(whole, first)
-    alive = [at - healed for _, at in noticed(torn, "alive") if at > healed]
+    apart = max(distance(torn, last + SETTLED, WINDOW), ROUNDING)
+    after = (gone for gone in range(1000) if distance(torn, last + gone, 1) <= AT_ONE * usual)
     return {
         "all see all, s after the healing": max(alive),
         "longest round while cut, s": float(max(gap.max() for gap in gaps)),
-        "distance / undisturbed": apart,
+        "distance": apart,
+        "distance undisturbed": usual,
+        "distance / undisturbed": apart / usual,
+        "rounds until 1.1 of it": float(next(after, np.nan)),
     }
 
 
-def distance(result: Result, first: int) -> float:
-    """Return how far apart models are, on average over some rounds from one on."""
+def distance(result: Result, first: int, count: int) -> float:
+    """Return how far apart models are, on average over so many rounds from one on."""
     rounds, far = result.metrics["round"], result.metrics["consensus_distance"]
-    there = (rounds >= first) & (rounds < first + WINDOW) & ~np.isnan(far)
-    return float(far[there].mean())
+    there = (rounds >= first) & (rounds < first + count) & ~np.isnan(far)
+    return float(far[there].mean()) if there.any() else np.nan
 
 
 def late(given: argparse.Namespace, folder: Path, seed: int) -> Figures:
@@ -132,7 +141,7 @@ def run(
         tables["churn"] = {"name": "script", "path": str(path)}
     result = p2pfl.run(tables, on="local", out=folder)
     if result.summary["status"] != "finished":
-        sys.exit(f"a run failed: {result.summary.get('error')}")
+        sys.exit(f"a run was {result.summary['status']}: {result.summary.get('error')}")
     return result
 
 
@@ -158,7 +167,7 @@ def show(found: list[Figures], given: argparse.Namespace) -> None:
     for name in found[0]:
         values = [one[name] for one in found]
         worst = min(values) if "accuracy" in name else max(values)
-        table.add_row(name, f"{statistics.median(values):.2f}", f"{worst:.2f}")
+        table.add_row(name, f"{statistics.median(values):.3g}", f"{worst:.3g}")
     Console(width=100).print(table)
     Console(width=100).print(describe(), markup=False, highlight=False)
 
