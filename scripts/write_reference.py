@@ -90,13 +90,14 @@ def section(key: str, kind: Kind) -> str:
         told = " with ".join([f"`{default['name']}`", *others])
         lines += [f"Default: {told}.", ""]
     for name, factory in sorted(kind.table.items()):
-        lines += entry(name, factory, kind.given)
+        lines += entry(name, factory, kind.given, kind.told)
     return "\n".join(lines)
 
 
-def entry(name: str, factory: Any, given: int) -> list[str]:  # noqa: ANN401
+def entry(name: str, factory: Any, given: int, told: tuple[str, ...] = ()) -> list[str]:  # noqa: ANN401
     """Return what is said of one factory."""
     parameters = list(inspect.signature(factory).parameters.values())[given:]
+    parameters = [parameter for parameter in parameters if parameter.name not in told]
     hints = typing.get_type_hints(factory)
     lines = [f"### `{name}`", ""] if name else []
     lines += [prose(inspect.getdoc(factory) or ""), ""]

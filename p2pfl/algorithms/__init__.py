@@ -11,6 +11,7 @@ from p2pfl.algorithms.beer import beer
 from p2pfl.algorithms.compressed import choco, deepsqueeze, quantised
 from p2pfl.algorithms.corrected import d2, exact_diffusion, extra, gradient_tracking, kgt
 from p2pfl.algorithms.directed import push_diging, push_pull
+from p2pfl.algorithms.divshare import divshare
 from p2pfl.algorithms.gossip import fedasync, gossip
 from p2pfl.algorithms.jwins import jwins
 from p2pfl.algorithms.momentum import qg
@@ -19,6 +20,7 @@ from p2pfl.algorithms.outer import diloco, fedadagrad, fedadam, fedavgm, fedyogi
 from p2pfl.algorithms.partial import check_partial, partial, shared_columns
 from p2pfl.algorithms.proximal import proximal
 from p2pfl.algorithms.push_sum import push_sum
+from p2pfl.algorithms.relay import relay
 from p2pfl.algorithms.robust import balance, rpel
 
 ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
@@ -28,6 +30,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
     "d2": d2,
     "deepsqueeze": deepsqueeze,
     "diloco": diloco,
+    "divshare": divshare,
     "dpsgd": dpsgd,
     "exact_diffusion": exact_diffusion,
     "extra": extra,
@@ -48,6 +51,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
     "push_sum": push_sum,
     "qg": qg,
     "quantised": quantised,
+    "relay": relay,
     "rpel": rpel,
 }
 
@@ -61,6 +65,7 @@ __all__ = [
     "d2",
     "deepsqueeze",
     "diloco",
+    "divshare",
     "dpsgd",
     "exact_diffusion",
     "extra",
@@ -83,6 +88,7 @@ __all__ = [
     "push_sum",
     "qg",
     "quantised",
+    "relay",
     "rpel",
     "shared_columns",
 ]

@@ -104,7 +104,9 @@ def _built(name: str) -> Algorithm[Any, Any, Any] | None:
         table = {"name": name, **given} | ({"codec": codec} if codec else {})
         try:
             section = read("algorithm", table, SECTIONS["algorithm"])
-            built: Algorithm[Any, Any, Any] = section.build("algorithm", sgd(0.1))
+            built: Algorithm[Any, Any, Any] = section.build(
+                "algorithm", sgd(0.1), n=EXAMPLES["nodes"]
+            )
         except UserError:
             continue
         return built
@@ -119,9 +121,12 @@ def _message(built: Algorithm[Any, Any, Any] | None) -> dict[str, int] | None:
 
     if built is None or built.needs.weights == "none":
         return None
-    rows, sizes = Rows(torch.tensor([0]), torch.tensor([1])), []
+    from p2pfl.peer.addressed import variant
+
+    rows, sizes = Rows(torch.tensor([0]), torch.tensor([1]), torch.tensor([[1]])), []
     for d in (MEASURED, 2 * MEASURED):
         message = built.send(built.init(torch.zeros(1, d), rows))
+        message = variant(message, 0) if built.needs.addressed else message
         sizes.append(sum(field.nbytes for field in message))
     each = (sizes[1] - sizes[0]) // MEASURED
     return {"per_parameter": each, "besides": sizes[0] - each * MEASURED}
@@ -139,6 +144,7 @@ def _words(built: Algorithm[Any, Any, Any]) -> list[str]:
         "no neighbours": needs.weights == "none",
         "a complete graph": needs.graph == "complete",
         "links both ways": needs.graph == "symmetric",
+        "a tree": needs.graph == "tree",
         "neighbours that stay": needs.static,
         "every message": needs.every_message,
         "eigenvalues above -1/3": needs.positive,
@@ -152,7 +158,10 @@ def _words(built: Algorithm[Any, Any, Any]) -> list[str]:
 
 def _arguments(factory: Callable[..., Any]) -> list[str]:
     """Return the keys of a section, without what the program supplies itself."""
-    return list(inspect.signature(factory).parameters)[1:]
+    from p2pfl.experiment.sections import SECTIONS
+
+    told = SECTIONS["algorithm"].told
+    return [name for name in list(inspect.signature(factory).parameters)[1:] if name not in told]
 
 
 def _about(factory: Callable[..., Any]) -> str:

@@ -48,11 +48,13 @@ class Kind(NamedTuple):
         table: the factories by name. A section with one factory named ``""`` has no name.
         default: the name when none is given.
         given: how many leading parameters the program supplies itself.
+        told: others that it supplies, by name, to factories which ask for them.
     """
 
     table: Table
     default: str | None = None
     given: int = 0
+    told: tuple[str, ...] = ()
 
 
 class Section(NamedTuple):
@@ -62,11 +64,18 @@ class Section(NamedTuple):
     values: dict[str, Value]  # as in the file; nested sections are `Section`s
     factory: Callable[..., Any]
 
-    def build(self, path: str, *given: Any) -> Any:  # noqa: ANN401
-        """Call the factory; a `ValueError` becomes a `UserError` which names the section."""
+    def build(self, path: str, *given: Any, **told: Any) -> Any:  # noqa: ANN401
+        """Call the factory; a `ValueError` becomes a `UserError` which names the section.
+
+        Args:
+            path: where the section stands, for error messages.
+            given: the leading arguments of the factory.
+            told: others by name, of which it is given those that it asks for.
+        """
         values = {key: _build(value, f"{path}.{key}") for key, value in self.values.items()}
+        asked = inspect.signature(self.factory).parameters if told else ()
         try:
-            return self.factory(*given, **values)
+            return self.factory(*given, **values, **{k: told[k] for k in told if k in asked})
         except ValueError as error:
             raise UserError(f"{path}: {error}") from error
 
@@ -100,7 +109,7 @@ def read(path: str, value: Value, kind: Kind) -> Section:
     factory = kind.table[name]
     hints = typing.get_type_hints(factory)
     parameters = list(inspect.signature(factory).parameters.values())[kind.given :]
-    known = {parameter.name: parameter for parameter in parameters}
+    known = {p.name: p for p in parameters if p.name not in kind.told}
     for key in table:
         if key not in known:
             raise UserError(f"{path}.{key} is unknown{_choices(key, known, name)}")

@@ -56,7 +56,7 @@ def read_tables(tables: Mapping[str, Value], base: str | Path) -> Tables:
     for key in ("topology", "algorithm"):
         _seed(sections[key], tables.get(key, {}), seed)
     nodes = count_nodes(tables.get("nodes"), sections)
-    mixing = tables.get("mixing") or default_mixing(honest_algorithm(sections).needs)
+    mixing = tables.get("mixing") or default_mixing(honest_algorithm(sections, nodes).needs)
     sections["mixing"] = read("mixing", mixing, SECTIONS["mixing"])
     return Tables(name, seed, nodes, sections, base)
 

@@ -212,9 +212,11 @@ def with_algorithm(name: str) -> Experiment:
     """Return an experiment with an algorithm and what it cannot do without."""
     algorithm = {"name": name, **ARGUMENTS.get(name, {})}
     pulled = {"topology": "el_local:s=8,pull=true", "nodes": 16} if name == "rpel" else {}
+    graph = {"relay": "chain", "powergossip": "ring"}.get(name, "complete")
     rounds = ARGUMENTS.get(name, {}).get("rounds", 4)
     return Experiment.from_dict(
-        {"algorithm": algorithm, "pace": {"local_steps": 1, "rounds": rounds}} | pulled
+        {"algorithm": algorithm, "pace": {"local_steps": 1, "rounds": rounds}, "topology": graph}
+        | pulled
     )
 
 

@@ -16,8 +16,10 @@ from p2pfl.algorithms import ALGORITHMS
 from p2pfl.codec import identity, random_k, top_k
 from p2pfl.learning import Quadratics, backends, losses, optim, schedules
 from p2pfl.learning.modules import pure
+from p2pfl.peer.addressed import side_by_side
 from p2pfl.runtime.memory import needed
 from p2pfl.runtime.setup import Setup
+from p2pfl.topology import ring_graph, static
 
 OPTIMISERS = {
     "sgd": optim.sgd(0.1),
@@ -50,6 +52,7 @@ def test_gradients(kind, name, loss):
 
 # They look at the numbers of what they have heard, of which there are none.
 LOOK = ("balance", "fedasync", "gossip", "jwins", "moniqua", "rpel")
+LOOK += ("divshare", "powergossip", "relay")
 
 
 @pytest.mark.parametrize("opt", OPTIMISERS)
@@ -58,12 +61,14 @@ def test_algorithms(name, opt):
     algorithm = example(name, OPTIMISERS[opt], identity())
     x = torch.zeros(4, 6, device="meta")
     nodes = torch.arange(4, device="meta")
-    state = algorithm.init(x, Rows(nodes, nodes))
+    state = algorithm.init(x, Rows(nodes, nodes, nodes.unsqueeze(1)))
     state = algorithm.step(state, torch.zeros_like(x))
     if algorithm.factor is not None:
         factor, _ = algorithm.factor(state)
         assert factor.device.type == "meta"
     message = algorithm.send(state)
+    if algorithm.needs.addressed:  # to one neighbour each
+        message = side_by_side(message)
     if name in LOOK:
         return
     heard = algorithm.absorb(None, message, 6)
@@ -87,7 +92,7 @@ class Elsewhere(Quadratics):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_memory_is_reckoned_there(name):
     algorithm = example(name, OPTIMISERS["sgd"], identity())
-    setup = Setup(algorithm, Elsewhere(3, 6), *[None] * 5)
+    setup = Setup(algorithm, Elsewhere(3, 6), static(ring_graph(3)), *[None] * 4)
     assert needed(setup, 3).state >= 3 * 6 * 4
 
 

@@ -16,6 +16,7 @@ from p2pfl.algorithms import (
     choco,
     d2,
     diloco,
+    divshare,
     dpsgd,
     exact_diffusion,
     extra,
@@ -35,6 +36,7 @@ from p2pfl.algorithms import (
     push_pull,
     push_sum,
     qg,
+    relay,
 )
 from p2pfl.churn.script import Happening, Script
 from p2pfl.learning import Quadratics
@@ -48,12 +50,14 @@ from p2pfl.runtime.simulate import Simulator
 from p2pfl.topology import (
     Mixing,
     Topology,
+    binary_tree_graph,
     complete_graph,
     exponential_graph,
     links_between,
     metropolis,
     push,
     ring_graph,
+    star_graph,
     static,
     uniform,
     weights,
@@ -122,6 +126,10 @@ CASES: dict[str, Case] = {
     "partial": Case(lambda opt: partial(dpsgd(opt), SHARED), ring_graph, metropolis()),
     "partial kgt": Case(lambda opt: partial(kgt(opt), SHARED), ring_graph, metropolis()),
     "partial choco": Case(lambda opt: partial(sparse_choco(opt), SHARED), ring_graph, metropolis()),
+    "relay": Case(lambda opt: relay(opt, N), binary_tree_graph, metropolis()),
+    "relay pulled": Case(lambda opt: proximal(relay(opt, N), 0.4), star_graph, metropolis()),
+    "divshare": Case(lambda opt: divshare(opt, 2, seed=3), exponential_graph, uniform()),
+    "divshare ring": Case(divshare, ring_graph, metropolis()),
     "average": Case(lambda opt: average(), ring_graph, metropolis()),
 }
 
