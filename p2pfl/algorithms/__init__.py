@@ -18,6 +18,7 @@ from p2pfl.algorithms.momentum import qg
 from p2pfl.algorithms.moniqua import moniqua
 from p2pfl.algorithms.outer import diloco, fedadagrad, fedadam, fedavgm, fedyogi
 from p2pfl.algorithms.partial import check_partial, partial, shared_columns
+from p2pfl.algorithms.powergossip import powergossip
 from p2pfl.algorithms.proximal import proximal
 from p2pfl.algorithms.push_sum import push_sum
 from p2pfl.algorithms.relay import relay
@@ -46,6 +47,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
     "kgt": kgt,
     "local": local,
     "moniqua": moniqua,
+    "powergossip": powergossip,
     "push_diging": push_diging,
     "push_pull": push_pull,
     "push_sum": push_sum,
@@ -82,6 +84,7 @@ __all__ = [
     "local",
     "moniqua",
     "partial",
+    "powergossip",
     "proximal",
     "push_diging",
     "push_pull",

@@ -39,9 +39,9 @@ def divshare(
     In every round a model is cut into so many fragments, at random: each takes one of every F
     consecutive parameters, and every parameter is in exactly one. The t-th neighbour is sent
     fragment ``t % F``. A receiver takes for every parameter the mean of its own value and of all
-    that came. Nobody is told more than one fragment of a model in a round: with more neighbours than
-    fragments several are told the same one, and each still one. Over the rounds a neighbour that
-    stays sees all parameters, of models of different age.
+    that came. Nobody is told more than one fragment of a model in a round: with more neighbours
+    than fragments several are told the same one, and each still one. Over the rounds a neighbour
+    that stays sees all parameters, of models of different age.
 
     Messages are ``4 d / F + 12`` bytes (float32). On ``el_local`` with ``s = F s'`` it costs what
     whole models cost with s'; with ``fragments = 1`` it is `dpsgd` with uniform weights. The mixing

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Inbox, R, Rows
@@ -50,9 +49,3 @@ def neighbours_of(rows: Rows) -> Tensor:
     if rows.neighbours is None:
         raise ValueError("this algorithm must be told who the neighbours are (Rows.neighbours)")
     return rows.neighbours
-
-
-def told_apart(nodes: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the two ends of every edge, the lower id first, ``[rows, k]`` each."""
-    own = nodes.unsqueeze(1).expand_as(neighbours)
-    return torch.minimum(own, neighbours), torch.maximum(own, neighbours)

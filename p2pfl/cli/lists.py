@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FormatOption = Annotated[Format, typer.Option(help="How it is printed.")]
 # Of keys that have no default in some algorithm; rpel needs more models for more attackers.
 EXAMPLES = {"theta": 1.0, "share": 0.1, "rounds": 10, "nodes": 16, "attackers": 1, "s": 8}
+CHOSEN = {"codec": "codec", "share": "codec", "rank": "rank"}  # keys by which messages shrink
 MEASURED = 4096  # parameters of a model whose message is measured, and of one twice as large
 
 
@@ -62,7 +63,8 @@ def topologies(format: FormatOption = Format.text) -> None:
 def algorithms(format: FormatOption = Format.text) -> None:
     """List the algorithms: what each sends to a neighbour, and what it needs.
 
-    A message is so many bytes for a model of d parameters in float32; "codec" where that is chosen.
+    A message is so many bytes for a model of d parameters in float32; "codec" or "rank" where that
+    is chosen.
 
     Example:  p2pfl algorithms --format json
     """
@@ -71,7 +73,7 @@ def algorithms(format: FormatOption = Format.text) -> None:
     told, short = [], []
     for name, factory in sorted(ALGORITHMS.items()):
         built, about = _built(name), _about(factory)
-        chosen = {"codec", "share"} & {*_arguments(factory)}
+        chosen = next((word for key, word in CHOSEN.items() if key in _arguments(factory)), "")
         size = None if chosen else _message(built)
         told.append(
             {
@@ -83,7 +85,7 @@ def algorithms(format: FormatOption = Format.text) -> None:
                 "about": about,
             }
         )
-        unknown = "codec" if chosen else "-"
+        unknown = chosen or "-"
         message = unknown if size is None else _polynomial(**size)
         needs = ", ".join(_words(built)) if built else "-"
         short.append({"name": name, "message": message, "needs": needs, "about": about})
@@ -97,16 +99,16 @@ def _built(name: str) -> Algorithm[Any, Any, Any] | None:
     from p2pfl.experiment.config import read
     from p2pfl.experiment.sections import SECTIONS
     from p2pfl.learning.optim import sgd
+    from p2pfl.learning.spec import Spec
 
+    told = {"n": EXAMPLES["nodes"], "spec": Spec((), (), ())}
     known = _arguments(ALGORITHMS[name])
     given = {key: value for key, value in EXAMPLES.items() if key in known}
     for codec in CODECS if "codec" in known else ("",):
         table = {"name": name, **given} | ({"codec": codec} if codec else {})
         try:
             section = read("algorithm", table, SECTIONS["algorithm"])
-            built: Algorithm[Any, Any, Any] = section.build(
-                "algorithm", sgd(0.1), n=EXAMPLES["nodes"]
-            )
+            built: Algorithm[Any, Any, Any] = section.build("algorithm", sgd(0.1), **told)
         except UserError:
             continue
         return built

@@ -37,6 +37,7 @@ from p2pfl.algorithms import (
     kgt,
     local,
     moniqua,
+    powergossip,
     proximal,
     push_diging,
     push_pull,
@@ -48,6 +49,7 @@ from p2pfl.algorithms import (
 )
 from p2pfl.attacks import ATTACKS, hostile
 from p2pfl.learning.optim import Optimiser
+from p2pfl.learning.spec import Spec
 from p2pfl.learning.training import train
 from p2pfl.peer.addressed import side_by_side, spread
 from p2pfl.peer.plan import Pace
@@ -76,6 +78,8 @@ RULES: dict[str, rules.Aggregation] = {
     "bucketing": rules.bucketing(rules.median(), s=2),
     "bucketing clipped": rules.bucketing(rules.centred_clipping(0.5), s=2),
 }
+
+MATRIX = Spec(("weight",), ((2, 2),), ("float64",))
 
 
 def _robust(rule: rules.Aggregation) -> Build:
@@ -129,6 +133,8 @@ PLAIN: dict[str, Build] = {
     "local": local,
     "relay": lambda opt: relay(opt, n=6),
     "divshare": lambda opt: divshare(opt, fragments=3, seed=5),
+    "powergossip": lambda opt: powergossip(opt, MATRIX),
+    "powergossip whole": lambda opt: powergossip(opt, MATRIX, rank=2),
     "divshare whole": lambda opt: divshare(opt, fragments=1),
     "balance": lambda opt: balance(opt, rounds=8, gamma=1.0),
     "rpel": lambda opt: rpel(opt, nodes=6, attackers=1, s=4, rounds=10),

@@ -10,15 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfl.algorithm import Rows
-from p2pfl.algorithms import divshare, dpsgd, relay
+from p2pfl.algorithms import divshare, dpsgd, powergossip, relay
+from p2pfl.algorithms.lowrank import orthonormal
 from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import sgd
+from p2pfl.learning.spec import Spec
 from p2pfl.peer.addressed import spread, variant
 from p2pfl.topology import (
     binary_tree_graph,
     chain_graph,
     el_local,
     metropolis,
+    ring_graph,
     star_graph,
     static,
     uniform,
@@ -178,3 +181,98 @@ def test_a_neighbour_is_told_other_parameters_in_every_round():
         seen.update(told_of)
         state = a.receive(state, inbox(a, state, None, torch.eye(2), 40))
     assert len(seen) > 30
+
+
+# PowerGossip.
+
+
+def spec_of(*shapes: tuple[int, ...]) -> Spec:
+    return Spec(tuple(f"w{i}" for i in range(len(shapes))), shapes, ("float64",) * len(shapes))
+
+
+def gossiped(spec: Spec, rank: int, rounds: int) -> tuple[float, float]:
+    """Return the relative consensus error on a ring of 16, and how far the mean has moved."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(16, spec.size, dtype=torch.float64, generator=draw)
+    a, w = powergossip(sgd(0.0), spec, rank), matrix(ring_graph(16), lazy=False)
+    state, mean = a.init(x, among(16, w)), x.mean(0)
+    for _ in range(rounds):
+        state, _ = exchange(a, state, None, w, spec.size)
+    drift = float((state.x.mean(0) - mean).abs().max())
+    return float((state.x - mean).norm() / (x - mean).norm()), drift
+
+
+@pytest.mark.parametrize(
+    ("rounds", "expected"),
+    [
+        (100, 0.243),
+        (500, 0.0387),
+        pytest.param(1000, 5.0e-3, marks=pytest.mark.slow),
+        pytest.param(2000, 9.1e-5, marks=pytest.mark.slow),
+        pytest.param(4000, 3.0e-8, marks=pytest.mark.slow),
+    ],
+)
+def test_powergossip_agrees_as_fast_as_was_worked_out_by_hand(rounds, expected):
+    error, drift = gossiped(spec_of((20, 12)), 1, rounds)
+    assert expected / 2 < error < 2 * expected
+    assert drift <= 1e-13
+
+
+def test_more_directions_agree_faster():
+    by_rank = [gossiped(spec_of((20, 12), (7,)), rank, 60)[0] for rank in (1, 4, 12)]
+    assert by_rank == sorted(by_rank, reverse=True)
+    assert by_rank[2] < 0.1 < by_rank[0]
+
+
+def test_vectors_and_small_matrices_are_mixed_as_by_dpsgd():
+    spec, n = spec_of((2, 9), (5,), (6, 1)), 6
+    draw = torch.Generator().manual_seed(5)
+    x = torch.randn(n, spec.size, dtype=torch.float64, generator=draw)
+    grads = torch.randn(6, n, spec.size, dtype=torch.float64, generator=draw)
+    rows, w = Rows(torch.arange(n), torch.ones(n).long()), matrix(binary_tree_graph(n))
+    ours = play(powergossip(sgd(0.1), spec, rank=2), x, rows, grads, w)
+    close(ours.x, play(dpsgd(sgd(0.1)), x, rows, grads, w).x)
+
+
+def test_one_gap_of_one_direction_is_closed_in_two_rounds():
+    """The first basis is drawn; the second is where the two differ."""
+    draw = torch.Generator().manual_seed(3)
+    left, right = torch.randn(2, 7, 1, dtype=torch.float64, generator=draw)
+    x = torch.stack([(left @ right[:5].T).flatten(), torch.zeros(35)])
+    a, w = powergossip(sgd(0.0), spec_of((7, 5))), torch.full((2, 2), 0.5, dtype=torch.float64)
+    state = a.init(x, among(2, w))
+    for _ in range(2):
+        assert not torch.allclose(state.x[0], state.x[1])
+        state, _ = exchange(a, state, None, w, 35)
+    close(state.x, x.mean(0).expand(2, -1))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_messages_are_as_long_as_the_longer_turn(rank):
+    spec = spec_of((32, 64), (32,), (10, 32), (10,), (8, 3, 3, 3), (1, 9))
+    a = powergossip(sgd(0.1), spec, rank)
+    x, w = torch.zeros(3, spec.size, dtype=torch.float64), torch.ones(3, 3)
+    state = a.init(x, among(3, w))
+    turns = (64 + 10 + 8, 32 + 32 + 27)  # which side begins makes them near each other
+    for _ in range(3):
+        message = a.send(state)
+        assert message.values.shape == (3, 2, rank * max(turns) + 32 + 10 + 9)
+        state, _ = exchange(a, state, None, w / 3, spec.size)
+
+
+def test_powergossip_takes_no_model_of_another_size():
+    with pytest.raises(ValueError, match="6 parameters"):
+        powergossip(sgd(0.1), spec_of((2, 2))).init(torch.zeros(1, 6), among(1, torch.ones(1, 1)))
+
+
+@given(data=st.data())
+@LAWS
+def test_bases_are_orthonormal_whatever_is_left(data):
+    a, r = data.draw(st.sampled_from([(3, 1), (3, 2), (6, 4)]))
+    draw = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
+    block, drawn = torch.randn(2, 2, a, r, dtype=torch.float64, generator=draw)
+    if data.draw(st.booleans()):
+        block[..., -1] = block[..., 0] * data.draw(st.sampled_from([0.0, 1.0, -3.0]))
+    scale = data.draw(st.sampled_from([0.0, 1e-200, 1.0, 1e100]))
+    made = orthonormal(block * scale, drawn)
+    close(made.mT @ made, torch.eye(r, dtype=torch.float64).expand(2, r, r))

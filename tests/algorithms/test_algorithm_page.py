@@ -10,8 +10,9 @@ import torch
 from algorithm_cases import ALL, Build, told
 
 from p2pfl.algorithm import Rows
-from p2pfl.algorithms import ALGORITHMS
+from p2pfl.algorithms import ALGORITHMS, powergossip
 from p2pfl.learning.optim import sgd
+from p2pfl.learning.spec import Spec
 from p2pfl.learning.tree import leaves
 
 PAGE = Path(__file__).parents[2] / "docs" / "algorithms.md"
@@ -34,7 +35,9 @@ def test_the_table_is_complete():
 
 def cases() -> dict[str, Build]:
     """Return one of each algorithm: of those with a codec, the first."""
-    return {name.split()[0]: build for name, build in reversed(ALL.items())}
+    spec = Spec(("weight",), ((5, D // 5),), ("float32",))
+    made = {name.split()[0]: build for name, build in reversed(ALL.items())}
+    return made | {"powergossip": lambda opt: powergossip(opt, spec)}
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))

@@ -39,6 +39,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "pace": {"rounds": 4, "local_steps": 2, "overlap": True},
     },
     "relay": {"algorithm": "relay", "topology": {"name": "binary_tree"}},
+    "powergossip": {"algorithm": "powergossip:rank=2"},
     "divshare": {
         "algorithm": "divshare:fragments=2",
         "topology": {"name": "el_local", "s": 3},
