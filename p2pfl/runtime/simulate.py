@@ -70,10 +70,7 @@ class Simulator:
             raise _needs_a_clock("churn")
         self._addressed = setup.algorithm.needs.addressed
         if self._addressed and ranks and ranks.size > 1:
-            raise UserError(
-                "this algorithm sends every neighbour something else, and a simulation shared out"
-                " with torchrun cannot: run it in one process"
-            )
+            raise UserError("ranks of torchrun cannot send every neighbour something else")
         keep_freed_memory()
         self.setup, self.pace, self.ranks = setup, setup.pace, ranks or Ranks()
         self.nodes = self.ranks.nodes(setup.topology.n)
@@ -154,7 +151,9 @@ class Simulator:
         if algorithm.absorb is not newest:
             message = setup.message(int(self.nodes[0]))
             of_one = algorithm.absorb(None, message, setup.task.d)
-            rows = len(self.nodes) * self._variants(algorithm.send(self.state))
+            rows = len(self.nodes)
+            if self._addressed:
+                rows *= self._variants(algorithm.send(self.state))
             heard = tree_map(lambda f: f.new_empty((rows, *f.shape[1:]), device="meta"), of_one)
         self.state = None
         sent = outline if self.pace.overlap else None
@@ -226,7 +225,8 @@ class Simulator:
         algorithm = self.setup.algorithm
         message = algorithm.send(self.state)
         variants = self._variants(message)
-        message = side_by_side(message) if self._addressed else message
+        if self._addressed:
+            message = side_by_side(message)
         self._payload = sum(block[:1].nbytes for block in message)
         heard = algorithm.absorb(self._heard, message, self.setup.task.d)
         around = self._neighbourhood(k, variants)
