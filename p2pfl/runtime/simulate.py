@@ -225,8 +225,7 @@ class Simulator:
         algorithm = self.setup.algorithm
         message = algorithm.send(self.state)
         variants = self._variants(message)
-        if self._addressed:
-            message = side_by_side(message)
+        message = side_by_side(message) if self._addressed else message
         self._payload = sum(block[:1].nbytes for block in message)
         heard = algorithm.absorb(self._heard, message, self.setup.task.d)
         around = self._neighbourhood(k, variants)

@@ -29,7 +29,8 @@ def test_who_is_gone_leaves_the_places_of_the_others():
     peer = setup.peer(1)
     peer.handle(PeerDown(3))
     (train,) = peer.handle(Started())
-    effects = peer.handle(Trained(train.step, train.state, 0.0))
+    heard = torch.arange(15.0, dtype=torch.float64).view(1, 3, 5)  # unlike of each neighbour
+    effects = peer.handle(Trained(train.step, train.state._replace(sums=heard), 0.0))
     sent = {one.to: one.message for one in effects if isinstance(one, Send)}
     assert sent.keys() == {(0,), (4,)}
     whole = setup.algorithm.send(peer.state)
