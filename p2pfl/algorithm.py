@@ -22,10 +22,15 @@ R = TypeVar("R", bound=tuple[Tensor, ...])  # what is remembered of each sender
 
 
 class Rows(NamedTuple):
-    """Who the rows of a block are."""
+    """Who the rows of a block are.
+
+    Their neighbours are told to algorithms which need them to stay and send each something else.
+    """
 
     nodes: Tensor  # [rows], int64: the id of the node behind each row
     examples: Tensor  # [rows], int64: how many training examples that node holds
+    # [rows, k], int64, ascending, -1 where there are no more; k is the same for all nodes
+    neighbours: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +176,8 @@ class Needs(NamedTuple):
         weights: ``"mean"`` wants rows that sum to one, ``"mass"`` columns, ``"none"`` hears
             nobody.
         graph: ``"symmetric"`` wants every link to go both ways, ``"complete"`` wants
-            everybody to hear everybody.
+            everybody to hear everybody, ``"tree"`` wants one way from anybody to anybody, there
+            and back.
         static: the graph must not change from round to round.
         every_message: a message that is lost, or taken a round late, breaks the method.
         positive: the mixing matrix must have no eigenvalue at or below -1/3.
@@ -181,10 +187,14 @@ class Needs(NamedTuple):
         models: a row that is given fewer models in a round, its own included, keeps its own.
         rule: what lays the models it hears side by side, in words; "": nothing does.
         single: a row hears one other at a time; on a timer it trains after each.
+        addressed: neighbours are sent different messages. The fields of a message are then
+            ``[rows, K, ...]``: of those a row sends to in a round, in ascending order of their
+            ids, the t-th is given variant ``t % K``, and nobody but the row itself hears of the
+            others. What it has said itself, in its own inbox, is variant 0.
     """
 
     weights: Literal["mean", "mass", "none"] = "mean"
-    graph: Literal["any", "symmetric", "complete"] = "any"
+    graph: Literal["any", "symmetric", "complete", "tree"] = "any"
     static: bool = False
     every_message: bool = False
     positive: bool = False
@@ -194,6 +204,7 @@ class Needs(NamedTuple):
     models: int = 1
     rule: str = ""
     single: bool = False
+    addressed: bool = False
 
 
 class Algorithm(NamedTuple, Generic[S, M, R]):

@@ -91,29 +91,29 @@ def section(key: str, kind: Kind) -> str:
         told = " with ".join([f"`{default['name']}`", *others])
         lines += [f"Default: {told}.", ""]
     for name, factory in sorted(kind.table.items()):
-        lines += entry(name, factory, kind.given, FOLLOWED if key == "algorithm" else ())
+        lines += entry(name, factory, kind, FOLLOWED if key == "algorithm" else ())
     return "\n".join(lines)
 
 
 def entry(
     name: str,
     factory: Any,  # noqa: ANN401
-    given: int,
+    kind: Kind,
     followed: tuple[str, ...] = (),
 ) -> list[str]:
     """Return what is said of one factory."""
-    known = parameters(factory, given)
+    known = parameters(factory, kind.given, kind.told)
     hints = typing.get_type_hints(factory)
     lines = [f"### `{name}`", ""] if name else []
     lines += [prose(inspect.getdoc(factory) or ""), ""]
     if known:
         lines += ["| key | type | default |", "|---|---|---|"]
         for parameter in known.values():
-            kind = readable(hints[parameter.name]).replace("|", "\\|")
+            typed = readable(hints[parameter.name]).replace("|", "\\|")
             empty = parameter.default is inspect.Parameter.empty
             needed = "*of the experiment*" if parameter.name in followed else "*must be given*"
             default = needed if empty else f"`{parameter.default!r}`"
-            lines.append(f"| `{parameter.name}` | `{kind}` | {default} |")
+            lines.append(f"| `{parameter.name}` | `{typed}` | {default} |")
         lines.append("")
     return lines
 
@@ -161,7 +161,7 @@ def page() -> str:
     ):
         lines = [f"## {title}", ""]
         for name, factory in sorted(table.items()):
-            lines += entry(name, factory, 0)
+            lines += entry(name, factory, Kind({}))
         chapters.append("\n".join(lines))
     return HEAD + "\n" + "\n".join(chapters).rstrip() + "\n"
 

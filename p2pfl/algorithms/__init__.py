@@ -12,14 +12,17 @@ from p2pfl.algorithms.beer import beer
 from p2pfl.algorithms.compressed import choco, deepsqueeze, quantised
 from p2pfl.algorithms.corrected import d2, exact_diffusion, extra, gradient_tracking, kgt
 from p2pfl.algorithms.directed import push_diging, push_pull
+from p2pfl.algorithms.divshare import divshare
 from p2pfl.algorithms.gossip import fedasync, gossip
 from p2pfl.algorithms.jwins import jwins
 from p2pfl.algorithms.momentum import qg
 from p2pfl.algorithms.moniqua import moniqua
 from p2pfl.algorithms.outer import diloco, fedadagrad, fedadam, fedavgm, fedyogi, noloco
 from p2pfl.algorithms.partial import check_partial, partial, shared_columns
+from p2pfl.algorithms.powergossip import powergossip
 from p2pfl.algorithms.proximal import proximal
 from p2pfl.algorithms.push_sum import gosgd, push_sum
+from p2pfl.algorithms.relay import relay
 from p2pfl.algorithms.robust import balance, rpel
 from p2pfl.algorithms.ubar import ubar
 from p2pfl.algorithms.weighed import follows_scale, weighed
@@ -32,6 +35,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
     "d2": d2,
     "deepsqueeze": deepsqueeze,
     "diloco": diloco,
+    "divshare": divshare,
     "dpsgd": dpsgd,
     "exact_diffusion": exact_diffusion,
     "extra": extra,
@@ -49,11 +53,13 @@ ALGORITHMS: dict[str, Callable[..., Algorithm[Any, Any, Any]]] = {
     "local": local,
     "moniqua": moniqua,
     "noloco": noloco,
+    "powergossip": powergossip,
     "push_diging": push_diging,
     "push_pull": push_pull,
     "push_sum": push_sum,
     "qg": qg,
     "quantised": quantised,
+    "relay": relay,
     "rpel": rpel,
     "ubar": ubar,
 }
@@ -69,6 +75,7 @@ __all__ = [
     "d2",
     "deepsqueeze",
     "diloco",
+    "divshare",
     "dpsgd",
     "exact_diffusion",
     "extra",
@@ -88,12 +95,14 @@ __all__ = [
     "moniqua",
     "noloco",
     "partial",
+    "powergossip",
     "proximal",
     "push_diging",
     "push_pull",
     "push_sum",
     "qg",
     "quantised",
+    "relay",
     "rpel",
     "shared_columns",
     "ubar",

@@ -113,6 +113,8 @@ def _models(algorithm: Algorithm[Any, Any, Any], attack: Attack) -> tuple[int, .
     needs = algorithm.needs
     if needs.weights == "none":
         raise ValueError("nobody hears anybody: only attack = 'label_flip' does anything")
+    if needs.addressed:
+        raise ValueError("every neighbour is sent something else: use dpsgd, or 'label_flip'")
     if attack.listens and needs.weights == "mass":
         raise ValueError("shares of models are sent, not models: use dpsgd, or 'sign_flip'")
     if not attack.finite and needs.every_message:

@@ -20,6 +20,7 @@ FormatOption = Annotated[Format, typer.Option(help="How it is printed.")]
 # Of keys that have no default in some algorithm; rpel needs more models for more attackers.
 EXAMPLES = {"theta": 1.0, "rho": 0.9, "share": 0.1, "rounds": 10, "nodes": 16}
 EXAMPLES |= {"attackers": 1, "s": 8}
+CHOSEN = {"codec": "codec", "share": "codec", "rank": "rank"}  # keys by which messages shrink
 MEASURED = 4096  # parameters of a model whose message is measured, and of one twice as large
 
 
@@ -63,7 +64,8 @@ def topologies(format: FormatOption = Format.text) -> None:
 def algorithms(format: FormatOption = Format.text) -> None:
     """List the algorithms: what each sends to a neighbour, and what it needs.
 
-    A message is so many bytes for a model of d parameters in float32; "codec" where that is chosen.
+    A message is so many bytes for a model of d parameters in float32; "codec" or "rank" where that
+    is chosen.
 
     Example:  p2pfl algorithms --format json
     """
@@ -72,7 +74,7 @@ def algorithms(format: FormatOption = Format.text) -> None:
     told, short = [], []
     for name, factory in sorted(ALGORITHMS.items()):
         built, about = _built(name), _about(factory)
-        chosen = {"codec", "share"} & {*_arguments(factory)}
+        chosen = next((word for key, word in CHOSEN.items() if key in _arguments(factory)), "")
         size = None if chosen else _message(built)
         told.append(
             {
@@ -84,7 +86,7 @@ def algorithms(format: FormatOption = Format.text) -> None:
                 "about": about,
             }
         )
-        unknown = "codec" if chosen else "-"
+        unknown = chosen or "-"
         message = unknown if size is None else _polynomial(**size)
         needs = ", ".join(_words(built)) if built else "-"
         short.append({"name": name, "message": message, "needs": needs, "about": about})
@@ -97,15 +99,18 @@ def _built(name: str) -> Algorithm[Any, Any, Any] | None:
     from p2pfl.codec import CODECS
     from p2pfl.experiment.config import read
     from p2pfl.experiment.sections import SECTIONS
+    from p2pfl.learning.judging import unjudged
     from p2pfl.learning.optim import sgd
+    from p2pfl.learning.spec import Spec
 
+    told = {"n": EXAMPLES["nodes"], "spec": Spec((), (), ()), "judge": unjudged}
     known = _arguments(ALGORITHMS[name])
     given = {key: value for key, value in EXAMPLES.items() if key in known}
     for codec in CODECS if "codec" in known else ("",):
         table = {"name": name, **given} | ({"codec": codec} if codec else {})
         try:
             section = read("algorithm", table, SECTIONS["algorithm"])
-            built: Algorithm[Any, Any, Any] = section.build("algorithm", sgd(0.1))
+            built: Algorithm[Any, Any, Any] = section.build("algorithm", sgd(0.1), **told)
         except UserError:
             continue
         return built
@@ -120,9 +125,12 @@ def _message(built: Algorithm[Any, Any, Any] | None) -> dict[str, int] | None:
 
     if built is None or built.needs.weights == "none":
         return None
-    rows, sizes = Rows(torch.tensor([0]), torch.tensor([1])), []
+    from p2pfl.peer.addressed import variant
+
+    rows, sizes = Rows(torch.tensor([0]), torch.tensor([1]), torch.tensor([[1]])), []
     for d in (MEASURED, 2 * MEASURED):
         message = built.send(built.init(torch.zeros(1, d), rows))
+        message = variant(message, 0) if built.needs.addressed else message
         sizes.append(sum(field.nbytes for field in message))
     each = (sizes[1] - sizes[0]) // MEASURED
     return {"per_parameter": each, "besides": sizes[0] - each * MEASURED}
@@ -140,6 +148,7 @@ def _words(built: Algorithm[Any, Any, Any]) -> list[str]:
         "no neighbours": needs.weights == "none",
         "a complete graph": needs.graph == "complete",
         "links both ways": needs.graph == "symmetric",
+        "a tree": needs.graph == "tree",
         "neighbours that stay": needs.static,
         "every message": needs.every_message,
         "eigenvalues above -1/3": needs.positive,
@@ -154,8 +163,9 @@ def _words(built: Algorithm[Any, Any, Any]) -> list[str]:
 def _arguments(factory: Callable[..., Any]) -> list[str]:
     """Return the keys of a section, without what the program supplies itself."""
     from p2pfl.experiment.config import parameters
+    from p2pfl.experiment.sections import SECTIONS
 
-    return list(parameters(factory, given=1))
+    return list(parameters(factory, given=1, told=SECTIONS["algorithm"].told))
 
 
 def _about(factory: Callable[..., Any]) -> str:

@@ -38,9 +38,12 @@ def build_setup(experiment: Experiment, task: ModelTask, pooled: ModelTask | Non
     def matrix(round: int) -> Tensor:
         return weights(topology.links(round), mixing).to(task.device)
 
-    whole = experiment.sections, experiment.attackers, experiment.seed
+    whole = experiment.sections, experiment.nodes, experiment.attackers, experiment.seed
+    algorithm = build_algorithm(*whole, task)
+    # Who keeps something of every neighbour has no use for others in place of those that are gone.
+    follows = experiment.membership and not (algorithm.needs.addressed and algorithm.needs.static)
     return Setup(
-        build_algorithm(*whole, task),
+        algorithm,
         task,
         topology,
         mixing,
@@ -49,7 +52,7 @@ def build_setup(experiment: Experiment, task: ModelTask, pooled: ModelTask | Non
         lambda round: matrix(round % topology.period if topology.period else round),
         measured(experiment),
         pooled,
-        experiment.among if experiment.membership else None,
+        experiment.among if follows else None,
         experiment.churn,
         experiment.membership,
         torch.tensor(experiment.attackers.who, dtype=torch.int64),

@@ -14,7 +14,7 @@ import inspect
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -23,7 +23,6 @@ from p2pfl.aggregation import AGGREGATIONS, Aggregation
 from p2pfl.attacks import ATTACKS, Attack
 from p2pfl.codec import CODECS, Codec
 from p2pfl.errors import UserError
-from p2pfl.learning.judging import Judge, unjudged
 from p2pfl.learning.optim import OPTIMISERS, Optimiser
 from p2pfl.learning.schedules import SCHEDULES, Schedule
 from p2pfl.peer.stopping import STOP_RULES, StopRule
@@ -49,11 +48,13 @@ class Kind(NamedTuple):
         table: the factories by name. A section with one factory named ``""`` has no name.
         default: the name when none is given.
         given: how many leading parameters the program supplies itself.
+        told: others that it supplies, by name, to factories which ask for them.
     """
 
     table: Table
     default: str | None = None
     given: int = 0
+    told: tuple[str, ...] = ()
 
 
 class Section(NamedTuple):
@@ -63,19 +64,18 @@ class Section(NamedTuple):
     values: dict[str, Value]  # as in the file; nested sections are `Section`s
     factory: Callable[..., Any]
 
-    def build(self, path: str, *given: Any, judge: Judge = unjudged) -> Any:  # noqa: ANN401
+    def build(self, path: str, *given: Any, **told: Any) -> Any:  # noqa: ANN401
         """Call the factory; a `ValueError` becomes a `UserError` which names the section.
 
         Args:
-            path: what the section is called.
-            given: the leading parameters, which the program supplies.
-            judge: what judges models, for factories that ask for it.
+            path: where the section stands, for error messages.
+            given: the leading arguments of the factory.
+            told: others by name, of which it is given those that it asks for.
         """
         values = {key: _build(value, f"{path}.{key}") for key, value in self.values.items()}
-        if "judge" in inspect.signature(self.factory).parameters:
-            values["judge"] = judge
+        asked = inspect.signature(self.factory).parameters if told else ()
         try:
-            return self.factory(*given, **values)
+            return self.factory(*given, **values, **{k: told[k] for k in told if k in asked})
         except ValueError as error:
             raise UserError(f"{path}: {error}") from error
 
@@ -108,7 +108,7 @@ def read(path: str, value: Value, kind: Kind) -> Section:
             raise UserError(f"{path}.name = {name!r} is unknown{_choices(name, kind.table)}")
     factory = kind.table[name]
     hints = typing.get_type_hints(factory)
-    known = parameters(factory, kind.given)
+    known = parameters(factory, kind.given, kind.told)
     for key in table:
         if key not in known:
             raise UserError(f"{path}.{key} is unknown{_choices(key, known, name)}")
@@ -119,15 +119,18 @@ def read(path: str, value: Value, kind: Kind) -> Section:
     return Section(name, values, factory)
 
 
-def parameters(factory: Callable[..., Any], given: int) -> dict[str, inspect.Parameter]:
+def parameters(
+    factory: Callable[..., Any], given: int, told: Collection[str] = ()
+) -> dict[str, inspect.Parameter]:
     """Return the parameters of a factory that a file may set, by name.
 
     Args:
         factory: what stands in a section.
-        given: how many leading parameters the program supplies itself; `judge` it does, too.
+        given: how many leading parameters the program supplies itself.
+        told: others that it supplies, by name.
     """
     listed = list(inspect.signature(factory).parameters.values())[given:]
-    return {parameter.name: parameter for parameter in listed if parameter.name != "judge"}
+    return {parameter.name: parameter for parameter in listed if parameter.name not in told}
 
 
 def parse_spec(text: str) -> dict[str, Value]:

@@ -181,7 +181,7 @@ class Experiment:
         FedProx's pull, and the lies of the attackers. It exchanges whole models; which parts of
         them are shared is known once there is a model.
         """
-        return build_algorithm(self.sections, self.attackers, self.seed)
+        return build_algorithm(self.sections, self.nodes, self.attackers, self.seed)
 
     @cached_property
     def attackers(self) -> Attackers:

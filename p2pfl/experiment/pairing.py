@@ -146,6 +146,12 @@ def _check_graph(pair: Pairing) -> None:
             f"algorithm.name = {name!r} needs links that go both ways, and topology.name ="
             f" {graph!r} has others: use an undirected graph, or algorithm.name = 'push_sum'"
         )
+    if needs.graph == "tree" and not topology.is_tree:
+        raise UserError(
+            f"algorithm.name = {name!r} passes models on along a tree, and topology.name ="
+            f" {graph!r} has cycles, is in pieces or has links one way only: use chain, star,"
+            " binary_tree, or a file with a spanning tree"
+        )
     if needs.static and topology.period != 1:
         raise UserError(
             f"algorithm.name = {name!r} needs neighbours that stay, and topology.name ="

@@ -61,7 +61,7 @@ def read_tables(tables: Mapping[str, Value], base: str | Path) -> Tables:
     rounds = pace.get("rounds", pace.get("ticks"))
     known = dict(zip(FOLLOWED, (seed, nodes, rounds), strict=True))
     sections["algorithm"] = _read("algorithm", tables.get("algorithm", {}), known)
-    mixing = tables.get("mixing") or default_mixing(honest_algorithm(sections).needs)
+    mixing = tables.get("mixing") or default_mixing(honest_algorithm(sections, nodes).needs)
     sections["mixing"] = read("mixing", mixing, SECTIONS["mixing"])
     sections = {key: sections[key] for key in SECTIONS}
     return Tables(name, seed, nodes, sections, base)
@@ -73,7 +73,7 @@ def _read(key: str, given: Value, known: Mapping[str, Value]) -> Section:
     table = parse_spec(given) if isinstance(given, str) else given
     name = table.get("name", kind.default) if isinstance(table, Mapping) else None
     if isinstance(name, str) and name in kind.table:
-        takes = parameters(kind.table[name], kind.given)
+        takes = parameters(kind.table[name], kind.given, kind.told)
         table = {**{each: value for each, value in known.items() if each in takes}, **table}
     return read(key, table, kind)
 

@@ -327,7 +327,7 @@ SECTIONS: MappingProxyType[str, Kind] = MappingProxyType(
         "model": Kind(MODELS, "mlp"),
         "training": Kind({"": training}),
         "optimiser": Kind(OPTIMISERS, "sgd"),
-        "algorithm": Kind(ALGORITHMS, "fedavg", given=1),
+        "algorithm": Kind(ALGORITHMS, "fedavg", given=1, told=("n", "spec", "judge")),
         "topology": Kind(TOPOLOGIES, "complete", given=1),
         "mixing": Kind(MIXING),
         "pace": Kind({"rounds": rounds, "timer": timer}, "rounds"),

@@ -21,26 +21,36 @@ from p2pfl.experiment.config import Section
 from p2pfl.experiment.sections import Training
 from p2pfl.learning.judging import judge, unjudged
 from p2pfl.learning.optim import Optimiser
+from p2pfl.learning.spec import Spec
 from p2pfl.learning.task import ModelTask
+
+NO_MODEL = Spec((), (), ())
 
 
 def honest_algorithm(
-    sections: Mapping[str, Section], task: ModelTask | None = None
+    sections: Mapping[str, Section], nodes: int, task: ModelTask | None = None
 ) -> Algorithm[Any, Any, Any]:
     """Build the algorithm, with what was asked for around it.
 
     Args:
         sections: of the experiment.
-        task: what is learned. Without it whole models are exchanged, whatever is to be shared, and
-            none can be judged: what the algorithm asks of a network is the same.
+        nodes: how many there are.
+        task: what is learned. Without it whole models are exchanged, whatever is to be shared, none
+            can be judged, and there may be no way to exchange any: what the algorithm asks of a
+            network is the same.
 
     Raises:
         UserError: it names the section which asks for what the algorithm cannot do.
     """
     optimiser = sections["optimiser"].build("optimiser")
-    judged = judge(task) if task else unjudged
     section = sections["algorithm"]
-    algorithm: Algorithm[Any, Any, Any] = section.build("algorithm", optimiser, judge=judged)
+    algorithm: Algorithm[Any, Any, Any] = section.build(
+        "algorithm",
+        optimiser,
+        n=nodes,
+        spec=task.spec if task else NO_MODEL,
+        judge=judge(task) if task else unjudged,
+    )
     training: Training = sections["training"].build("training")
     if training.share is not None:
         try:
@@ -71,6 +81,7 @@ def _check_weighed(section: Section, optimiser: Optimiser) -> None:
 
 def build_algorithm(
     sections: Mapping[str, Section],
+    nodes: int,
     attackers: Attackers,
     seed: int,
     task: ModelTask | None = None,
@@ -79,6 +90,7 @@ def build_algorithm(
 
     Args:
         sections: of the experiment.
+        nodes: how many there are.
         attackers: who lies, and how.
         seed: draws the lies.
         task: see `honest_algorithm`.
@@ -86,11 +98,11 @@ def build_algorithm(
     Raises:
         UserError: it names the section which asks for what the algorithm cannot do.
     """
-    algorithm, (who, attack) = honest_algorithm(sections, task), attackers
+    algorithm, (who, attack) = honest_algorithm(sections, nodes, task), attackers
     if attack is None:
         return algorithm
     try:
-        return hostile(algorithm, attack, who, seed, whole=honest_algorithm(sections))
+        return hostile(algorithm, attack, who, seed, whole=honest_algorithm(sections, nodes))
     except ValueError as error:
         name = sections["algorithm"].name
         raise UserError(f"attackers.attack with algorithm.name = {name!r}: {error}") from error

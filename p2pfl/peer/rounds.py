@@ -34,6 +34,7 @@ from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, M, R, Rows, S
 from p2pfl.errors import LocalProtocolError, RemoteProtocolError, diverged
+from p2pfl.peer.addressed import variant
 from p2pfl.peer.company import Company
 from p2pfl.peer.events import (
     Discard,
@@ -226,10 +227,12 @@ class Peer(Generic[S, M, R]):
         )
         fresh, degree = self._begin_anew(), len(self._view.sends_to)
         message = self.algorithm.send(self.state)
-        self.mail.remember(self.me, degree, message, fresh)
-        score = self._agreement.begin(self.round)
+        own = variant(message, 0) if self.algorithm.needs.addressed else message
+        self.mail.remember(self.me, degree, own, fresh)
+        score, places = self._agreement.begin(self.round), view.sends_to
         effects: list[Effect] = [
-            Send(to, self.round, degree, score, said, fresh) for to, said in self._said(message)
+            Send(to, self.round, degree, score, said, fresh)
+            for to, said in self._said(message, places)
         ]
         effects += self._turned_away()
         if 0 < self.pace.patience < math.inf:
@@ -241,10 +244,17 @@ class Peer(Generic[S, M, R]):
         return self._view_of(round, self._company.absent(round))
 
     def _said(
-        self, message: tuple[Tensor, ...]
+        self, message: tuple[Tensor, ...], places: tuple[PeerId, ...]
     ) -> list[tuple[tuple[PeerId, ...], tuple[Tensor, ...]]]:
-        """Return what is sent to whom: all are told the same, but of a mass each has its share."""
+        """Return what is sent to whom.
+
+        All are told the same, but of a mass each has its share, and of a message with variants the
+        one for its place, which does not change when others are gone.
+        """
         to = self._view.sends_to
+        if self.algorithm.needs.addressed:
+            each = ((peer, place) for place, peer in enumerate(places) if peer in to)
+            return [((peer,), variant(message, place)) for peer, place in each]
         if not self._shares:
             return [(to, message)]
         return [((peer,), share) for peer, share in self.mail.shares(self._view, message)]

@@ -15,6 +15,7 @@ from p2pfl.algorithm import Algorithm, Rows
 from p2pfl.churn.script import Script
 from p2pfl.learning.task import Task
 from p2pfl.membership.timers import Timers
+from p2pfl.peer.addressed import variant
 from p2pfl.peer.events import Machine, Position
 from p2pfl.peer.gossiper import Gossiper, Tempo
 from p2pfl.peer.joining import Offer, position
@@ -91,7 +92,14 @@ class Setup:
     def rows(self, nodes: Tensor) -> Rows:
         """Say who the nodes are."""
         examples = self.task.examples(nodes)
-        return Rows(nodes.to(examples.device), examples)
+        return Rows(nodes.to(examples.device), examples, self.neighbours(nodes))
+
+    def neighbours(self, nodes: Tensor) -> Tensor | None:
+        """Return the neighbours of some nodes, ``[rows, k]``, where an algorithm is told them."""
+        needs = self.algorithm.needs
+        if not (needs.addressed and needs.static):
+            return None
+        return self._neighbours[nodes.cpu()].to(nodes.device)
 
     def judged(self, nodes: Tensor) -> Tensor:
         """Return which of some nodes, ``[rows]``, are measured: their places, int64."""
@@ -106,6 +114,8 @@ class Setup:
     def message(self, node: int) -> tuple[Tensor, ...]:
         """Return what a node would say at the outset: all its messages have this form."""
         message: tuple[Tensor, ...] = self.algorithm.send(self.fresh(torch.tensor([node])))
+        if self.algorithm.needs.addressed:
+            return variant(message, 0)
         # Shares of a mass are summed up in single precision at least.
         return Ledger[Any]().give(node, message) if self.mixing.conserves == "mass" else message
 
@@ -148,6 +158,13 @@ class Setup:
             return max(BACKLOG, topology.reach() + 1)
         except ValueError:  # nothing comes back to some sender, so nothing holds it back
             return BACKLOG
+
+    @cached_property
+    def _neighbours(self) -> Tensor:
+        """The neighbours of all nodes in a graph that stays, ``[n, k]``, padded with -1."""
+        heard = [self.topology.view(node, 0)[1] for node in range(self.topology.n)]
+        most = max(1, *map(len, heard))
+        return torch.tensor([[*each, *[-1] * (most - len(each))] for each in heard])
 
     def _views(self, node: int) -> Views:
         """Say whom a node talks to, given a round and who is gone."""

@@ -17,6 +17,7 @@ from p2pfl.learning.evaluation import Scores
 from p2pfl.learning.scratch import keep_freed_memory
 from p2pfl.learning.training import train_
 from p2pfl.learning.tree import assign, leaves, tree_map, unshared, views, wide
+from p2pfl.peer.addressed import side_by_side, spread
 from p2pfl.peer.gossiper import Tempo
 from p2pfl.peer.stopping import Agreement, Progress
 from p2pfl.runtime.exchange import block_width, receive_, squared_distances
@@ -67,6 +68,9 @@ class Simulator:
             raise _needs_a_clock("pace.seconds")
         if setup.churn:
             raise _needs_a_clock("churn")
+        self._addressed = setup.algorithm.needs.addressed
+        if self._addressed and ranks and ranks.size > 1:
+            raise UserError("ranks of torchrun cannot send every neighbour something else")
         keep_freed_memory()
         self.setup, self.pace, self.ranks = setup, setup.pace, ranks or Ranks()
         self.nodes = self.ranks.nodes(setup.topology.n)
@@ -148,6 +152,8 @@ class Simulator:
             message = setup.message(int(self.nodes[0]))
             of_one = algorithm.absorb(None, message, setup.task.d)
             rows = len(self.nodes)
+            if self._addressed:
+                rows *= self._variants(algorithm.send(self.state))
             heard = tree_map(lambda f: f.new_empty((rows, *f.shape[1:]), device="meta"), of_one)
         self.state = None
         sent = outline if self.pace.overlap else None
@@ -218,18 +224,28 @@ class Simulator:
         began = time.perf_counter()
         algorithm = self.setup.algorithm
         message = algorithm.send(self.state)
+        variants = self._variants(message)
+        message = side_by_side(message) if self._addressed else message
         self._payload = sum(block[:1].nbytes for block in message)
         heard = algorithm.absorb(self._heard, message, self.setup.task.d)
-        around, self._columns = self._neighbourhood(k), block_width(heard, self.setup.task.d)
+        around = self._neighbourhood(k, variants)
+        self._columns = block_width(heard, self.setup.task.d)
         self.state = receive_(algorithm, self.state, heard, around, self.setup.task.d)
         self._heard = None if algorithm.absorb is newest else heard
         self.seconds.exchange += time.perf_counter() - began
 
-    def _neighbourhood(self, k: int) -> Neighbourhood:
+    def _variants(self, message: tuple[Tensor, ...]) -> int:
+        """Return how many senders each node is: as many as there are variants of a message."""
+        return message[0].shape[1] if self._addressed else 1
+
+    def _neighbourhood(self, k: int, variants: int) -> Neighbourhood:
         weights = self.setup.weights(k)
         if self._around is None or self._around[0] is not weights:
             in_type = weights.to(self._wide)  # once, and not for every block
-            self._around = weights, self.ranks.neighbourhood(in_type)
+            if self._addressed:
+                in_type = spread(in_type, self.setup.topology.links(k), variants)
+            around = self.ranks.neighbourhood(in_type)
+            self._around = weights, around._replace(own=around.own * variants)
         return self._around[1]
 
     def _rows(self, k: int, loss: Tensor, last: bool) -> list[Row]:

@@ -12,6 +12,7 @@ from p2pfl.topology.finite import base, hyper_hypercube, one_peer_hypercube, sim
 from p2pfl.topology.graphs import (
     GRAPHS,
     barabasi_albert_graph,
+    binary_tree_graph,
     chain_graph,
     complete_graph,
     erdos_renyi_graph,
@@ -68,6 +69,7 @@ __all__ = [
     "barabasi_albert_graph",
     "base",
     "best_constant",
+    "binary_tree_graph",
     "chain_graph",
     "complete_graph",
     "cyclon",

@@ -49,6 +49,16 @@ def star_graph(n: int) -> nx.Graph:
     return nx.star_graph(n - 1)
 
 
+def binary_tree_graph(n: int) -> nx.Graph:
+    """Return the balanced binary tree: below node i hang ``2 i + 1`` and ``2 i + 2``.
+
+    >>> sorted(binary_tree_graph(7)[1])
+    [0, 3, 4]
+    """
+    _at_least("n", n, 1)
+    return _graph(n, ((i, (i - 1) // 2) for i in range(1, n)))
+
+
 def grid_graph(n: int, rows: int | None = None, cols: int | None = None) -> nx.Graph:
     """Return a grid, node ``r * cols + c`` in row r and column c.
 
@@ -177,6 +187,7 @@ GRAPHS: dict[str, Callable[..., nx.Graph]] = {
     "ring": ring_graph,
     "chain": chain_graph,
     "star": star_graph,
+    "binary_tree": binary_tree_graph,
     "grid": grid_graph,
     "torus": torus_graph,
     "hypercube": hypercube_graph,

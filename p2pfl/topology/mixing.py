@@ -183,7 +183,7 @@ def weights(links: Links, mixing: Mixing, dtype: torch.dtype = torch.float64) ->
         matrix[rows, columns] = values
         return matrix
     order = torch.argsort(rows * n + columns)
-    return _csr(rows[order], columns[order], values[order], n)
+    return csr(rows[order], columns[order], values[order], (n, n))
 
 
 def prescribed(links: Links, mixing: Mixing) -> Tensor | None:
@@ -223,10 +223,10 @@ def _by_degrees(links: Links, mixing: Mixing) -> Tensor:
     return torch.tensor([mixing.weight(*pair) for pair in pairs], dtype=torch.float64)[place]
 
 
-def _csr(rows: Tensor, columns: Tensor, values: Tensor, n: int) -> Tensor:
-    start = torch.cat(
-        [torch.zeros(1, dtype=torch.int64), torch.bincount(rows, minlength=n).cumsum(0)]
-    )
+def csr(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return the sparse matrix of some entries, which are sorted by rows and then columns."""
+    count = torch.bincount(rows, minlength=shape[0])
+    start = torch.cat([count.new_zeros(1), count.cumsum(0)])
     with warnings.catch_warnings():  # torch calls its CSR layout a beta
         warnings.filterwarnings("ignore", message=".*[Ss]parse CSR.*")
-        return torch.sparse_csr_tensor(start, columns, values, (n, n), check_invariants=False)
+        return torch.sparse_csr_tensor(start, columns, values, shape, check_invariants=False)

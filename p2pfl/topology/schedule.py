@@ -115,6 +115,11 @@ class Topology:
         """Whether everybody hears everybody, in all `rounds`."""
         return all(len(links.senders) == self.n * (self.n - 1) for links in self.rounds())
 
+    @cached_property
+    def is_tree(self) -> bool:
+        """Whether the links go both ways and join all nodes without a cycle, in all `rounds`."""
+        return self.is_symmetric and all(map(_is_tree, self.rounds()))
+
     def reach(self) -> int:
         """Return the number of rounds after which anything said has reached everybody.
 
@@ -219,6 +224,12 @@ def _is_symmetric(links: Links) -> bool:
         for one, other in zip(links, back, strict=True)
         if isinstance(one, Tensor) and isinstance(other, Tensor)
     )
+
+
+def _is_tree(links: Links) -> bool:
+    graph = nx.Graph(zip(links.senders.tolist(), links.receivers.tolist(), strict=True))
+    graph.add_nodes_from(range(links.n))
+    return bool(nx.is_tree(graph))
 
 
 def _flood(topology: Topology, start: int) -> int:

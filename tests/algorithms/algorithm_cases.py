@@ -22,6 +22,7 @@ from p2pfl.algorithms import (
     d2,
     deepsqueeze,
     diloco,
+    divshare,
     dpsgd,
     exact_diffusion,
     extra,
@@ -39,23 +40,28 @@ from p2pfl.algorithms import (
     local,
     moniqua,
     noloco,
+    powergossip,
     proximal,
     push_diging,
     push_pull,
     push_sum,
     qg,
     quantised,
+    relay,
     rpel,
     ubar,
     weighed,
 )
 from p2pfl.attacks import ATTACKS, hostile
 from p2pfl.learning.optim import Optimiser
+from p2pfl.learning.spec import Spec
 from p2pfl.learning.training import train
+from p2pfl.peer.addressed import side_by_side, spread
 from p2pfl.peer.plan import Pace
 from p2pfl.runtime.setup import Setup
 from p2pfl.runtime.simulate import Simulator
 from p2pfl.topology import metropolis, push, static, weights
+from p2pfl.topology.schedule import links_between
 
 # Blocks are small: more threads only get into each other's way, the more so on a busy machine.
 torch.set_num_threads(1)
@@ -77,6 +83,8 @@ RULES: dict[str, rules.Aggregation] = {
     "bucketing": rules.bucketing(rules.median(), s=2),
     "bucketing clipped": rules.bucketing(rules.centred_clipping(0.5), s=2),
 }
+
+MATRIX = Spec(("weight",), ((2, 2),), ("float64",))
 
 
 def _robust(rule: rules.Aggregation) -> Build:
@@ -140,6 +148,11 @@ PLAIN: dict[str, Build] = {
     "fedasync": fedasync,
     "fedasync hinge": lambda opt: fedasync(opt, staleness="hinge", a=2.0, b=1),
     "local": local,
+    "relay": lambda opt: relay(opt, n=6),
+    "divshare": lambda opt: divshare(opt, fragments=3, seed=5),
+    "powergossip": lambda opt: powergossip(opt, MATRIX),
+    "powergossip whole": lambda opt: powergossip(opt, MATRIX, rank=2),
+    "divshare whole": lambda opt: divshare(opt, fragments=1),
     "balance": lambda opt: balance(opt, rounds=8, gamma=1.0),
     "rpel": lambda opt: rpel(opt, nodes=6, attackers=1, s=4, rounds=10),
     "ubar": lambda opt: ubar(opt, own_taste, rho=0.7, alpha=0.4),
@@ -178,6 +191,7 @@ ALL: dict[str, Build] = {
 
 # What needs whole rows, by words in the names.
 WHOLE = ("jwins", "krum", "geometric", "nn", "clip", "balance", "rpel", "ubar", "hostile")
+WHOLE += ("relay", "divshare", "powergossip")
 
 
 def matrix(graph: nx.Graph, needs: str = "mean", lazy: bool = True) -> Tensor:
@@ -209,22 +223,63 @@ def blocks(draw: st.DrawFn, n: int, d: int = 4) -> tuple[Tensor, Rows, Tensor]:
     return x, Rows(torch.arange(n), examples), grads
 
 
-def exchange(a: Algorithm[Any, Any, Any], state: Any, heard: Any, w: Tensor, d: int) -> Any:
+def told(rows: Rows, w: Tensor) -> Rows:
+    """Return rows that know their neighbours, who are those with a weight."""
+    heard = [rows.nodes[line != 0].tolist() for line in w]
+    others = [sorted({*ids} - {me}) for me, ids in zip(rows.nodes.tolist(), heard, strict=True)]
+    k = max(1, *map(len, others))
+    return rows._replace(neighbours=torch.tensor([[*o, *[-1] * (k - len(o))] for o in others]))
+
+
+def some(rows: Rows, which: list[int] | Tensor) -> Rows:
+    return Rows(*(None if field is None else field[which] for field in rows))
+
+
+def inbox(
+    a: Algorithm[Any, Any, Any],
+    state: Any,
+    heard: Any,
+    w: Tensor,
+    d: int,
+    nodes: Tensor | None = None,
+) -> Inbox[Any]:
+    """Return what all rows of a block hear; they are called ``0 .. n-1`` unless `nodes` says so."""
+    message, own = a.send(state), torch.arange(len(w))
+    if a.needs.addressed:
+        order = own if nodes is None else nodes
+        back, k = order.argsort(), message[0].shape[1]
+        by_id = w[back][:, back]
+        ends = (by_id * (1 - torch.eye(len(w)))).nonzero()
+        links = links_between(len(w), ends[:, 1], ends[:, 0])
+        wide = spread(by_id, links, k).to_dense().view(len(w), len(w), k)
+        w, own = wide[order][:, order].flatten(1), own * k
+        message = side_by_side(message)
+    return Inbox(w, a.absorb(heard, message, d), own)
+
+
+def exchange(
+    a: Algorithm[Any, Any, Any],
+    state: Any,
+    heard: Any,
+    w: Tensor,
+    d: int,
+    nodes: Tensor | None = None,
+) -> Any:
     """Let all rows of a block hear each other; return their state and their memory."""
-    heard = a.absorb(heard, a.send(state), d)
-    return a.receive(state, Inbox(w, heard, torch.arange(len(w)))), heard
+    known = inbox(a, state, heard, w, d, nodes)
+    return a.receive(state, known), known.heard
 
 
 def play(
     a: Algorithm[Any, Any, Any], x: Tensor, rows: Rows, grads: Tensor, w: Tensor, steps: int = 1
 ) -> Any:
     """Return the state after rounds of so many of the given gradients."""
-    state, heard = a.init(x, rows), None
+    state, heard = a.init(x, told(rows, w)), None
     for i, g in enumerate(grads):
         state = a.step(state, g)
         if (i + 1) % steps == 0:
             state = a.settle(state) if a.settle else state
-            state, heard = exchange(a, state, heard, w, x.shape[1])
+            state, heard = exchange(a, state, heard, w, x.shape[1], rows.nodes)
     return state
 
 

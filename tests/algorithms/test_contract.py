@@ -6,7 +6,19 @@ from unittest import mock
 
 import pytest
 import torch
-from algorithm_cases import ALL, PLAIN, WHOLE, blocks, exchange, graphs, matrix, play
+from algorithm_cases import (
+    ALL,
+    PLAIN,
+    WHOLE,
+    blocks,
+    exchange,
+    graphs,
+    inbox,
+    matrix,
+    play,
+    some,
+    told,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -58,7 +70,7 @@ def test_renaming_the_nodes_changes_nothing(name, data):
     order = torch.tensor(data.draw(st.permutations(range(n))))
     w = matrix(graph, a.needs.weights)
     after = play(a, x, rows, grads, w)
-    renamed = Rows(*(field[order] for field in rows))
+    renamed = some(rows, order)
     again = play(a, x[order], renamed, grads[:, order], w[order][:, order])
     close(take(after, order), again)
 
@@ -69,8 +81,10 @@ def test_renaming_the_nodes_changes_nothing(name, data):
 def test_rows_meet_only_in_the_inbox(name, data):
     a, graph = ALL[name](OPT), data.draw(graphs())
     x, rows, grads = data.draw(blocks(len(graph)))
+    w = matrix(graph, a.needs.weights)
+    rows = told(rows, w)
     together, heard = a.init(x, rows), None
-    alone = [a.init(x[[i]], Rows(*(f[[i]] for f in rows))) for i in range(len(x))]
+    alone = [a.init(x[[i]], some(rows, [i])) for i in range(len(x))]
     settle = a.settle or (lambda state: state)
     for g in grads[:3]:
         together = settle(a.step(together, g))
@@ -80,7 +94,7 @@ def test_rows_meet_only_in_the_inbox(name, data):
             close(state, take(together, row))
             close(a.send(state), take(message, row))
             close(a.model(state), model[row])
-        together, heard = exchange(a, together, heard, matrix(graph, a.needs.weights), x.shape[1])
+        together, heard = exchange(a, together, heard, w, x.shape[1])
         alone = [take(together, torch.tensor([i])) for i in range(len(x))]
 
 
@@ -92,13 +106,13 @@ def test_a_line_of_the_inbox_is_a_peer(name, data):
     a, graph = ALL[name](OPT), data.draw(graphs())
     x, rows, grads = data.draw(blocks(len(graph)))
     w = matrix(graph, a.needs.weights)
-    state = a.step(a.init(x, rows), grads[0])
-    heard = a.absorb(None, a.send(state), x.shape[1])
-    together = a.receive(state, Inbox(w, heard, torch.arange(len(x))))
+    state = a.step(a.init(x, told(rows, w)), grads[0])
+    known = inbox(a, state, None, w, x.shape[1])
+    together = a.receive(state, known)
     for i in range(len(x)):
-        senders = w[i].nonzero()[:, 0]
-        own = (senders == i).nonzero()[0]
-        line = Inbox(w[[i]][:, senders], take(heard, senders), own)
+        senders = known.weights[i].nonzero()[:, 0]
+        own = (senders == known.own[i]).nonzero()[0]
+        line = Inbox(known.weights[[i]][:, senders], take(known.heard, senders), own)
         row = torch.tensor([i])
         close(a.receive(take(state, row), line), take(together, row))
 
@@ -111,13 +125,12 @@ def test_columns_may_be_received_one_after_the_other(name, data):
     a, graph = ALL[name](OPT), data.draw(graphs())
     x, rows, grads = data.draw(blocks(len(graph)))
     w, columns = matrix(graph, a.needs.weights), data.draw(st.integers(1, 4))
-    state, heard = unshared(a.init(x, rows)), None
-    around = Ranks().neighbourhood(w)
+    state, heard = unshared(a.init(x, told(rows, w))), None
     for g in grads[:3]:
         state = unshared(a.step(state, g))
-        heard = a.absorb(heard, a.send(state), 4)
-        expected = a.receive(state, Inbox(w, heard, torch.arange(len(x))))
-        expected = tree_map(torch.clone, expected)
+        known = inbox(a, state, heard, w, 4)
+        heard, around = known.heard, Ranks().neighbourhood(known.weights)._replace(own=known.own)
+        expected = tree_map(torch.clone, a.receive(state, known))
         with mock.patch.object(in_place, "block_width", return_value=columns):
             state = in_place.receive_(a, state, heard, around, 4)
         close(state, expected)
@@ -131,7 +144,7 @@ def test_columns_may_be_received_one_after_the_other(name, data):
 def test_a_step_is_its_factor_times_the_gradient(name, opt, data):
     a = ALL[name](opt)
     x, rows, grads = data.draw(blocks(3))
-    state = unshared(a.init(x, rows))
+    state = unshared(a.init(x, told(rows, torch.ones(3, 3))))
     if a.factor is None:
         assert name.split()[0] in NO_FACTOR
         return
@@ -157,13 +170,14 @@ def test_agreed_nodes_without_gradients_stay(name, data):
     a, graph = ALL[name](sgd(0.1, momentum=0.9)), data.draw(graphs())
     x, rows, _ = data.draw(blocks(len(graph)))
     x = x[:1].expand_as(x).contiguous()
-    state, heard = a.init(x, rows), None
+    w = matrix(graph, a.needs.weights)
+    state, heard = a.init(x, told(rows, w)), None
     if name.endswith(("random_k", "int8", "qsgd")):  # to be agreed is to know it of each other
         state, heard = known(state, x), Params(x)
     for _ in range(4):
         state = a.step(state, torch.zeros_like(x))
         state = a.settle(state) if a.settle else state
-        state, heard = exchange(a, state, heard, matrix(graph, a.needs.weights), x.shape[1])
+        state, heard = exchange(a, state, heard, w, x.shape[1])
     close(a.model(state), x)
 
 
@@ -177,8 +191,8 @@ def test_nothing_that_was_given_is_written_into(name):
     a = ALL[name](chain([clip_norm(1.0), OPT]))
     draw = torch.Generator().manual_seed(3)
     x, g = torch.randn(2, 5, 4, generator=draw, dtype=torch.float64)
-    rows = Rows(torch.arange(5), torch.tensor([3, 1, 4, 1, 5]))
     given, heard, w = [], None, torch.full((5, 5), 0.2, dtype=torch.float64)
+    rows = told(Rows(torch.arange(5), torch.tensor([3, 1, 4, 1, 5])), w)
 
     def lend(tree):
         given.append((tree, tree_map(torch.clone, tree)))
@@ -188,8 +202,9 @@ def test_nothing_that_was_given_is_written_into(name):
     for _ in range(3):
         state = a.step(lend(state), lend(g))
         a.model(lend(state))
-        heard = lend(a.absorb(heard, lend(a.send(lend(state))), 4))
-        mixed = a.receive(lend(state), Inbox(lend(w), heard, torch.arange(5)))
+        known = inbox(a, lend(state), heard, lend(w), 4)
+        heard = lend(known.heard)
+        mixed = a.receive(lend(state), known)
         trained = a.step(lend(state), lend(g))
         if a.settle:
             trained = a.settle(lend(trained))

@@ -212,10 +212,11 @@ def with_algorithm(name: str) -> Experiment:
     """Return an experiment with an algorithm and what it cannot do without."""
     algorithm = {"name": name, **ARGUMENTS.get(name, {})}
     pulled = {"topology": "el_local:s=8,pull=true", "nodes": 16} if name == "rpel" else {}
+    graph = {"relay": "chain", "powergossip": "ring"}.get(name, "complete")
     rounds = ARGUMENTS.get(name, {}).get("rounds", 4)
-    every = 2 if name == "chebyshev" else 1
-    pace = {"local_steps": 1, "rounds": rounds, "train_every": every}
-    return Experiment.from_dict({"algorithm": algorithm, "pace": pace} | pulled)
+    pace = {"local_steps": 1, "rounds": rounds, "train_every": 2 if name == "chebyshev" else 1}
+    tables = {"algorithm": algorithm, "pace": pace, "topology": graph}
+    return Experiment.from_dict(tables | pulled)
 
 
 def test_what_the_refusal_of_an_overlap_names_can_do_it():

@@ -38,6 +38,12 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "topology": {"name": "exponential"},
         "pace": {"rounds": 4, "local_steps": 2, "overlap": True},
     },
+    "relay": {"algorithm": "relay", "topology": {"name": "binary_tree"}},
+    "powergossip": {"algorithm": "powergossip:rank=2"},
+    "divshare": {
+        "algorithm": "divshare:fragments=2",
+        "topology": {"name": "el_local", "s": 3},
+    },
     "local": {"algorithm": {"name": "local"}},
 }
 

@@ -16,6 +16,7 @@ from p2pfl.algorithms import ALGORITHMS
 from p2pfl.codec import identity, random_k, top_k
 from p2pfl.learning import Quadratics, backends, losses, optim, schedules
 from p2pfl.learning.modules import pure
+from p2pfl.peer.addressed import side_by_side
 from p2pfl.runtime.memory import needed
 from p2pfl.runtime.setup import Setup
 from p2pfl.topology import complete_graph, static
@@ -51,6 +52,7 @@ def test_gradients(kind, name, loss):
 
 # They look at the numbers of what they have heard, of which there are none.
 LOOK = ("balance", "fedasync", "gossip", "jwins", "moniqua", "rpel", "ubar")
+LOOK += ("divshare", "powergossip", "relay")
 
 
 @pytest.mark.parametrize("opt", OPTIMISERS)
@@ -59,12 +61,14 @@ def test_algorithms(name, opt):
     algorithm = example(name, OPTIMISERS[opt], identity())
     x = torch.zeros(4, 6, device="meta")
     nodes = torch.arange(4, device="meta")
-    state = algorithm.init(x, Rows(nodes, nodes))
+    state = algorithm.init(x, Rows(nodes, nodes, nodes.unsqueeze(1)))
     state = algorithm.step(state, torch.zeros_like(x))
     if algorithm.factor is not None:
         factor, _ = algorithm.factor(state)
         assert factor.device.type == "meta"
     message = algorithm.send(state)
+    if algorithm.needs.addressed:  # to one neighbour each
+        message = side_by_side(message)
     if name in LOOK:
         return
     heard = algorithm.absorb(None, message, 6)

@@ -17,6 +17,7 @@ from p2pfl.algorithms import (
     choco,
     d2,
     diloco,
+    divshare,
     dpsgd,
     exact_diffusion,
     extra,
@@ -33,15 +34,18 @@ from p2pfl.algorithms import (
     local,
     noloco,
     partial,
+    powergossip,
     proximal,
     push_diging,
     push_pull,
     push_sum,
     qg,
+    relay,
 )
 from p2pfl.churn.script import Happening, Script
 from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import Optimiser, adam, sgd
+from p2pfl.learning.spec import Spec
 from p2pfl.peer.gossiper import Tempo
 from p2pfl.peer.plan import Pace
 from p2pfl.runtime.emulate import Emulator
@@ -51,12 +55,14 @@ from p2pfl.runtime.simulate import Simulator
 from p2pfl.topology import (
     Mixing,
     Topology,
+    binary_tree_graph,
     complete_graph,
     exponential_graph,
     links_between,
     metropolis,
     push,
     ring_graph,
+    star_graph,
     static,
     uniform,
     weights,
@@ -81,6 +87,7 @@ class Case(NamedTuple):
 
 
 SHARED = torch.tensor([1, 2, 4])  # columns, of five
+SHAPES = Spec(("weight", "bias"), ((2, 2), (1,)), ("float64", "float64"))  # of five parameters
 LONELY = nx.empty_graph(N)
 STEADY = NetworkModel(latency=0.1, compute=1.0)
 
@@ -128,6 +135,13 @@ CASES: dict[str, Case] = {
     "partial": Case(lambda opt: partial(dpsgd(opt), SHARED), ring_graph, metropolis()),
     "partial kgt": Case(lambda opt: partial(kgt(opt), SHARED), ring_graph, metropolis()),
     "partial choco": Case(lambda opt: partial(sparse_choco(opt), SHARED), ring_graph, metropolis()),
+    "relay": Case(lambda opt: relay(opt, N), binary_tree_graph, metropolis()),
+    "relay pulled": Case(lambda opt: proximal(relay(opt, N), 0.4), star_graph, metropolis()),
+    "powergossip": Case(
+        lambda opt: powergossip(opt, SHAPES, seed=3), binary_tree_graph, metropolis()
+    ),
+    "divshare": Case(lambda opt: divshare(opt, 2, seed=3), exponential_graph, uniform()),
+    "divshare ring": Case(divshare, ring_graph, metropolis()),
     "average": Case(lambda opt: average(), ring_graph, metropolis()),
 }
 

@@ -9,6 +9,7 @@ import pytest
 from p2pfl.topology import (
     GRAPHS,
     barabasi_albert_graph,
+    binary_tree_graph,
     chain_graph,
     complete_graph,
     erdos_renyi_graph,
@@ -46,6 +47,7 @@ def test_every_factory_can_be_a_section(name):
     [
         (ring_graph(7), nx.cycle_graph(7)),
         (ring_graph(2), nx.path_graph(2)),
+        (binary_tree_graph(15), nx.balanced_tree(2, 3)),
         (grid_graph(12), nx.grid_2d_graph(3, 4)),
         (grid_graph(12, rows=6), nx.grid_2d_graph(6, 2)),
         (torus_graph(12), nx.grid_2d_graph(3, 4, periodic=True)),
@@ -58,7 +60,7 @@ def test_graphs_are_those_of_networkx(graph, reference):
     assert nx.is_isomorphic(graph, reference)
 
 
-@pytest.mark.parametrize("make", [complete_graph, chain_graph])
+@pytest.mark.parametrize("make", [complete_graph, chain_graph, binary_tree_graph])
 def test_a_single_node_has_no_edges(make):
     assert list(make(1)) == [0]
     assert make(1).number_of_edges() == 0
