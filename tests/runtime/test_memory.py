@@ -6,9 +6,11 @@ import pytest
 import torch
 from runtime_cases import CASES, make
 
+from p2pfl.algorithms import powergossip
 from p2pfl.errors import UserError
 from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import adam, sgd
+from p2pfl.learning.spec import Spec
 from p2pfl.learning.tree import leaves
 from p2pfl.peer.plan import Pace
 from p2pfl.runtime import memory
@@ -16,10 +18,14 @@ from p2pfl.runtime.memory import check, needed
 from p2pfl.runtime.simulate import Simulator
 
 D, N = 100, 6
+MATRIX = Spec(("weight",), ((20, 5),), ("float64",))
 
 
 def case(name, opt):
-    return make(CASES[name]._replace(opt=opt), Pace(1), task=Quadratics(N, D))
+    chosen = CASES[name]._replace(opt=opt)
+    if name == "powergossip":  # which must know what its parameters are
+        chosen = chosen._replace(build=lambda opt: powergossip(opt, MATRIX))
+    return make(chosen, Pace(1), task=Quadratics(N, D))
 
 
 @pytest.mark.parametrize("name", CASES)
