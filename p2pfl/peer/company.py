@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from p2pfl.peer.events import PeerDown, PeerId, PeerSuspected, PeerUp
 from p2pfl.peer.plan import BACKLOG
 
+RETURNED = -1  # the round of a deadline that was not missed, but cannot be expected to be met
 LAGGING = 3  # deadlines that a peer has to miss running to count as slow
 
 
@@ -44,7 +45,7 @@ class Company:
             case PeerUp(peer=peer):
                 self._done.pop(peer, None)
                 if peer in self.gone:  # it may not have come to our round yet, or be beyond it
-                    self._late[peer] = -1
+                    self._late[peer] = RETURNED
                 self.gone -= {peer}
                 self._suspected.discard(peer)
             case PeerSuspected(peer=peer):
@@ -127,6 +128,10 @@ class Company:
     def is_there(self, peer: PeerId) -> bool:
         """Say whether a peer is taken to be there, without any doubt."""
         return peer not in self.gone and peer not in self._suspected
+
+    def has_returned(self, peer: PeerId) -> bool:
+        """Say whether a peer has come back, and may still be in another round than we."""
+        return self.is_there(peer) and self._late.get(peer) == RETURNED
 
     def is_waited_for(self, peer: PeerId, round: int) -> bool:
         """Say whether a round is not to end without a word of this peer, while there is time."""

@@ -352,14 +352,17 @@ class Peer(Generic[S, M, R]):
     def _try_close(self) -> list[Effect]:
         if self.phase is not Phase.WAITING:
             return []
-        still = self._still_heard()
+        still, company = self._still_heard(), self._company
         missing = []
         for peer in self._view.hears_from:
             if self.mail.has_come(peer, self.round):
                 continue
-            if self._patient and peer in still and self._company.is_waited_for(peer, self.round):
+            if self._patient and peer in still and company.is_waited_for(peer, self.round):
                 return []
             missing.append(peer)
+        alone = len(missing) == len(self._view.hears_from)
+        if self._mutual and self._patient and alone and any(map(company.has_returned, missing)):
+            return []  # else we would run away from them, waiting for nobody
         return self._close(tuple(missing) if self.pace.patience else ())
 
     def _still_heard(self) -> tuple[PeerId, ...]:

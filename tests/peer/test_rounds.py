@@ -226,6 +226,28 @@ def test_who_was_given_up_wrongly_is_not_waited_for_before_it_is_heard():
     assert peer.round == 2
 
 
+def reunited(**more):
+    """A peer in a ring of six, in the round after both its neighbours have come back."""
+    peer, _ = ready(ring=tuple(range(6)), rounds=9, **more)
+    for gone in (0, 2):
+        effects = peer.handle(PeerDown(gone))
+    for back in (0, 2):
+        peer.handle(PeerUp(back))
+    assert (peer.round, peer.phase) == (1, Phase.TRAINING)
+    train(peer, effects)
+    return peer
+
+
+def test_nobody_runs_away_from_those_who_have_come_back():
+    peer = reunited()
+    assert (peer.round, peer.phase) == (1, Phase.WAITING)
+    peer.handle(letter(0, 1, 0.0, 0.0))  # who hears one of them has somebody to keep pace with
+    assert peer.round == 2
+    peer = reunited(patience=5.0)
+    peer.handle(TimerFired(1))
+    assert peer.round == 2
+
+
 def test_the_peer_does_nothing_any_more_when_it_is_done():
     peer, _ = ready(rounds=1, to=(0,))
     effects = peer.handle(letter(0, 0, 0.0, 0.0))
