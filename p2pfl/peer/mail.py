@@ -113,6 +113,11 @@ class Mail(Generic[S, M, R]):
         """Return the last round that a peer was heard in; -1: none."""
         return self._newest.get(peer, -1)
 
+    @property
+    def furthest(self) -> int:
+        """The last round that anybody was heard in; -1: none."""
+        return max(self._newest.values(), default=-1)
+
     def latest_rounds(self, count: int) -> list[int]:
         """Return in which rounds those spoke, so many, who were heard last; in ascending order."""
         return sorted([*self._newest.values()][-count:])

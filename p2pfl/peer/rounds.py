@@ -360,9 +360,11 @@ class Peer(Generic[S, M, R]):
             if self._patient and peer in still and company.is_waited_for(peer, self.round):
                 return []
             missing.append(peer)
-        alone = len(missing) == len(self._view.hears_from)
+        # Whose neighbours have all just come back would run away from them, waiting for nobody. But
+        # who is behind others goes on, to catch up with them: they may wait like this for us.
+        alone = len(missing) == len(self._view.hears_from) and self.mail.furthest <= self.round
         if self._mutual and self._patient and alone and any(map(company.has_returned, missing)):
-            return []  # else we would run away from them, waiting for nobody
+            return []
         return self._close(tuple(missing) if self.pace.patience else ())
 
     def _still_heard(self) -> tuple[PeerId, ...]:

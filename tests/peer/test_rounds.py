@@ -246,6 +246,9 @@ def test_nobody_runs_away_from_those_who_have_come_back():
     peer = reunited(patience=5.0)
     peer.handle(TimerFired(1))
     assert peer.round == 2
+    peer = reunited()
+    peer.handle(letter(5, 7, 0.0, 0.0))  # others are ahead, and may wait for us
+    assert peer.round == 2
 
 
 def test_the_peer_does_nothing_any_more_when_it_is_done():
