@@ -18,7 +18,9 @@ from p2pfl.learning.optim import OPTIMISERS, adam, adamw, chain, clip_norm, sgd
 from p2pfl.learning.packing import pack, unpack
 from p2pfl.learning.schedules import exponential
 from p2pfl.learning.tree import leaves, tree_map
+from p2pfl.peer.addressed import side_by_side, spread
 from p2pfl.peer.stopping import plateau
+from p2pfl.topology import complete_graph, static
 
 BUILD = {
     **{name: partial(example, name) for name in ALGORITHMS},
@@ -36,13 +38,20 @@ OPTS = {
 
 
 def after_some_rounds(algorithm, dtype, rounds):
-    x = rng.normal(rng.keys(1, torch.arange(3)), 5).to(dtype)
-    state = algorithm.init(x, Rows(torch.arange(3), torch.tensor([4, 5, 6])))
-    weights, heard = torch.full((3, 3), 1 / 3), None
+    nodes, d = torch.arange(3), 6
+    x = rng.normal(rng.keys(1, nodes), d).to(dtype)
+    others = torch.tensor([[1, 2], [0, 2], [0, 1]])
+    state = algorithm.init(x, Rows(nodes, torch.tensor([4, 5, 6]), others))
+    weights, heard, variants = torch.full((3, 3), 1 / 3), None, 1
     for k in range(rounds):
-        state = algorithm.step(state, rng.normal(rng.keys(k, torch.arange(3)), 5).to(dtype))
-        heard = algorithm.absorb(heard, algorithm.send(state), 5)
-        state = algorithm.receive(state, Inbox(weights, heard, torch.arange(3)))
+        state = algorithm.step(state, rng.normal(rng.keys(k, nodes), d).to(dtype))
+        message = algorithm.send(state)
+        if algorithm.needs.addressed:
+            variants, message = message[0].shape[1], side_by_side(message)
+        heard = algorithm.absorb(heard, message, d)
+        links = static(complete_graph(3)).links(0)
+        known = spread(weights, links, variants) if algorithm.needs.addressed else weights
+        state = algorithm.receive(state, Inbox(known, heard, nodes * variants))
     return state, heard
 
 
