@@ -211,7 +211,7 @@ def test_who_is_revoked_while_it_trains_is_cut_and_the_others_finish(tmp_path: P
     assert of_one == of_two // 2
     cut = next(r for r in metrics(outs[0]) if int(r["bytes_received"]) == of_one)
     assert float(cut["wall_s"]) - float(rows[-1]["wall_s"]) < 10
-    assert all(summary(out)["rounds"] == 80 for out in outs)
+    assert all(summary(out)["rounds"] == pace["rounds"] for out in outs)
     rejections = summary(outs[0])["rejections"]
     assert f"127.0.0.1 ({scene.keys[2].public[:8]}...): a key that is not allowed" in rejections
     assert summary(outs[1])["rejections"] == {}
