@@ -46,11 +46,8 @@ def chebyshev(opt: Optimiser, rho: float) -> Algorithm[ChebyshevState, Params, P
     def init(x: Tensor, rows: Rows) -> ChebyshevState:
         return ChebyshevState(x, x, none(x), opt.init(x))
 
-    moved = plain_step(opt)
-
-    def step(s: ChebyshevState, grads: Tensor) -> ChebyshevState:
-        after: ChebyshevState = moved(s, grads)
-        return after._replace(ratio=none(s.x))
+    def begun(s: ChebyshevState) -> ChebyshevState:
+        return s._replace(ratio=none(s.x))
 
     def receive(s: ChebyshevState, inbox: Inbox[Params]) -> ChebyshevState:
         first = s.ratio == 0
@@ -59,20 +56,13 @@ def chebyshev(opt: Optimiser, rho: float) -> Algorithm[ChebyshevState, Params, P
         x = ahead * inbox.mix(inbox.heard.x) - (ahead - 1) * s.before
         return s._replace(x=x.to(s.x.dtype), before=s.x, ratio=ratio)
 
-    plain = plain_factor(opt)
-
-    def factor(s: ChebyshevState) -> tuple[Tensor, ChebyshevState]:
-        assert plain is not None
-        by, state = plain(s)
-        return by, state._replace(ratio=none(s.x))
-
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        plain_step(opt, begun),
         lambda s: Params(s.x),
         receive,
         needs=Needs(graph="symmetric", static=True, every_message=True),
-        factor=factor if plain else None,
+        factor=plain_factor(opt, begun),
         columnwise=True,
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
-from p2pfl.algorithms.steps import plain_factor
+from p2pfl.algorithms.steps import plain_factor, plain_step
 from p2pfl.learning.checks import require
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.tree import wide
@@ -209,24 +209,16 @@ def _aging(
     def init(x: Tensor, rows: Rows) -> AgedState:
         return AgedState(x, torch.zeros_like(x[:, :1], dtype=wide(x)), opt.init(x))
 
-    def step(s: Any, grads: Tensor) -> Any:  # noqa: ANN401 - with or without a past
-        update, state = opt.update(grads, s.opt, s.x)
-        return s._replace(x=s.x + update, age=s.age + 1, opt=state)
-
-    plain = plain_factor(opt)
-
-    def factor(s: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
-        assert plain is not None
-        by, state = plain(s)
-        return by, state._replace(age=s.age + 1)
+    def older(s: Any) -> Any:  # noqa: ANN401 - with or without a past
+        return s._replace(age=s.age + 1)
 
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        plain_step(opt, older),
         lambda s: Aged(s.x, s.age),
         receive,
         needs=needs,
-        factor=factor if plain else None,
+        factor=plain_factor(opt, older),
         columnwise=True,
     )

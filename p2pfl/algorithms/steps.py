@@ -15,24 +15,31 @@ from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.tree import wide
 
 
-def plain_step(opt: Optimiser) -> Callable[[S, Tensor], S]:
-    """Return an algorithm's `step` which moves the model as the optimiser says."""
+def plain_step(opt: Optimiser, besides: Callable[[S], S] = lambda s: s) -> Callable[[S, Tensor], S]:
+    """Return an algorithm's `step` which moves the model as the optimiser says.
+
+    Args:
+        opt: the optimiser.
+        besides: what else a step makes of a state, looking at neither model nor gradient.
+    """
 
     def step(s: Any, grads: Tensor) -> Any:  # noqa: ANN401 - any such state
         update, state = opt.update(grads, s.opt, s.x)
-        return s._replace(x=s.x + update, opt=state)
+        return besides(s._replace(x=s.x + update, opt=state))
 
     return step
 
 
-def plain_factor(opt: Optimiser) -> Callable[[Any], tuple[Tensor, Any]] | None:
+def plain_factor(
+    opt: Optimiser, besides: Callable[[Any], Any] = lambda s: s
+) -> Callable[[Any], tuple[Tensor, Any]] | None:
     """Return the `factor` that goes with `plain_step`, or None if the optimiser has none."""
     if not opt.linear:
         return None
 
     def factor(s: Any) -> tuple[Tensor, Any]:  # noqa: ANN401 - any such state
         by, state = opt.factor(s.opt, s.x)
-        return by, s._replace(opt=state)
+        return by, besides(s._replace(opt=state))
 
     return factor
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
 from p2pfl.algorithms.averaging import Params
-from p2pfl.algorithms.steps import carry_model, plain_factor
+from p2pfl.algorithms.steps import carry_model, plain_factor, plain_step
 from p2pfl.learning.checks import require
 from p2pfl.learning.judging import Judge
 from p2pfl.learning.optim import Optimiser
@@ -52,9 +52,8 @@ def ubar(
     def init(x: Tensor, rows: Rows) -> UbarState:
         return UbarState(x, opt.init(x), rows.nodes, torch.zeros_like(rows.nodes))
 
-    def step(s: UbarState, grads: Tensor) -> UbarState:
-        update, state = opt.update(grads, s.opt, s.x)
-        return s._replace(x=s.x + update, opt=state, steps=s.steps + 1)
+    def counted(s: UbarState) -> UbarState:
+        return s._replace(steps=s.steps + 1)
 
     def receive(s: UbarState, inbox: Inbox[Params]) -> UbarState:
         models, heard = inbox.gather(inbox.heard.x)
@@ -77,20 +76,13 @@ def ubar(
         x = torch.where(kept[:, :1], own[:, 0] + (1 - alpha) * pull, own[:, 0])
         return s._replace(x=x.to(mine.dtype))
 
-    plain = plain_factor(opt)
-
-    def factor(s: UbarState) -> tuple[Tensor, UbarState]:
-        assert plain is not None
-        by, state = plain(s)
-        return by, state._replace(steps=s.steps + 1)
-
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        plain_step(opt, counted),
         lambda s: Params(s.x),
         receive,
         needs=Needs(models=math.ceil(1 / rho - EXACT) + 1, rule=f"ubar with rho = {rho}"),
-        factor=factor if plain else None,
+        factor=plain_factor(opt, counted),
         carry=carry_model,
     )
