@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 import zmq
@@ -16,7 +17,7 @@ from p2pfl.runtime.lookout import Lookout
 from p2pfl.runtime.meeting import Meeting
 from p2pfl.runtime.neighbour import Neighbour, Rejections
 from p2pfl.runtime.quota import REFUSED, Quota
-from p2pfl.runtime.sockets import MOST_FRAMES, Mail
+from p2pfl.runtime.sockets import MOST_FRAMES, Link, Mail
 from p2pfl.runtime.wire import Header, Kind
 
 
@@ -121,10 +122,21 @@ class Reader:
         """Read what has come on the links we dialled, as far as `readable`; return the models."""
         arrived: list[Received | None] = []
         for peer, one in list(self._meeting.neighbours.items()):
+            if one.link.last_words:
+                self._hear_last_words(peer, one.link)
             if one.link.socket in readable:
                 self.heard.add(peer)
                 arrived += self._read(peer, one)
         return [one for one in arrived if one]
+
+    def _hear_last_words(self, peer: PeerId, link: Link) -> None:
+        """Take in a refusal that lay unread when its connection was lost, and nothing else."""
+        first, *body = link.last_words
+        link.last_words = []
+        with suppress(RemoteProtocolError):  # it was cut off
+            header = wire.unpack(first)
+            if header.kind is Kind.REFUSE:
+                self._handshake.hear_answer(peer, link, header, body)
 
     def _read(self, peer: PeerId, one: Neighbour) -> Iterator[Received | None]:
         for frames in one.link.read():

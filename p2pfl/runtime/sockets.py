@@ -175,6 +175,7 @@ class Link:
         broken_since: when (monotonic) the last connection was lost, until we are welcome again.
         lost: whether a connection was lost since this was last set to False.
         trouble: why there is no connection, if we have been turned away.
+        last_words: the last message that lay unread when a connection was lost; to be cleared.
         unsent: messages that wait for the neighbour to read.
     """
 
@@ -184,6 +185,7 @@ class Link:
         self.welcomed = self.lost = False
         self.broken_since: float | None = None
         self.trouble = ""
+        self.last_words: list[memoryview] = []
         self.unsent: deque[Frames] = deque()
         self._context, self._gate, self._number, self._to = context, gate, number, to
         self._hello, self._hello_due = hello, True
@@ -240,9 +242,10 @@ class Link:
         if event == zmq.EVENT_DISCONNECTED:
             self.welcomed, self.lost = False, True
             self.broken_since = self.broken_since or time.monotonic()
-            # What came before the loss is not taken for something that comes after it.
-            while any(True for _ in self.read()):
-                pass
+            # What came before the loss is not taken for something that comes after it. But who
+            # refuses us and leaves has said why.
+            while unread := list(self.read()):
+                self.last_words = unread[-1]
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.trouble, self._next_try = "", math.inf
             self._hello_due |= self.broken_since is not None

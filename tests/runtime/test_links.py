@@ -107,6 +107,24 @@ def test_peers_of_different_experiments_both_name_the_difference(stage):
     assert "algorithm.name: 'dpsgd' here, 'choco' there; seed: '1' here, '2' there" in str(second)
 
 
+def test_who_refuses_and_leaves_at_once_is_heard(stage):
+    scene = stage(2)
+    b = scene.peer(1)
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.setsockopt(zmq.USE_FD, scene.sockets[0].detach())
+        router.bind(scene.addresses[0])
+        turn(lambda: bool(router.poll(0)), b)
+        identity, *_ = router.recv_multipart()
+        router.send_multipart([identity, small(Kind.REFUSE, 0), b"seed: '2' here, '1' there"])
+        router.linger = 1000
+    # That nobody is there is noticed before what was said is read.
+    link, deadline = b._meeting.neighbours[0].link, time.monotonic() + PATIENCE
+    while not link.lost and time.monotonic() < deadline:
+        b._endpoint.tend()
+    with pytest.raises(UserError, match="seed: '2' here"):
+        b.meet(PATIENCE)
+
+
 def test_a_third_peer_hears_why_the_others_do_not_begin(stage):
     scene = stage(3)
     a = scene.peer(0, (1, 2))
