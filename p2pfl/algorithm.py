@@ -103,6 +103,11 @@ class Inbox(Generic[R]):
         k = int(mask.sum(1).max())
         return order[:, :k], mask[:, :k]
 
+    def others(self) -> Tensor:
+        """Return which senders, as laid out by `gather`, are not the row itself, ``[rows, k]``."""
+        place, mask = self.places()
+        return mask & (place != self.own.unsqueeze(1))
+
     def _slots(self) -> tuple[Tensor, Tensor]:
         """Return where the entries of each row of sparse weights lie, ``[rows, k]``; and which."""
         start = self.weights.crow_indices()
@@ -250,3 +255,10 @@ class Algorithm(NamedTuple, Generic[S, M, R]):
     carry: Callable[[S, S, S], S] | None = None
     restart: Callable[[S], S] | None = None
     settle: Callable[[S], S] | None = None
+
+
+def on_inner(change: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+    """Let a change of a state act on states which hold it as field `inner`; None stays None."""
+    if change is None:
+        return None
+    return lambda s: s._replace(inner=change(s.inner))

@@ -66,8 +66,7 @@ def divshare(
 
     def receive(s: DivShareState, inbox: Inbox[Fragment]) -> DivShareState:
         keys, numbers, values = (inbox.gather(field)[0] for field in inbox.heard)
-        places, mask = inbox.places()
-        others = mask & (places != inbox.own.unsqueeze(1))
+        others = inbox.others()
         total = _padded(s.x.to(wide(s.x)), fragments)
         count = torch.ones_like(total)
         # One after the other, so that all add up in the order of the ids.

@@ -134,8 +134,7 @@ def _remembering(opt: Optimiser, count: Count) -> Algorithm[RememberedState, Age
 
 def _others(inbox: Inbox[Aged], x: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean of the others' models and their largest age; if there are none, one's own."""
-    place, heard = inbox.places()
-    others = (heard & (place != inbox.own.unsqueeze(1))).unsqueeze(2)
+    others = inbox.others().unsqueeze(2)
     some, count = others.any(1), others.sum(1).clamp(min=1)
     models, ages = inbox.gather(inbox.heard.x)[0], inbox.gather(inbox.heard.age)[0]
     mean = ((models * others).sum(1) / count).to(x.dtype)

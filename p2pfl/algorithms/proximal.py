@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from p2pfl.algorithm import Algorithm, Inbox, M, R, Rows
+from p2pfl.algorithm import Algorithm, Inbox, M, R, Rows, on_inner
 
 
 class Anchored(NamedTuple):
@@ -42,10 +42,6 @@ def proximal(algorithm: Algorithm[Any, M, R], mu: float) -> Algorithm[Anchored, 
         assert inner.carry is not None
         return Anchored(inner.carry(before.inner, trained.inner, mixed.inner), mixed.anchor)
 
-    def settle(s: Anchored) -> Anchored:
-        assert inner.settle is not None
-        return s._replace(inner=inner.settle(s.inner))
-
     return Algorithm(
         init,
         lambda s: inner.model(s.inner),
@@ -56,5 +52,5 @@ def proximal(algorithm: Algorithm[Any, M, R], mu: float) -> Algorithm[Anchored, 
         inner.needs,
         columnwise=inner.columnwise,
         carry=carry if inner.carry else None,
-        settle=settle if inner.settle else None,
+        settle=on_inner(inner.settle),
     )

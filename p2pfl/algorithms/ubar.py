@@ -56,8 +56,7 @@ def ubar(
         return s._replace(steps=s.steps + 1)
 
     def receive(s: UbarState, inbox: Inbox[Params]) -> UbarState:
-        models, heard = inbox.gather(inbox.heard.x)
-        others = heard & (inbox.places()[0] != inbox.own.unsqueeze(1))
+        models, others = inbox.gather(inbox.heard.x)[0], inbox.others()
         count = (others.sum(1) * rho + EXACT).long()
         most = int(count.max())
         if not most:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from p2pfl.algorithm import Algorithm, Inbox, M, R, Rows
+from p2pfl.algorithm import Algorithm, Inbox, M, R, Rows, on_inner
 from p2pfl.learning.checks import above_zero
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.tree import wide
@@ -53,14 +53,6 @@ def weighed(algorithm: Algorithm[Any, M, R], mean_examples: float) -> Algorithm[
         assert inner.carry is not None
         return mixed._replace(inner=inner.carry(before.inner, trained.inner, mixed.inner))
 
-    def restart(s: Weighed) -> Weighed:
-        assert inner.restart is not None
-        return s._replace(inner=inner.restart(s.inner))
-
-    def settle(s: Weighed) -> Weighed:
-        assert inner.settle is not None
-        return s._replace(inner=inner.settle(s.inner))
-
     return Algorithm(
         init,
         lambda s: inner.model(s.inner),
@@ -72,8 +64,8 @@ def weighed(algorithm: Algorithm[Any, M, R], mean_examples: float) -> Algorithm[
         factor=factor if inner.factor else None,
         columnwise=inner.columnwise,
         carry=carry if inner.carry else None,
-        restart=restart if inner.restart else None,
-        settle=settle if inner.settle else None,
+        restart=on_inner(inner.restart),
+        settle=on_inner(inner.settle),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from p2pfl import rng
-from p2pfl.algorithm import Algorithm, Inbox, M, R, Rows, newest
+from p2pfl.algorithm import Algorithm, Inbox, M, R, Rows, newest, on_inner
 from p2pfl.attacks.attack import Attack, Known
 from p2pfl.attacks.refusal import without_non_finite
 from p2pfl.learning.tree import take, tree_map
@@ -100,7 +100,7 @@ def hostile(
         inner.absorb,
         inner.needs,
         carry=_carry(inner),
-        settle=_settle(inner),
+        settle=on_inner(inner.settle),
     )
 
 
@@ -139,13 +139,6 @@ def _carry(
         return mixed._replace(inner=both(before.inner, trained.inner, mixed.inner))
 
     return carry
-
-
-def _settle(inner: Algorithm[Any, M, R]) -> Callable[[Hostile], Hostile] | None:
-    settled = inner.settle
-    if settled is None:
-        return None
-    return lambda s: s._replace(inner=settled(s.inner))
 
 
 def _line(inbox: Inbox[R], row: Tensor, truth: M) -> Inbox[R]:
