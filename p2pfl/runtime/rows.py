@@ -10,6 +10,7 @@ from torch import Tensor
 
 from p2pfl.peer.events import Evaluated, Report
 from p2pfl.runtime.setup import Row
+from p2pfl.runtime.worker import Marked, Result
 
 
 class Rows:
@@ -56,17 +57,16 @@ class Rows:
         )
         self._rows[report.round] = row, None
 
-    def marked(self, round: int, mark: Tensor) -> None:
-        """Take in the sketch of the model a round ended with."""
-        row, _ = self._rows[round]
-        self._rows[round] = row, mark
-
-    def evaluated(self, result: Evaluated) -> None:
-        """Take in how good it is."""
-        row, mark = self._rows[result.round]
-        row = row._replace(eval_loss=result.loss, eval_acc=result.acc)
-        self._rows[result.round] = row, mark
-        self._evaluating.discard(result.round)
+    def note(self, result: Result) -> None:
+        """Take in the sketch of the model a round ended with, or how good it is."""
+        match result:
+            case Marked(round=round, mark=mark):
+                row, _ = self._rows[round]
+                self._rows[round] = row, mark
+            case Evaluated(round=round, loss=loss, acc=acc):
+                row, known = self._rows[round]
+                self._rows[round] = row._replace(eval_loss=loss, eval_acc=acc), known
+                self._evaluating.discard(round)
 
     def finished(self, at_the_end: bool = False) -> list[tuple[Row, Tensor]]:
         """Take out the rows whose evaluation is done, or was not asked for."""

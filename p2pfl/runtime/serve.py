@@ -49,7 +49,7 @@ from p2pfl.runtime.rows import Rows
 from p2pfl.runtime.setup import Ending, Row, Setup
 from p2pfl.runtime.streams import Stream, streaming, wide_field
 from p2pfl.runtime.wire import TRAINING
-from p2pfl.runtime.worker import Give, Given, Keep, Kept, Marked, Result, Worker, model
+from p2pfl.runtime.worker import Give, Given, Keep, Kept, Result, Worker, model
 
 # How long the loop may sleep: a signal (Ctrl-C) is noticed after so many milliseconds.
 NAP = 250
@@ -183,6 +183,8 @@ class Server:
                 self._tell_noticed()
                 for row, mark in self._rows.finished():
                     on_row(row, mark)
+            for result in self._worker.done():  # also what came while it was asked to stop
+                self._rows.note(result)
         finally:
             self._worker.close()
         for row, mark in self._rows.finished(at_the_end=True):
@@ -259,6 +261,7 @@ class Server:
 
     def _done(self, result: Result) -> None:
         """Take in what the worker has done."""
+        self._rows.note(result)
         match result:
             case Kept(kind=kind, fields=fields):
                 self._on_event(kind, **fields)
@@ -266,12 +269,7 @@ class Server:
                 self._giving.discard(to)
                 message = (params.cpu(), *self.part.constants)
                 self.links.offer(to, round, message, time.monotonic() - self._began)
-            case Marked(round=round, mark=mark):
-                self._rows.marked(round, mark)
-            case Evaluated():
-                self._rows.evaluated(result)
-                self._tell(result)
-            case Trained():
+            case Trained() | Evaluated():
                 self._tell(result)
 
     def _tell(self, event: Event) -> None:

@@ -175,28 +175,23 @@ def test_local_steps_are_broken_off_when_a_peer_is_to_end():
 
 
 class SlowToMeasure(Quadratics):
-    """Its evaluations wait until they are allowed."""
+    """Its evaluations take a second."""
 
     def __init__(self, n: int) -> None:
         super().__init__(n, 5)
-        self.asked, self.allowed = threading.Event(), threading.Event()
+        self.asked = threading.Event()
 
     def evaluate(self, params: Tensor, nodes: Tensor) -> Scores:
         self.asked.set()
-        self.allowed.wait(SOON)
+        time.sleep(1)
         return super().evaluate(params, nodes)
 
 
 def test_rounds_whose_evaluation_is_cut_off_are_still_reported():
     task = SlowToMeasure(1)
 
-    def go_on() -> bool:
-        if task.asked.is_set():
-            task.allowed.set()  # lets the worker end, but too late to be heard
-            return False
-        return True
-
-    ending, rows = everybody(make("local", Pace(3), n=1, task=task), {0: go_on})[0]
+    setup = make("local", Pace(3), n=1, task=task)
+    ending, rows = everybody(setup, {0: lambda: not task.asked.is_set()})[0]
     assert ending.reason == "interrupted"
     assert [row.round for row in rows] == [0]
     assert math.isnan(rows[0].eval_loss)
