@@ -22,8 +22,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/p2pfl run digits --on local
 
+# Tests that start processes would take ports and time from each other: they run by themselves.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "processes and not slow"
+	$(BIN)/python -m pytest -m "not processes and not slow" -n 2 --dist loadfile
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -53,7 +53,7 @@ def test_a_network_file(path):
     assert read_roster(path).addresses == {0: "tcp://127.0.0.1:7000"}
 
 
-@pytest.mark.parametrize("which", ["0", "ward-a", A])
+@pytest.mark.parametrize("which", ["0", "ward-a", A], ids=["id", "name", "key"])
 def test_revoking_by_id_name_or_key_and_allowing_again(path, which):
     assert revoke(path, which).id == 0
     roster = read_roster(path)
