@@ -85,7 +85,7 @@ def main() -> None:
         folder = Path(scratch)
         usual = [accuracies(run(given, folder / f"usual-{k}")[0]) for k in range(given.unharmed)]
         unharmed = np.mean(usual, axis=0)
-        print(f"unharmed: {[round(100 * one.mean(), 2) for one in usual]}", file=sys.stderr)
+        print(f"unharmed: {[round(float(100 * one.mean()), 2) for one in usual]}", file=sys.stderr)
         for number in range(given.runs):
             victims = rng.sample(
                 range(given.nodes), given.nodes // 2 if given.what == "half" else 1
