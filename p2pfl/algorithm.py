@@ -257,8 +257,11 @@ class Algorithm(NamedTuple, Generic[S, M, R]):
     settle: Callable[[S], S] | None = None
 
 
-def on_inner(change: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
-    """Let a change of a state act on states which hold it as field `inner`; None stays None."""
+def on_inner(change: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """Let what makes a state of others act on states which hold one as field `inner`.
+
+    What else they hold stays as it is in the last one. None stays None.
+    """
     if change is None:
         return None
-    return lambda s: s._replace(inner=change(s.inner))
+    return lambda *states: states[-1]._replace(inner=change(*(s.inner for s in states)))

@@ -38,10 +38,6 @@ def proximal(algorithm: Algorithm[Any, M, R], mu: float) -> Algorithm[Anchored, 
         state = inner.receive(s.inner, inbox)
         return Anchored(state, inner.model(state))
 
-    def carry(before: Anchored, trained: Anchored, mixed: Anchored) -> Anchored:
-        assert inner.carry is not None
-        return Anchored(inner.carry(before.inner, trained.inner, mixed.inner), mixed.anchor)
-
     return Algorithm(
         init,
         lambda s: inner.model(s.inner),
@@ -51,6 +47,6 @@ def proximal(algorithm: Algorithm[Any, M, R], mu: float) -> Algorithm[Anchored, 
         inner.absorb,
         inner.needs,
         columnwise=inner.columnwise,
-        carry=carry if inner.carry else None,
+        carry=on_inner(inner.carry),
         settle=on_inner(inner.settle),
     )

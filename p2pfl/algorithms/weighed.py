@@ -49,10 +49,6 @@ def weighed(algorithm: Algorithm[Any, M, R], mean_examples: float) -> Algorithm[
         by, state = inner.factor(s.inner)
         return by * s.scale, s._replace(inner=state)
 
-    def carry(before: Weighed, trained: Weighed, mixed: Weighed) -> Weighed:
-        assert inner.carry is not None
-        return mixed._replace(inner=inner.carry(before.inner, trained.inner, mixed.inner))
-
     return Algorithm(
         init,
         lambda s: inner.model(s.inner),
@@ -63,7 +59,7 @@ def weighed(algorithm: Algorithm[Any, M, R], mean_examples: float) -> Algorithm[
         inner.needs,
         factor=factor if inner.factor else None,
         columnwise=inner.columnwise,
-        carry=carry if inner.carry else None,
+        carry=on_inner(inner.carry),
         restart=on_inner(inner.restart),
         settle=on_inner(inner.settle),
     )

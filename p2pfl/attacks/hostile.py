@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -99,7 +99,7 @@ def hostile(
         receive,
         inner.absorb,
         inner.needs,
-        carry=_carry(inner),
+        carry=on_inner(inner.carry),
         settle=on_inner(inner.settle),
     )
 
@@ -126,19 +126,6 @@ def _models(algorithm: Algorithm[Any, Any, Any], attack: Attack) -> tuple[int, .
     if algorithm.absorb is not newest or not found:
         raise ValueError("no models are sent, but changes: use dpsgd, or attack = 'label_flip'")
     return found
-
-
-def _carry(
-    inner: Algorithm[Any, M, R],
-) -> Callable[[Hostile, Hostile, Hostile], Hostile] | None:
-    both = inner.carry
-    if both is None:
-        return None
-
-    def carry(before: Hostile, trained: Hostile, mixed: Hostile) -> Hostile:
-        return mixed._replace(inner=both(before.inner, trained.inner, mixed.inner))
-
-    return carry
 
 
 def _line(inbox: Inbox[R], row: Tensor, truth: M) -> Inbox[R]:
