@@ -14,6 +14,7 @@ import ctypes
 import socket
 import struct
 import sys
+import time
 from pathlib import Path
 
 import zmq
@@ -107,6 +108,7 @@ def frame(flags, body):
 def flood(port, keys, size):
     curve = Curve(port, *keys)
     curve.socket.sendall(curve.part(b"hello", more=False))
+    time.sleep(1)  # whoever is flooded has read that by now, and knows by it whose key this is
     try:
         while True:
             parts = [curve.part(bytes(size), more=True) for _ in range(1 if size else 1000)]
