@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,11 +15,10 @@ from p2pfl.launch.books import Where
 from p2pfl.launch.outcome import Outcome, honest_only, middle, pooled_task
 from p2pfl.launch.resuming import compare
 from p2pfl.launch.watching import Watching
-from p2pfl.results.record import EXPERIMENT, METRICS, PEERS, SUMMARY, Mark, Recorder
+from p2pfl.results.record import EXPERIMENT, METRICS, PEERS, SKETCHED, SUMMARY, Mark, Recorder
 from p2pfl.results.runs import read_summary
 from p2pfl.results.saved import load
-from p2pfl.runtime.setup import Ending, Row
-from p2pfl.runtime.sketch import WIDTH
+from p2pfl.runtime.setup import Ending, Mass, Row
 
 
 class Before(NamedTuple):
@@ -72,7 +71,7 @@ def so_far(folder: Path) -> Before:
         return Before(Mark(size))
     last = dict(zip(Row._fields, lines[-1].split(","), strict=True))
     wall = float(last["wall_s"])
-    sketches = (len(lines) - 1) * 4 * WIDTH
+    sketches = (len(lines) - 1) * SKETCHED
     return Before(Mark(size, sketches, wall), int(last["round"]) + 1, wall)
 
 
@@ -140,7 +139,14 @@ def gather(experiment: Experiment, folder: Path, where: Where, watching: Watchin
         missed=sum(summary["missed"] for summary in summaries),
         rejected=sum(summary["rejected"] for summary in summaries),
         one_sided=sum(summary["one_sided"] for summary in summaries),
+        mass=_mass_of(summaries),
     )
     pooled = pooled_task(experiment, federation, affine, where.device)
     between = middle(honest_only(ending, experiment))
     return Outcome(experiment, federation, task, affine, ending, pooled, between)
+
+
+def _mass_of(summaries: list[dict[str, Any]]) -> Mass | None:
+    """Return the weight of all together, where models are averaged by mass."""
+    each = [Mass(**summary["mass"]) for summary in summaries if summary["mass"]]
+    return Mass(*map(sum, zip(*each, strict=True))) if each else None

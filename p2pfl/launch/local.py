@@ -33,13 +33,13 @@ from p2pfl.launch.leavings import (
     so_far,
 )
 from p2pfl.launch.nemesis import Nemesis, needs_proxy
-from p2pfl.launch.outcome import Outcome
+from p2pfl.launch.outcome import Outcome, conserved
 from p2pfl.launch.proxy import Proxy
 from p2pfl.launch.serving import Post, serve
 from p2pfl.launch.watching import Watching
 from p2pfl.results.predictor import Predictor, Signature
 from p2pfl.results.record import CHECKPOINTS, Recorder
-from p2pfl.results.runs import merge_peers
+from p2pfl.results.runs import merge_peers, moved
 from p2pfl.results.saved import save_tensors
 from p2pfl.runtime.handshake import NeighbourGone
 from p2pfl.runtime.setup import Ending, Row, Status
@@ -90,11 +90,14 @@ def run_local(
             start(node)
         watching.until_the_end()
     bury(folder, nemesis.down)
-    if experiment.churn:
-        books.note(churn=watching.churn())
+    churn = watching.churn() if experiment.churn else None
+    if churn:
+        books.note(churn=churn)
     rows = merge_peers(folder)
     try:
         outcome = gather(experiment, folder, where, watching)
+        if churn:
+            books.note(churn=churn | conserved(outcome.ending, moved(folder)))
         rows = measured_at_the_end(rows, outcome)
     finally:
         books.add(rows)
@@ -287,6 +290,7 @@ def _summary(ending: Ending, rows: list[Row]) -> dict[str, Any]:
         "node_updates": ending.updates,
         "missed": ending.missed,
         "one_sided": ending.one_sided,
+        "mass": ending.mass._asdict() if ending.mass else None,
         "rejected": ending.rejected,
         "rounds": rows[-1].round + 1 if rows else 0,
         "bytes_sent": sum(row.bytes_sent for row in rows),

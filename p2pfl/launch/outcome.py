@@ -19,6 +19,7 @@ from p2pfl.peer.plan import Pace
 from p2pfl.results.predictor import Predictor, Signature
 from p2pfl.results.record import Recorder
 from p2pfl.results.saved import save_tensors
+from p2pfl.runtime.conserved import mean_drift
 from p2pfl.runtime.exchange import squared_distances
 from p2pfl.runtime.ranks import Ranks
 from p2pfl.runtime.setup import Ending, Setup
@@ -60,6 +61,21 @@ def gathered(ending: Ending, nodes: int, ranks: Ranks) -> Ending:
         return ending
     params = ranks.gather(ending.params.contiguous())
     return ending._replace(params=params, nodes=ranks.gather(ending.nodes))
+
+
+def conserved(ending: Ending, moved: Tensor | None) -> dict[str, float]:
+    """Return what a summary says of what exchanges should have left as it was.
+
+    ``mean_drift`` is how far they have moved the mean of all models, as a part of its norm, and
+    ``mass_kept`` the weight of those who are there, as a part of what they began with.
+
+    Args:
+        ending: of the run.
+        moved: the sketch of all that exchanges have changed; None: it is not known.
+    """
+    if (mass := ending.mass) is not None:
+        return {"mass_kept": mass.held / mass.begun} if mass.begun else {}
+    return {"mean_drift": mean_drift(moved, ending.params)} if moved is not None else {}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from p2pfl.launch.outcome import (
     ALONE,
     Outcome,
     baselines,
+    conserved,
     gathered,
     honest_only,
     middle,
@@ -32,7 +33,7 @@ from p2pfl.results.runs import Result
 from p2pfl.runtime.emulate import Emulator
 from p2pfl.runtime.memory import Needed, check, needed
 from p2pfl.runtime.ranks import Ranks
-from p2pfl.runtime.setup import Status
+from p2pfl.runtime.setup import Ending, Status
 from p2pfl.runtime.simulate import Simulator
 
 
@@ -215,7 +216,7 @@ class Ready:
             ending = ending._replace(reason="interrupted")
         books.timed(self.driver.seconds, self.task.backend.reason)
         if isinstance(self.driver, Emulator) and self.experiment.churn:
-            _tell_churn(self.driver, books)
+            _tell_churn(self.driver, ending, books)
         between = middle(honest_only(ending, self.experiment), self.ranks)
         ending = gathered(ending, self.experiment.nodes, self.ranks)
         held = (self.experiment, self.federation, self.task, self.affine)
@@ -264,24 +265,13 @@ class Ready:
             self.driver.scores = None
 
 
-def _tell_churn(driver: Emulator, books: Books) -> None:
+def _tell_churn(driver: Emulator, ending: Ending, books: Books) -> None:
     """Note what has happened to the peers, and what came of it."""
     chronicle = driver.churning.chronicle
     for at, happening in chronicle.story:
         books.event("churn", virtual_s=at, **happening.about())
-    kept = {"mean_drift": driver.drift.of_mean(len(driver.peers))} if driver.drift else {}
-    if driver.setup.mixing.conserves == "mass":
-        kept = {"mass_kept": _mass_kept(driver)}
+    kept = conserved(ending, driver.drift.take() if driver.drift else None)
     books.note(churn={**chronicle.summary(driver.time), **kept})
-
-
-def _mass_kept(driver: Emulator) -> float:
-    """Return the weight that those who are there hold, as a part of what they began with."""
-    setup, nodes = driver.setup, torch.tensor(sorted(driver.peers))
-    send = setup.algorithm.send
-    begun = send(setup.fresh(nodes)).w.sum().item()
-    held = sum(send(driver.state(peer)).w.sum().item() for peer in driver.peers)
-    return float(held / begun)
 
 
 def prepare(experiment: Experiment, on: On, where: Where, ranks: Ranks = ALONE) -> Ready:

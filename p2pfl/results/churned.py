@@ -232,6 +232,10 @@ def _count(key: str) -> Callable[[Mapping[str, Any], Run], str]:
     return lambda churn, run: str(churn.get(key, UNKNOWN))
 
 
+def _share(key: str) -> Callable[[Mapping[str, Any], Run], str]:
+    return lambda churn, run: f"{100 * churn[key]:.3g} %" if key in churn else UNKNOWN
+
+
 def _recovered(churn: Mapping[str, Any], run: Run) -> str:
     if churn.get("accuracy_before") is None:
         return UNKNOWN
@@ -272,6 +276,8 @@ _LINES: Mapping[str, Callable[[Mapping[str, Any], Run], str]] = {
     "false deaths": _count("false_deaths"),
     "stall": _stall,
     "mixed one-sidedly": _one_sided,
+    "mean moved by exchanges": _share("mean_drift"),
+    "mass kept": _share("mass_kept"),
     "accuracy back after": _recovered,
     "membership, per peer": _membership,
 }

@@ -7,7 +7,8 @@
     DIR/events.jsonl               one JSON object per line
     DIR/models/mean.safetensors    the final models, also node-0003.safetensors and so on
     DIR/summary.json               its "status" is "running" until the run has ended
-    DIR/sketches.f32               a peer's own folder: a sketch of its model for each line
+    DIR/sketches.f32               a peer's own folder: two sketches for each line, of its model
+                                   and of what the exchange has changed in it; NaN: not known
     DIR/peers/003/                 the folders of peers that ran as processes
     DIR/checkpoints/               what an unfinished run goes on from
 """
@@ -40,6 +41,7 @@ from p2pfl.runtime.sketch import WIDTH
 EXPERIMENT, METRICS, EVENTS = "experiment.toml", "metrics.csv", "events.jsonl"
 MODELS, SUMMARY, SKETCHES, PEERS = "models", "summary.json", "sketches.f32", "peers"
 CHECKPOINTS = "checkpoints"
+SKETCHED = 2 * 4 * WIDTH  # bytes of sketches for each line
 
 ROW_TYPES: Mapping[str, type] = typing.get_type_hints(Row)
 
@@ -99,17 +101,17 @@ class Recorder:
             self._metrics.write("".join(map(_line, rows)))
             self._metrics.flush()
 
-    def row(self, row: Row, sketch: Tensor | None) -> None:
-        """Add a peer's own line and the sketch of its model, ``[WIDTH]`` or ``[1, WIDTH]``.
+    def row(self, row: Row, sketches: Tensor | None) -> None:
+        """Add a peer's own line and its sketches, ``[2, WIDTH]``.
 
-        Without a sketch, the model of this round counts as unknown.
+        Without them, the model of this round counts as unknown.
         """
-        if sketch is None:
-            sketch = torch.full((WIDTH,), math.nan)
+        if sketches is None:
+            sketches = torch.full((2, WIDTH), math.nan)
         with _writing(self.folder / SKETCHES):
             if self._sketches is None:
                 self._sketches = (self.folder / SKETCHES).open("ab")
-            self._sketches.write(sketch.detach().cpu().float().reshape(WIDTH).numpy().tobytes())
+            self._sketches.write(sketches.detach().cpu().float().numpy().tobytes())
             self._sketches.flush()
         self.rows([row])
 

@@ -23,6 +23,7 @@ from p2pfl.results.record import (
     METRICS,
     PEERS,
     ROW_TYPES,
+    SKETCHED,
     SKETCHES,
     SUMMARY,
     strict,
@@ -224,7 +225,7 @@ def merge_peers(folder: Path) -> list[Row]:
     by_round: dict[int, list[tuple[Row, Tensor]]] = {}
     for peer in peers:
         rows = _read_rows(peer / METRICS)
-        for row, mark in zip(rows, _read_sketches(peer / SKETCHES, len(rows)), strict=True):
+        for row, mark in zip(rows, _models_of(peer / SKETCHES, len(rows)), strict=True):
             by_round.setdefault(row.round, []).append((row, mark))
     merged = []
     for number in sorted(by_round):
@@ -236,6 +237,17 @@ def merge_peers(folder: Path) -> list[Row]:
     return merged
 
 
+def moved(folder: Path) -> Tensor | None:
+    """Return the sketch of all that exchanges have changed in the models of peers, ``[WIDTH]``.
+
+    What a peer has written counts, whether it has lived to the end or not. None: none has.
+    """
+    files = sorted((folder / PEERS).glob(f"*/{SKETCHES}"))
+    every = torch.cat([torch.empty(0, WIDTH), *(_sketches(file)[:, 1] for file in files)])
+    known = every[every.isfinite().all(1)].double()
+    return known.sum(0) if len(known) else None
+
+
 def _distances(sketches: Tensor, alone: bool) -> list[float]:
     known = sketches.isfinite().all(1)
     far = torch.full((len(sketches),), math.nan, dtype=torch.float64)
@@ -245,14 +257,18 @@ def _distances(sketches: Tensor, alone: bool) -> list[float]:
     return result
 
 
-def _read_sketches(path: Path, rows: int) -> Tensor:
-    """Return the sketches of so many rows, ``[rows, WIDTH]``, NaN for those that are missing."""
+def _models_of(path: Path, rows: int) -> Tensor:
+    """Return the sketches of so many models, ``[rows, WIDTH]``, NaN for those that are missing."""
+    found = _sketches(path)[:rows, 0]
+    missing = torch.full((rows - len(found), WIDTH), math.nan)
+    return torch.cat([found, missing])
+
+
+def _sketches(path: Path) -> Tensor:
+    """Return what a peer has written, ``[rows, 2, WIDTH]``; a last one may be unfinished."""
     data = path.read_bytes() if path.is_file() else b""
-    whole = min(rows, len(data) // (4 * WIDTH))
-    marks = torch.full((rows, WIDTH), math.nan)
-    found = np.frombuffer(data, dtype="<f4", count=whole * WIDTH)
-    marks[:whole] = torch.from_numpy(found.reshape(whole, WIDTH).copy())
-    return marks
+    found = np.frombuffer(data, dtype="<f4", count=len(data) // SKETCHED * 2 * WIDTH)
+    return torch.from_numpy(found.reshape(-1, 2, WIDTH).copy())
 
 
 def _read_rows(path: Path) -> list[Row]:

@@ -43,7 +43,7 @@ from p2pfl.peer.events import (
 from p2pfl.peer.rounds import TIME_IS_UP
 from p2pfl.runtime.batch import Batch
 from p2pfl.runtime.churning import Churning
-from p2pfl.runtime.drift import Drift
+from p2pfl.runtime.conserved import watched
 from p2pfl.runtime.gathering import Gathering
 from p2pfl.runtime.later import Later, postponed
 from p2pfl.runtime.network import NetworkModel
@@ -78,13 +78,13 @@ class Emulator:
         time: the virtual time, in seconds.
         missed: messages waited for in vain.
         rejected: messages refused.
-        drift: how far one-sided exchanges have moved the mean; None: that is not watched.
+        drift: how far exchanges have moved the mean; None: that is not watched.
     """
 
     def __init__(self, setup: Setup, network: NetworkModel) -> None:
         keep_freed_memory()
         self.setup, self.network = setup, network
-        self.drift = Drift() if setup.churn and setup.mixing.conserves == "mean" else None
+        self.drift = watched(setup)
         algorithm = self.drift.watch(setup.algorithm) if self.drift else setup.algorithm
         self._lazy = dataclasses.replace(setup, algorithm=postponed(algorithm))
         self.peers: dict[PeerId, Machine] = {}
@@ -141,6 +141,7 @@ class Emulator:
             self.missed,
             self.rejected,
             self.one_sided,
+            self.setup.mass(nodes, map(self.state, nodes.tolist())),
         )
 
     def state(self, peer: PeerId) -> Any:  # noqa: ANN401 - whatever the algorithm keeps

@@ -58,7 +58,7 @@ class Rows:
         self._rows[report.round] = row, None
 
     def note(self, result: Result) -> None:
-        """Take in the sketch of the model a round ended with, or how good it is."""
+        """Take in the sketches of a round, or how good the model is that it ended with."""
         match result:
             case Marked(round=round, mark=mark):
                 row, _ = self._rows[round]

@@ -41,6 +41,7 @@ from p2pfl.peer.mail import is_replaceable
 from p2pfl.peer.plan import Pace
 from p2pfl.peer.rounds import TIME_IS_UP
 from p2pfl.runtime import chunks, flows
+from p2pfl.runtime.conserved import watched
 from p2pfl.runtime.handshake import NeighbourGone
 from p2pfl.runtime.later import Later, postponed
 from p2pfl.runtime.links import Links
@@ -56,7 +57,7 @@ NAP = 250
 
 CPU = torch.device("cpu")
 
-OnRow = Callable[[Row, Tensor], None]
+OnRow = Callable[[Row, Tensor], None]  # with sketches, see `Marked`
 OnEvent = Callable[..., None]  # its kind, and what belongs to it by name
 
 
@@ -105,6 +106,8 @@ class Server:
         if self._news:
             hooks = (self._out_of_patience, self._more_room, links.pool.empty)
             self._algorithm = streaming(setup.algorithm, *hooks)
+        drift = watched(setup)
+        self._algorithm = drift.watch(self._algorithm) if drift else self._algorithm
         lazy = postponed(self._algorithm)._replace(receive=self._receive)
         if begin := self.part.begin:
             begin = begin._replace(state=Later(self._algorithm, begin.state))
@@ -113,7 +116,7 @@ class Server:
         links.expect(self.part.phase, schema, self._replaceable, self._news, heard)
         self._rows = Rows(node, int(setup.task.examples(self._nodes)[0]))
         how = (self._algorithm, setup.task, node, links, f"worker-{self.part.phase}")
-        self._worker = Worker(*how, self.part.keep or (lambda position: None))
+        self._worker = Worker(*how, self.part.keep or (lambda position: None), drift)
         self._giving: set[int] = set()  # who is to be given a model
         self._timers: list[tuple[float, int]] = []
         self._missed, self._one_sided, self._spoke = 0, 0, 0.0
@@ -163,7 +166,7 @@ class Server:
         """Serve until the peer is done, or `go_on` says no.
 
         Args:
-            on_row: told of every round that has ended, with the sketch of its model.
+            on_row: told of every round that has ended, with its sketches.
             go_on: asked a few times a second.
             on_event: told of checkpoints, and of what it has noticed of the others.
 
@@ -197,6 +200,7 @@ class Server:
             missed=self._missed,
             rejected=self.links.rejected.total(),
             one_sided=self._one_sided,
+            mass=self.setup.mass(self._nodes, [self.machine.position.state.now()]),
         )
 
     def _tell_noticed(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple
@@ -58,6 +58,13 @@ class Seconds:
     evaluation: float = 0.0
 
 
+class Mass(NamedTuple):
+    """The weight of some peers where models are averaged by mass."""
+
+    begun: float  # what they had at the outset
+    held: float  # what they have
+
+
 class Ending(NamedTuple):
     """How a run came out."""
 
@@ -69,6 +76,7 @@ class Ending(NamedTuple):
     missed: int = 0  # messages waited for in vain
     rejected: int = 0  # messages refused
     one_sided: int = 0  # models mixed without their senders having mixed ours
+    mass: Mass | None = None  # of the rows, where models are averaged by mass
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,14 @@ class Setup:
     def fresh(self, nodes: Tensor) -> Any:  # noqa: ANN401 - whatever the algorithm keeps
         """Return the state that some nodes begin from."""
         return self.algorithm.init(self.task.init(nodes), self.rows(nodes))
+
+    def mass(self, nodes: Tensor, states: Iterable[Any]) -> Mass | None:
+        """Return the weight of some nodes, given their states; None: there is no such thing."""
+        if self.mixing.conserves != "mass":
+            return None
+        send = self.algorithm.send
+        held = sum(float(send(state).w.sum()) for state in states)
+        return Mass(float(send(self.fresh(nodes)).w.sum()), held)
 
     def joined(self, node: int, offers: Sequence[Offer], own: Position | None) -> Position | None:
         """Return where a node goes on that comes late, or comes back; see `joining.position`."""

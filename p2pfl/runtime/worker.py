@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import nan
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
@@ -18,16 +19,17 @@ from p2pfl.learning.task import Task
 from p2pfl.learning.training import train
 from p2pfl.learning.tree import wide
 from p2pfl.peer.events import Evaluate, Evaluated, PeerId, Position, Report, Train, Trained
+from p2pfl.runtime.conserved import Drift
 from p2pfl.runtime.later import Later
 from p2pfl.runtime.links import Links
 from p2pfl.runtime.sketch import sketch
 
 
 class Marked(NamedTuple):
-    """The sketch of the model that a round ended with."""
+    """The sketch of the model that a round ended with, and of what exchanges changed till then."""
 
     round: int
-    mark: Tensor
+    mark: Tensor  # [2, WIDTH]
 
 
 class Give(NamedTuple):
@@ -68,9 +70,10 @@ class Worker:
         links: whose poller is woken.
         name: of the way to it.
         keep: writes checkpoints, if they are due.
+        drift: watches the exchanges of the algorithm; None: nobody does.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that it works with
         self,
         algorithm: Algorithm[Any, Any, Any],
         task: Task,
@@ -78,8 +81,9 @@ class Worker:
         links: Links,
         name: str,
         keep: Keep = lambda position: None,
+        drift: Drift | None = None,
     ) -> None:
-        self._keep = keep
+        self._keep, self._drift = keep, drift
         self._algorithm, self._task = algorithm, _Haltable(task)
         self._nodes = torch.tensor([node])
         self._links, self._name = links, name
@@ -133,7 +137,9 @@ class Worker:
         if isinstance(effect, Give):
             return Given(effect.to, effect.round, model(effect.params))
         if isinstance(effect, Report):
-            return Marked(effect.round, sketch(model(effect.params)))
+            mark = sketch(model(effect.params))  # which works out the exchange, if it has to be
+            moved = self._drift.take().to(mark) if self._drift else torch.full_like(mark[0], nan)
+            return Marked(effect.round, torch.stack([mark[0], moved]))
         if isinstance(effect, Evaluate):
             loss, acc = self._task.evaluate(model(effect.params), self._nodes)
             return Evaluated(effect.round, loss.item(), acc.item())
