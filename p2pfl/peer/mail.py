@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Generic, NamedTuple, cast
 
 from torch import Tensor
@@ -73,6 +73,11 @@ class Mail(Generic[S, M, R]):
         self._exact = exact
         self._ledger: Ledger[M] = Ledger()  # used where a mass is conserved
         self._kept = 1.0  # of a mass, when it was shared out last
+        # A word is the answer to a share of a mass. This is, of what, the last share of each that
+        # has not answered; and who has answered its next share already, as it may in step.
+        self._lent: dict[PeerId, tuple[float, R]] = {}
+        self._ahead: set[PeerId] = set()
+        self._taken_back: list[tuple[PeerId, float, R]] = []  # and is to be mixed again
         self.unopened: dict[PeerId, deque[Received]] = {}
         self._mixed: dict[PeerId, deque[int]] = {}  # the last rounds of which models were mixed
         self._newest: dict[PeerId, int] = {}
@@ -90,6 +95,8 @@ class Mail(Generic[S, M, R]):
             raise RemoteProtocolError(f"{sender} sent round {letter.round} again, or out of order")
         if self._algorithm.absorb is not newest:
             self._try_absorb(letter)
+        if self._lent.pop(sender, None) is None:
+            self._ahead.add(sender)
         self._newest.pop(sender, None)  # who was heard last is to stand last
         self._newest[sender] = letter.round
         letters = self.unopened.setdefault(sender, deque())
@@ -127,19 +134,42 @@ class Mail(Generic[S, M, R]):
         self._newest.pop(peer, None)
         self._heard.pop(peer, None)
         self._outran.discard(peer)
+        self._ahead.discard(peer)
+        self.take_back(peer)
         self._ledger.forget(peer)
         if self._mixing.conserves == "mass":
             self.unopened.pop(peer, None)  # sums of shares which are counted from nothing now
 
+    def take_back(self, peer: PeerId) -> None:
+        """Have the share again that a peer was given last, which is gone and never answered."""
+        if peer in self._lent:
+            self._taken_back.append((peer, *self._lent.pop(peer)))
+
     def shares(
-        self, view: View, message: tuple[Tensor, ...]
+        self, view: View, message: tuple[Tensor, ...], doubted: Collection[PeerId]
     ) -> Iterator[tuple[PeerId, tuple[Tensor, ...]]]:
-        """Yield what to send to each peer in view, where a message is a mass to be shared out."""
+        """Yield what to send to each peer in view, where a message is a mass to be shared out.
+
+        Who may be dead, or has not answered its last share, is told the old sum again, and its
+        share is kept: all that we have would else go to those who are gone, or slow. Only who is
+        to be heard can answer. Methods that need every message need every share.
+
+        Args:
+            view: of this round.
+            message: the mass.
+            doubted: who may be dead.
+        """
         degree = len(view.sends_to)
         given = view.given or dict.fromkeys(view.sends_to, self._mixing.weight(degree, degree))
-        self._kept = 1 - math.fsum(given[peer] for peer in view.sends_to)
-        for peer in view.sends_to:
-            share = tree_map(lambda part, weight=given[peer]: part * weight, message)
+        sure = self._algorithm.needs.every_message
+        withheld = set[PeerId]() if sure else self._lent.keys() | doubted
+        given = {peer: 0.0 if peer in withheld else given[peer] for peer in view.sends_to}
+        answering = {peer for peer in view.hears_from if given.get(peer)}
+        self._lent |= {p: (given[p], cast(R, message)) for p in answering - self._ahead}
+        self._ahead -= answering
+        self._kept = 1 - math.fsum(given.values())
+        for peer, weight in given.items():
+            share = tree_map(lambda part, weight=weight: part * weight, message)
             yield peer, self._ledger.give(peer, cast(M, share))
 
     def drop(self, sender: PeerId, rounds: range) -> list[Received]:
@@ -178,7 +208,7 @@ class Mail(Generic[S, M, R]):
             round: up to which messages are due.
             everything: whether newer ones are, too.
         """
-        entries: list[tuple[PeerId, float, R]] = []
+        entries, self._taken_back = self._taken_back, []
         hears_from = view.hears_from
         # Where neighbours change, a letter may come when its sender is none any more. It is
         # taken now: later it would be old, and a share of a mass may not be lost.

@@ -168,6 +168,8 @@ class Peer(Generic[S, M, R]):
             self.mail.forget(peer)
         if isinstance(event, PeerDown):
             self._hearing.discard(peer)
+            if not event.done:
+                self.mail.take_back(peer)
         company.note(event, self.round)
         effects: list[Effect] = []
         if company.gone != before and self.phase is Phase.WAITING:
@@ -257,7 +259,8 @@ class Peer(Generic[S, M, R]):
             return [((peer,), variant(message, place)) for peer, place in each]
         if not self._shares:
             return [(to, message)]
-        return [((peer,), share) for peer, share in self.mail.shares(self._view, message)]
+        doubted = [peer for peer in to if not self._company.is_there(peer)]
+        return [((p,), share) for p, share in self.mail.shares(self._view, message, doubted)]
 
     def _catch_up(self) -> None:
         """Go to the round that most others come to next, if they have gone on without us.

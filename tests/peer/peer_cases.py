@@ -207,7 +207,7 @@ def _event(stage: dict[str, Any], line: str) -> Event:  # noqa: C901 - one case 
         case "up":
             return PeerUp(int(words["peer"]))
         case "down":
-            return PeerDown(int(words["peer"]))
+            return PeerDown(int(words["peer"]), words.get("done") == "yes")
     raise ValueError(f"no such event: {line}")
 
 
