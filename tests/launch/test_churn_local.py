@@ -113,6 +113,7 @@ def test_everything_that_happens_is_noted_in_its_order(lives):
     assert told == result.summary["churn"]
     assert told["happenings"] == {"cont": 1, "kill": 2, "leave": 1, "restart": 1, "stop": 1}
     assert told["stall_s"]["max"] > 0
+    assert 0 < told["mean_drift"] < 0.1
 
 
 def test_a_peer_that_is_started_again_goes_on_in_its_folder(lives):

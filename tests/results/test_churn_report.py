@@ -219,6 +219,8 @@ def test_the_table_says_what_happened_and_what_it_cost(tmp_path):
         "survivors": 1,
         "false_suspicions": 7,
         "membership_bytes_per_s": 1234.5,
+        "mean_drift": 0.01234,
+        "mass_kept": 0.98765,
         "accuracy_before": 0.9,
         "accuracy_least": 0.8,
         "recovery_rounds": 3,
@@ -233,6 +235,8 @@ def test_the_table_says_what_happened_and_what_it_cost(tmp_path):
         "false deaths 0",
         "stall 0.500 s (1.5 s), survivors: 1",
         "mixed one-sidedly 0",
+        "mean moved by exchanges 1.23 %",
+        "mass kept 98.8 %",
         "accuracy back after 3 rounds: 90.00 % before, then 80.00 %",
         "membership, per peer 1.23 kB a second",
     ]

@@ -22,6 +22,7 @@ from p2pfl.results.runs import (
     columns,
     last_measured,
     merge_peers,
+    moved,
     read_run,
     summarise,
 )
@@ -209,14 +210,19 @@ def test_no_folder_is_no_run(tmp_path):
         read_run(tmp_path / "nothing")
 
 
-def peers_of(folder, models):
-    """Record peers, each with the models it had in its rounds, ``[rounds, d]``."""
+def peers_of(folder, models, steps=None):
+    """Record peers, each with its models, ``[rounds, d]``, and how exchanges have moved them.
+
+    A model of NaN was not sketched.
+    """
+    steps = torch.full_like(models, math.nan) if steps is None else steps
     Recorder(folder, TOML, on="local")
     for node, params in enumerate(models):
         recorder = Recorder(folder / "peers" / f"{node:03d}", TOML)
         for k, vector in enumerate(params):
             mine = row(k, node, consensus_distance=math.nan)
-            recorder.row(mine, None if vector.isnan().any() else sketch(vector[None]))
+            both = sketch(torch.stack([vector, steps[node, k]]))
+            recorder.row(mine, None if vector.isnan().any() else both)
     return folder
 
 
@@ -250,6 +256,19 @@ def test_a_peer_alone_is_its_own_mean(tmp_path):
     (only,) = merge_peers(peers_of(tmp_path / "run", torch.ones(1, 1, 3)))
     assert only.consensus_distance == 0.0
     assert merge_peers(tmp_path) == []
+
+
+def test_what_exchanges_have_moved_is_added_up(tmp_path):
+    models, steps = torch.ones(3, 2, 2), torch.arange(12.0).reshape(3, 2, 2)
+    steps[2, 1] = math.nan  # unknown
+    folder = peers_of(tmp_path / "run", models, steps)
+    path = folder / "peers" / "001" / "sketches.f32"
+    path.write_bytes(path.read_bytes()[:-9])  # it was killed while it wrote the last one
+    total = moved(folder)
+    assert total[:2].tolist() == [0 + 2 + 4 + 8, 1 + 3 + 5 + 9]
+    assert not total[2:].any()
+    assert moved(peers_of(tmp_path / "other", models)) is None
+    assert moved(tmp_path) is None
 
 
 def test_a_result_shows_itself_and_its_rounds(monkeypatch):

@@ -1,0 +1,94 @@
+"""What exchanges should leave as it is, the mean of all models or the mass, and what churn does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from runtime_cases import N, make
+
+from p2pfl.algorithm import Inbox
+from p2pfl.algorithms import dpsgd
+from p2pfl.algorithms.averaging import Params
+from p2pfl.churn.script import Happening, Script
+from p2pfl.learning import Quadratics
+from p2pfl.learning.optim import sgd
+from p2pfl.membership.timers import swim
+from p2pfl.peer.plan import Pace
+from p2pfl.runtime.conserved import Drift, mean_drift, watched
+from p2pfl.runtime.emulate import Emulator
+from p2pfl.runtime.network import NetworkModel
+from p2pfl.topology import ring_graph, static
+from p2pfl.topology.live import Overlay
+
+QUICK = NetworkModel(latency=0.005, compute=0.05)
+KILL = Happening("kill", seconds=1.02, nodes=(2,))
+FREEZE = Happening("stop", seconds=1.02, nodes=(2,))
+THAW = Happening("cont", seconds=2.02, nodes=(2,))
+
+
+def test_what_an_exchange_moves_is_added_up_until_it_is_asked_for():
+    drift, x = Drift(), torch.tensor([[1.0, 4.0], [3.0, 0.0]], dtype=torch.float64)
+    algorithm = drift.watch(dpsgd(sgd(0.1)))
+    states = make("dpsgd ring", Pace(1), task=Quadratics(2, 2), n=2).fresh(torch.arange(2))
+    own = torch.arange(2)
+    for line in ([0.5, 0.5], [0.25, 0.75]):
+        weights = torch.tensor([line, [0.5, 0.5]], dtype=torch.float64)
+        algorithm.receive(states._replace(x=x), Inbox(weights, Params(x), own))
+        moved = weights @ x - x
+        taken = drift.take()
+        torch.testing.assert_close(taken[:2], moved.sum(0))
+        after = weights @ x
+        due = moved.mean(0).norm() / after.mean(0).norm()
+        assert mean_drift(taken, after) == pytest.approx(float(due))
+        assert not drift.take().any()
+
+
+def test_nobody_watches_where_the_mean_is_not_to_be_kept():
+    setup = make("dpsgd ring", Pace(1))
+    script = Script("", N, tuple(range(N)), (KILL,))
+    assert watched(setup) is None
+    assert watched(dataclasses.replace(setup, churn=script)) is not None
+    attacked = dataclasses.replace(setup, churn=script, attackers=torch.tensor([1]))
+    assert watched(attacked) is None
+    assert watched(dataclasses.replace(make("gosgd", Pace(1)), churn=script)) is None
+
+
+def emulated(name, happenings, topology=ring_graph, **pace):
+    whole = static(topology(N))
+    setup = dataclasses.replace(
+        make(name, Pace(150, **pace)),
+        topology=whole,
+        among=Overlay(whole, lambda k: static(topology(k))).among,
+        churn=Script("", N, tuple(range(N)), tuple(happenings)),
+        membership=swim(),
+    )
+    emulator = Emulator(setup, QUICK)
+    for _ in emulator.rounds():
+        pass
+    return emulator
+
+
+@pytest.mark.parametrize("patience", [0.0, 0.2, 30.0])
+@pytest.mark.parametrize("happenings", [[KILL], [FREEZE, THAW]], ids=["killed", "frozen"])
+def test_who_is_dead_or_frozen_takes_no_mass_along(happenings, patience):
+    """Twenty rounds go by until it is suspected, and in each it would be given a third of all."""
+    emulator = emulated("push_sum examples", happenings, patience=patience)
+    mass = emulator.ending.mass
+    assert len(emulator.ending.nodes) == N - (happenings == [KILL])
+    # Who does not wait ends while a third is on its way.
+    assert mass.held / mass.begun > (0.9 if patience else 0.5)
+    models = emulator.ending.params
+    # Who was frozen is alone at last, if nobody waits.
+    assert float((models - models.mean(0)).norm() / models.mean(0).norm()) < (
+        0.5 if patience else 2
+    )
+
+
+def test_the_mean_moves_when_only_one_end_mixes():
+    still = emulated("dpsgd ring", [Happening("slow", seconds=0.0, nodes=(0,), value=1.0)])
+    assert mean_drift(still.drift.take(), still.ending.params) < 1e-12
+    # It has spoken, and dies before it hears the others.
+    killed = emulated("dpsgd ring", [dataclasses.replace(KILL, seconds=1.042)])
+    assert 1e-6 < mean_drift(killed.drift.take(), killed.ending.params) < 0.2
