@@ -238,6 +238,8 @@ class Algorithm(NamedTuple, Generic[S, M, R]):
             been said to anybody, because somebody is to hear it who has not heard what was. None:
             there is no need, or no way.
         settle: what is made of a state after the local steps of a round. None: nothing.
+        keeps_mean: whether the models have the same mean after an exchange as before, if the
+            mixing matrix leaves that of any numbers as it is.
 
     Functions return new tensors and never write into those they were given (the optimiser's
     state apart): a message may still be on its way out while the next local steps run.
@@ -255,6 +257,7 @@ class Algorithm(NamedTuple, Generic[S, M, R]):
     carry: Callable[[S, S, S], S] | None = None
     restart: Callable[[S], S] | None = None
     settle: Callable[[S], S] | None = None
+    keeps_mean: bool = False
 
 
 def on_inner(change: Callable[..., Any] | None) -> Callable[..., Any] | None:

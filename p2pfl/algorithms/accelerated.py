@@ -65,4 +65,5 @@ def chebyshev(opt: Optimiser, rho: float) -> Algorithm[ChebyshevState, Params, P
         needs=Needs(graph="symmetric", static=True, every_message=True),
         factor=plain_factor(opt, begun),
         columnwise=True,
+        keeps_mean=True,
     )

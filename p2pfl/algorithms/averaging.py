@@ -75,6 +75,7 @@ def fedavg(
         factor=plain_factor(opt),
         columnwise=True,
         carry=carry_model,
+        keeps_mean=weight == "uniform",
     )
 
 
@@ -123,6 +124,7 @@ def dpsgd(
         factor=plain_factor(opt),
         columnwise=rule.columnwise,
         carry=carry,
+        keeps_mean=rule.linear,
     )
 
 
@@ -154,6 +156,7 @@ def _combine_then_adapt(
         needs=_needs(rule),
         factor=plain_factor(opt),
         columnwise=rule.columnwise,
+        keeps_mean=rule.linear,
     )
 
 
@@ -197,4 +200,5 @@ def average() -> Algorithm[Plain, Params, Params]:
         lambda s: Params(s.x),
         lambda s, inbox: Plain(inbox.mix(inbox.heard.x)),
         columnwise=True,
+        keeps_mean=True,
     )

@@ -80,4 +80,5 @@ def beer(
         absorb,
         Needs(graph="symmetric", static=True, every_message=True),
         columnwise=True,
+        keeps_mean=True,
     )

@@ -52,6 +52,7 @@ def quantised(
         factor=plain_factor(opt),
         columnwise=True,
         restart=lambda s: s,  # messages say all there is
+        keeps_mean=True,
     )
 
 
@@ -96,6 +97,7 @@ def deepsqueeze(
         factor=plain_factor(opt),
         columnwise=True,
         restart=lambda s: s,  # messages say all there is
+        keeps_mean=True,
     )
 
 
@@ -146,6 +148,7 @@ def choco(
         factor=plain_factor(opt),
         columnwise=True,
         restart=lambda s: s._replace(public=_nothing_said(s.x)),
+        keeps_mean=True,
     )
 
 

@@ -61,6 +61,7 @@ def gradient_tracking(opt: Optimiser) -> Algorithm[TrackState, Track, Track]:
         receive,
         needs=Needs(every_message=True),
         columnwise=True,
+        keeps_mean=True,
     )
 
 
@@ -220,4 +221,5 @@ def kgt(opt: Optimiser, outer_lr: float = 1.0) -> Algorithm[KgtState, Stride, St
         receive,
         needs=Needs(every_message=True),
         columnwise=True,
+        keeps_mean=True,
     )

@@ -69,4 +69,5 @@ def qg(
         receive,
         needs=Needs(rounds=True),
         columnwise=True,
+        keeps_mean=True,
     )

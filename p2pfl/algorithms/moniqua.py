@@ -81,6 +81,7 @@ def moniqua(
         factor=plain_factor(opt),
         columnwise=True,
         restart=lambda s: s,  # messages say all there is
+        keeps_mean=True,
     )
 
 

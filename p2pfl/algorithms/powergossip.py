@@ -112,6 +112,7 @@ def powergossip(
             graph="symmetric", static=True, every_message=True, rounds=True, addressed=True
         ),
         factor=plain_factor(opt),
+        keeps_mean=True,
     )
 
 

@@ -49,4 +49,5 @@ def proximal(algorithm: Algorithm[Any, M, R], mu: float) -> Algorithm[Anchored, 
         columnwise=inner.columnwise,
         carry=on_inner(inner.carry),
         settle=on_inner(inner.settle),
+        keeps_mean=inner.keeps_mean,
     )

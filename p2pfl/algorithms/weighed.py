@@ -62,6 +62,7 @@ def weighed(algorithm: Algorithm[Any, M, R], mean_examples: float) -> Algorithm[
         carry=on_inner(inner.carry),
         restart=on_inner(inner.restart),
         settle=on_inner(inner.settle),
+        keeps_mean=inner.keeps_mean,
     )
 
 

@@ -1,8 +1,7 @@
-"""How far exchanges have moved the mean of all models, which plain averaging leaves as it is.
+"""How far exchanges have moved the mean of all models, which averaging should leave as it is.
 
-As long as both ends of a link mix alike, what one gains the other loses. What is mixed by one
-end alone moves the mean. So does every method that makes more of models than a mean: a robust
-rule, an outer optimiser, weights by counts or age.
+As long as both ends of a link mix alike, what one gains the other loses. What one end mixes
+alone moves the mean.
 """
 
 from __future__ import annotations
@@ -51,12 +50,9 @@ def _nothing() -> Tensor:
 
 
 def watched(setup: Setup) -> Drift | None:
-    """Return what watches a run in which the mean may drift, if that can be told.
-
-    Who lies about models moves the mean by design.
-    """
-    asked = setup.churn is not None and setup.mixing.conserves == "mean"
-    return Drift() if asked and not len(setup.attackers) else None
+    """Return what watches a run in which the mean may drift and should not."""
+    keeps = setup.algorithm.keeps_mean and setup.mixing.conserves == "mean"
+    return Drift() if setup.churn and keeps else None
 
 
 def mean_drift(moved: Tensor, models: Tensor) -> float:

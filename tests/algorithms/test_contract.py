@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unittest import mock
 
+import networkx as nx
 import pytest
 import torch
 from algorithm_cases import (
@@ -45,6 +46,9 @@ NO_FACTOR |= {"gosgd", "weighed"}
 # Those which make more of their own steps even when they hear nobody.
 OF_THEIR_OWN = {"qg", "diloco", "fedavgm", "fedadagrad", "fedadam", "fedyogi"}
 OF_THEIR_OWN |= {"gossip update_then_merge", "noloco"}
+# Those whose exchange leaves the mean of all models as it is.
+KEEPING = {"fedavg", "dpsgd", "local", "qg", "gradient_tracking", "kgt", "chebyshev", "beer"}
+KEEPING |= {"choco", "quantised", "deepsqueeze", "moniqua", "powergossip"}
 
 
 def close(actual, expected, **tolerance):
@@ -213,6 +217,33 @@ def test_nothing_that_was_given_is_written_into(name):
         state = mixed
     for tree, before in given:
         close(tree, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ALL)
+@LAWS
+@given(data=st.data())
+def test_an_exchange_keeps_the_mean_where_it_says_so(name, data):
+    a, graph = ALL[name](OPT), data.draw(graphs())
+    if not a.keeps_mean:
+        return
+    x, rows, grads = data.draw(blocks(len(graph)))
+    w = matrix(nx.complete_graph(len(graph)) if a.needs.graph == "complete" else graph)
+    state, heard = a.init(x, told(rows, w)), None
+    for g in grads:
+        state = a.step(state, g)
+        state = a.settle(state) if a.settle else state
+        before = a.model(state).mean(0)
+        state, heard = exchange(a, state, heard, w, x.shape[1])
+        close(a.model(state).mean(0), before, rtol=0, atol=1e-10)
+
+
+def test_which_methods_keep_the_mean():
+    """Others do not, or only as long as nobody is older than the others."""
+    kept = {name for name, build in PLAIN.items() if build(OPT).keeps_mean}
+    assert {name.split()[0] for name in kept} == KEEPING
+    assert "fedavg" not in kept
+    assert ALL["proximal dpsgd"](OPT).keeps_mean
+    assert not ALL["dpsgd median"](OPT).keeps_mean
 
 
 @pytest.mark.parametrize("name", PLAIN)
