@@ -48,6 +48,7 @@ def proximal(algorithm: Algorithm[Any, M, R], mu: float) -> Algorithm[Anchored, 
         inner.needs,
         columnwise=inner.columnwise,
         carry=on_inner(inner.carry),
+        restart=on_inner(inner.restart),
         settle=on_inner(inner.settle),
         keeps_mean=inner.keeps_mean,
     )

@@ -232,8 +232,7 @@ class Mail(Generic[S, M, R]):
                 mixed = self._mixed.setdefault(peer, deque(maxlen=BACKLOG))
                 mixed.append(letters[-1].round)
                 stale += sum(letter.round != round for letter in letters)
-            if not shares and peer in self._heard:
-                degree, memory = self._heard[peer]
+            if letters and not shares:  # a memory of who is silent would pull at us alone
                 weight = taken[peer] if taken else self._mixing.weight(taking, degree)
                 entries.append((peer, weight, memory))
         inbox = self._inbox(entries)

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from p2pfl.algorithm import Inbox, Rows
-from p2pfl.algorithms import ALGORITHMS, choco
+from p2pfl.algorithms import ALGORITHMS, choco, proximal, weighed
 from p2pfl.algorithms.averaging import Params
 from p2pfl.codec import CODECS, random_k
 from p2pfl.learning.optim import chain, clip_norm, sgd
@@ -235,6 +235,46 @@ def test_an_exchange_keeps_the_mean_where_it_says_so(name, data):
         before = a.model(state).mean(0)
         state, heard = exchange(a, state, heard, w, x.shape[1])
         close(a.model(state).mean(0), before, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ALL)
+@LAWS
+@given(data=st.data())
+def test_who_begins_anew_is_understood_by_those_who_never_heard_it(name, data):
+    a, graph = ALL[name](OPT), data.draw(graphs())
+    if a.restart is None or not a.keeps_mean:  # it would show by the mean
+        return
+    x, rows, grads = data.draw(blocks(len(graph)))
+    w = matrix(graph)
+    state = play(a, x, rows, grads[:3], w)
+    before, heard = a.model(state), None
+    state = a.restart(state)
+    close(a.model(state), before)
+    for g in grads[3:]:
+        state, heard = exchange(a, state, heard, w, x.shape[1])
+        close(a.model(state).mean(0), before.mean(0), rtol=0, atol=1e-10)
+        state = a.step(state, g)
+        before = a.model(state)
+
+
+@pytest.mark.parametrize("wrap", ["", "proximal", "weighed"])
+def test_choco_that_begins_anew_says_all_of_its_model(wrap):
+    whole = PLAIN["choco identity"](OPT)
+    a = {"": whole, "proximal": proximal(whole, 0.3), "weighed": weighed(whole, 20.0)}[wrap]
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
+    rows = Rows(torch.arange(2), torch.tensor([20, 20]))
+    state = play(a, x, rows, torch.ones(3, 2, 2).double(), matrix(ring_graph(2)))
+    first = a.absorb(None, a.send(a.restart(state)), 2)
+    close(first.x, a.model(state))
+    assert not torch.allclose(a.absorb(None, a.send(state), 2).x, a.model(state))
+
+
+def test_which_methods_can_begin_anew():
+    able = {name for name, build in ALL.items() if build(OPT).restart}
+    assert {name.split()[0] for name in able & PLAIN.keys()} == {
+        *("choco", "quantised", "deepsqueeze", "moniqua", "jwins")
+    }
+    assert {"proximal choco top_k", "weighed choco top_k"} <= able
 
 
 def test_which_methods_keep_the_mean():

@@ -115,14 +115,20 @@ def test_who_has_run_far_ahead_and_is_caught_up_with_is_waited_for_again():
     assert peer.round == 6
 
 
-def test_choco_mixes_what_it_remembers_of_the_silent():
+def test_choco_remembers_the_silent_and_does_not_mix_them():
+    """A copy of who may be dead would pull at its neighbours, round by round."""
     peer, _ = ready(algorithm="choco", patience=5.0, rounds=9)
     peer.handle(letter(0, 0, 3.0, 0.0, dense=True))
     train(peer, peer.handle(letter(2, 0, 0.0, 6.0, dense=True)))
     late = TimerFired(1)  # node 2
     inbox = inbox_of(peer, letter(0, 1, 3.0, 0.0, dense=True), late)
-    assert inbox.heard.x.tolist()[0] == [6.0, 0.0]  # its changes, added up
-    assert inbox.heard.x.tolist()[2] == [0.0, 6.0]
+    assert inbox.heard.x[0].tolist() == [6.0, 0.0]  # its changes, added up
+    assert len(inbox.heard.x) == 2
+    train(peer, [Train(peer.step, 1, peer.state)])
+    peer.handle(letter(2, 1, 0.0, 1.0, dense=True))
+    peer.handle(letter(2, 2, 0.0, 1.0, dense=True))
+    inbox = inbox_of(peer, letter(0, 2, 3.0, 0.0, dense=True))
+    assert inbox.heard.x[2].tolist() == [0.0, 8.0]
 
 
 def test_what_cannot_be_decoded_is_refused_and_changes_nothing():

@@ -91,3 +91,9 @@ def test_the_mean_moves_when_only_one_end_mixes():
     # It has spoken, and dies before it hears the others.
     killed = emulated("dpsgd ring", [dataclasses.replace(KILL, seconds=1.042)])
     assert 1e-6 < mean_drift(killed.drift.take(), killed.ending.params) < 0.2
+
+
+@pytest.mark.parametrize("name", ["choco identity", "choco top_k"])
+def test_what_is_remembered_of_the_dead_pulls_at_nobody(name):
+    emulator = emulated(name, [KILL], patience=0.2)
+    assert mean_drift(emulator.drift.take(), emulator.ending.params) < 0.2
