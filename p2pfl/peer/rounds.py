@@ -15,8 +15,10 @@ Where the topology follows who is alive, two neighbours may not agree on who tha
 who was in time. An exchange of which only one end makes use would move the mean of all. So
 there a model counts in its own round or never; a peer that does without a neighbour in a
 round says so (`Skip`), and neither counts the other. What is left are models that were mixed
-before such a word came: they are counted. A peer that finds, when it is about to speak, that
-most others have gone on without it, speaks in the round they come to next.
+before such a word came: they are counted.
+
+There, too, a peer that finds, when it is about to speak, that most others have gone on without it
+speaks in the round they come to next.
 
 With `overlap` the local steps of the next round are taken while it waits, from the model
 that was sent, and what they have changed is carried over to what came of the exchange. A
@@ -113,7 +115,9 @@ class Peer(Generic[S, M, R]):
         self._shares = mixing.conserves == "mass"
         self.mail = Mail(self.me, algorithm, mixing, params.shape[1], backlog, self._mutual)
         self._view_of = lru_cache(maxsize=4)(views.of)
-        self._follows, self._company = views.follow, Company(leaps=self._mutual)
+        # Whether who is behind catches up by leaving out rounds.
+        self._leaps = views.follow and pace.patience > 0
+        self._follows, self._company = views.follow, Company(leaps=self._leaps)
         self._view = View((), ())
         self._hearing: set[PeerId] = set()  # who has heard all that was said
         self._one_sided = self._steps = 0
@@ -268,7 +272,7 @@ class Peer(Generic[S, M, R]):
         Now and then one of them is enough: two halves that have lost each other for a while
         would else go on side by side, a few rounds apart.
         """
-        if not self._mutual:
+        if not self._leaps:
             return
         near = self._view_in(self.round).hears_from
         # Where neighbours change others may well be ahead; but not those who had to wait for us.

@@ -97,3 +97,12 @@ def test_the_mean_moves_when_only_one_end_mixes():
 def test_what_is_remembered_of_the_dead_pulls_at_nobody(name):
     emulator = emulated(name, [KILL], patience=0.2)
     assert mean_drift(emulator.drift.take(), emulator.ending.params) < 0.2
+
+
+@pytest.mark.parametrize("name", ["dpsgd ring", "push_sum examples", "choco top_k", "qg"])
+def test_who_was_frozen_goes_on_in_the_round_of_the_others(name):
+    """Else it would be behind for long, and at last alone."""
+    emulator = emulated(name, [FREEZE, THAW], patience=0.2)
+    assert len(emulator.ending.nodes) == N
+    left_out = N * 150 - emulator.updates  # a local step in each round
+    assert 10 < left_out < 20
