@@ -130,6 +130,7 @@ class Gossiper(Generic[S, M]):
         if event.sender not in hears_from and not self._views.follow:
             raise RemoteProtocolError(f"{event.sender} is not a neighbour")
         if self._shares:
+            self.ledger.heard(event.sender)
             # An older sum would take back what a newer one has brought.
             if event.round <= self._newest.get(event.sender, -1):
                 raise RemoteProtocolError(f"{event.sender} pushed {event.round} again, or late")
@@ -140,10 +141,14 @@ class Gossiper(Generic[S, M]):
 
     def _note(self, event: PeerUp | PeerSuspected | PeerDown) -> None:
         """Take note of who is there; sums of who begins anew mean nothing any more."""
+        peer = event.peer
+        if self._shares and isinstance(event, PeerDown) and not event.done:
+            self._take_back(peer)
         if self._shares and isinstance(event, PeerUp) and event.anew:
-            self._mail.pop(event.peer, None)
-            self._newest.pop(event.peer, None)
-            self.ledger.forget(event.peer)
+            self._mail.pop(peer, None)
+            self._newest.pop(peer, None)
+            self._take_back(peer)
+            self.ledger.forget(peer)
         self._company.note(event, self.round)
 
     def _trained(self, event: Trained) -> list[Effect]:
@@ -178,25 +183,35 @@ class Gossiper(Generic[S, M]):
             weights = (1.0, 1.0)
         self.state = self.algorithm.receive(self.state, unstacked(weights, (mine, theirs), 0))
 
-    def _said(self, to: PeerId) -> M:
+    def _take_back(self, peer: PeerId) -> None:
+        if share := self.ledger.take_back(peer):
+            weight, theirs = share
+            mine = self.algorithm.send(self.state)
+            inbox = unstacked((1.0, weight), (mine, theirs), 0)
+            self.state = self.algorithm.receive(self.state, inbox)
+
+    def _said(self, to: PeerId, answers: bool) -> M:
         """Return what a push consists of; of a mass it is half, and the other half is left."""
         mine = self.algorithm.send(self.state)
         if not self._shares:
             return mine
         # Who hears nobody would run out of it. It repeats what it has given before.
-        share = 0.5 if self._halved < HALVES else 0.0
+        share = 0.5 if self._halved < HALVES and to not in self.ledger.owing else 0.0
         self._halved += 1
+        if share and answers:
+            self.ledger.lend(to, share, mine)
         self.state = self.algorithm.receive(self.state, unstacked((1 - share,), (mine,), 0))
         return self.ledger.give(to, tree_map(lambda part: part * share, mine))
 
     def _push(self, tick: int) -> list[Effect]:
         effects: list[Effect] = []
         company = self._company
-        sends_to = self._views.of(0, company.absent(tick)).sends_to
-        neighbours = [p for p in sends_to if company.is_there(p)]
+        view = self._views.of(0, company.absent(tick))
+        neighbours = [p for p in view.sends_to if company.is_there(p)]
         if neighbours:
             to = self._random.choice(neighbours)
-            effects.append(Send((to,), tick, 1, -math.inf, self._said(to)))
+            said = self._said(to, to in view.hears_from)
+            effects.append(Send((to,), tick, 1, -math.inf, said))
         effects.append(Report(tick, self._loss, self.params, self._received_bytes))
         self._received_bytes, self.round = 0, tick + 1
         last = tick + 1 >= self.tempo.ticks

@@ -11,10 +11,15 @@ incarnations of its two ends, which count how often each has started or was take
 travels with every message. Whoever learns of a new one calls `forget` before anything else is
 given or taken on that edge, and messages of another epoch are dropped. What was on its way then
 is lost, numerator and weight alike: quotients remain averages, of what is left.
+
+Who is dead, frozen or slow takes shares and gives none. So where links go both ways a neighbour
+is given a share only if it has answered the last one, by any word; and the share that who is gone
+never answered is taken back. In step everybody always has answered, whoever speaks first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Generic
 
 import torch
@@ -44,6 +49,30 @@ class Ledger(Generic[M]):
     def __init__(self) -> None:
         self.given: dict[PeerId, M] = {}
         self.taken: dict[PeerId, M] = {}
+        self._lent: dict[PeerId, tuple[float, M]] = {}  # the share of what
+        self._ahead: set[PeerId] = set()  # who has answered its next share already
+
+    @property
+    def owing(self) -> Set[PeerId]:
+        """Who has not answered its last share."""
+        return self._lent.keys()
+
+    def lend(self, to: PeerId, weight: float, message: M) -> None:
+        """Take note that a neighbour is given such a share of a message, and is to answer it."""
+        if to in self._ahead:
+            self._ahead.remove(to)
+        else:
+            self._lent[to] = weight, message
+
+    def heard(self, peer: PeerId) -> None:
+        """Take note of a word of a neighbour."""
+        if self._lent.pop(peer, None) is None:
+            self._ahead.add(peer)
+
+    def take_back(self, peer: PeerId) -> tuple[float, M] | None:
+        """Return the share of what it was that a neighbour, who is gone, has not answered."""
+        self._ahead.discard(peer)
+        return self._lent.pop(peer, None)
 
     def give(self, to: PeerId, share: M) -> M:
         """Return what to send to a neighbour in place of a share, fields ``[1, ...]``."""

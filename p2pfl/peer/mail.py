@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Set
 from typing import Generic, NamedTuple, cast
 
 from torch import Tensor
@@ -73,11 +73,7 @@ class Mail(Generic[S, M, R]):
         self._exact = exact
         self._ledger: Ledger[M] = Ledger()  # used where a mass is conserved
         self._kept = 1.0  # of a mass, when it was shared out last
-        # A word is the answer to a share of a mass. This is, of what, the last share of each that
-        # has not answered; and who has answered its next share already, as it may in step.
-        self._lent: dict[PeerId, tuple[float, R]] = {}
-        self._ahead: set[PeerId] = set()
-        self._taken_back: list[tuple[PeerId, float, R]] = []  # and is to be mixed again
+        self._taken_back: list[tuple[PeerId, float, R]] = []  # of a mass, and to be mixed again
         self.unopened: dict[PeerId, deque[Received]] = {}
         self._mixed: dict[PeerId, deque[int]] = {}  # the last rounds of which models were mixed
         self._newest: dict[PeerId, int] = {}
@@ -95,8 +91,7 @@ class Mail(Generic[S, M, R]):
             raise RemoteProtocolError(f"{sender} sent round {letter.round} again, or out of order")
         if self._algorithm.absorb is not newest:
             self._try_absorb(letter)
-        if self._lent.pop(sender, None) is None:
-            self._ahead.add(sender)
+        self._ledger.heard(sender)
         self._newest.pop(sender, None)  # who was heard last is to stand last
         self._newest[sender] = letter.round
         letters = self.unopened.setdefault(sender, deque())
@@ -134,7 +129,6 @@ class Mail(Generic[S, M, R]):
         self._newest.pop(peer, None)
         self._heard.pop(peer, None)
         self._outran.discard(peer)
-        self._ahead.discard(peer)
         self.take_back(peer)
         self._ledger.forget(peer)
         if self._mixing.conserves == "mass":
@@ -142,11 +136,12 @@ class Mail(Generic[S, M, R]):
 
     def take_back(self, peer: PeerId) -> None:
         """Have the share again that a peer was given last, which is gone and never answered."""
-        if peer in self._lent:
-            self._taken_back.append((peer, *self._lent.pop(peer)))
+        if share := self._ledger.take_back(peer):
+            weight, message = share
+            self._taken_back.append((peer, weight, cast(R, message)))
 
     def shares(
-        self, view: View, message: tuple[Tensor, ...], doubted: Collection[PeerId]
+        self, view: View, message: tuple[Tensor, ...], doubted: Set[PeerId]
     ) -> Iterator[tuple[PeerId, tuple[Tensor, ...]]]:
         """Yield what to send to each peer in view, where a message is a mass to be shared out.
 
@@ -162,11 +157,11 @@ class Mail(Generic[S, M, R]):
         degree = len(view.sends_to)
         given = view.given or dict.fromkeys(view.sends_to, self._mixing.weight(degree, degree))
         sure = self._algorithm.needs.every_message
-        withheld = set[PeerId]() if sure else self._lent.keys() | doubted
+        withheld = set[PeerId]() if sure else self._ledger.owing | doubted
         given = {peer: 0.0 if peer in withheld else given[peer] for peer in view.sends_to}
-        answering = {peer for peer in view.hears_from if given.get(peer)}
-        self._lent |= {p: (given[p], cast(R, message)) for p in answering - self._ahead}
-        self._ahead -= answering
+        for peer in view.hears_from:
+            if given.get(peer):
+                self._ledger.lend(peer, given[peer], cast(M, message))
         self._kept = 1 - math.fsum(given.values())
         for peer, weight in given.items():
             share = tree_map(lambda part, weight=weight: part * weight, message)

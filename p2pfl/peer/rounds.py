@@ -263,7 +263,7 @@ class Peer(Generic[S, M, R]):
             return [((peer,), variant(message, place)) for peer, place in each]
         if not self._shares:
             return [(to, message)]
-        doubted = [peer for peer in to if not self._company.is_there(peer)]
+        doubted = {peer for peer in to if not self._company.is_there(peer)}
         return [((p,), share) for p, share in self.mail.shares(self._view, message, doubted)]
 
     def _catch_up(self) -> None:

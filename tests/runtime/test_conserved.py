@@ -15,6 +15,7 @@ from p2pfl.churn.script import Happening, Script
 from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import sgd
 from p2pfl.membership.timers import swim
+from p2pfl.peer.gossiper import Tempo
 from p2pfl.peer.plan import Pace
 from p2pfl.runtime.conserved import Drift, mean_drift, watched
 from p2pfl.runtime.emulate import Emulator
@@ -54,12 +55,12 @@ def test_nobody_watches_where_the_mean_is_not_to_be_kept():
         assert watched(dataclasses.replace(make(name, Pace(1)), churn=script)) is None
 
 
-def emulated(name, happenings, topology=ring_graph, **pace):
-    whole = static(topology(N))
+def emulated(name, happenings, pace=None, **more):
+    whole = static(ring_graph(N))
     setup = dataclasses.replace(
-        make(name, Pace(150, **pace)),
+        make(name, pace or Pace(150, **more)),
         topology=whole,
-        among=Overlay(whole, lambda k: static(topology(k))).among,
+        among=Overlay(whole, lambda k: static(ring_graph(k))).among,
         churn=Script("", N, tuple(range(N)), tuple(happenings)),
         membership=swim(),
     )
@@ -83,6 +84,13 @@ def test_who_is_dead_or_frozen_takes_no_mass_along(happenings, patience):
     assert float((models - models.mean(0)).norm() / models.mean(0).norm()) < (
         0.5 if patience else 2
     )
+
+
+def test_nor_on_a_timer():
+    """Half of what its neighbours have would go to it with every push, for twenty periods."""
+    emulator = emulated("push_sum examples", [KILL], Tempo(0.02, 400, steps=0, evaluate_every=0))
+    mass = emulator.ending.mass
+    assert mass.held / mass.begun > 0.2  # much of it is on its way at any time
 
 
 def test_the_mean_moves_when_only_one_end_mixes():

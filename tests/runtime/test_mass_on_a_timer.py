@@ -45,7 +45,7 @@ def masses(emulator) -> tuple[Tensor, Tensor]:
 def test_without_steps_all_come_to_the_mean_whatever_is_lost(build, graph, loss):
     task = Apart(N, 5, seed=4)
     case = Case(build, graph, push(), sgd(0.0))
-    setup = make(case, Tempo(1.0, 500, evaluate_every=0), n=N, task=task)
+    setup = make(case, Tempo(1.0, 600, evaluate_every=0), n=N, task=task)
     emulator, _ = emulated(setup, uneven(7, loss=loss))
     x, w = masses(emulator)
     under_way = N - sum(float(emulator.state(peer).w) for peer in emulator.peers)
