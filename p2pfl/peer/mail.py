@@ -12,6 +12,7 @@ from torch import Tensor
 from p2pfl.algorithm import Algorithm, Inbox, M, R, S, newest
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.learning.tree import tree_map
+from p2pfl.peer.addressed import variant
 from p2pfl.peer.events import PeerId, Received
 from p2pfl.peer.ledger import Ledger
 from p2pfl.peer.letters import unstacked
@@ -131,7 +132,22 @@ class Mail(Generic[S, M, R]):
         if self._mixing.conserves == "mass":
             self.unopened.pop(peer, None)  # sums of shares which are counted from nothing now
 
-    def shares(
+    def said(
+        self, view: View, places: tuple[PeerId, ...], message: tuple[Tensor, ...]
+    ) -> list[tuple[tuple[PeerId, ...], tuple[Tensor, ...]]]:
+        """Return what is sent to whom.
+
+        All are told the same, but of a mass each has its share, and of a message with variants the
+        one for its place among all `places`, which does not change when others are gone.
+        """
+        if self._algorithm.needs.addressed:
+            each = ((peer, place) for place, peer in enumerate(places) if peer in view.sends_to)
+            return [((peer,), variant(message, place)) for peer, place in each]
+        if self._mixing.conserves != "mass":
+            return [(view.sends_to, message)]
+        return [((peer,), share) for peer, share in self._shares(view, message)]
+
+    def _shares(
         self, view: View, message: tuple[Tensor, ...]
     ) -> Iterator[tuple[PeerId, tuple[Tensor, ...]]]:
         """Yield what to send to each peer in view, where a message is a mass to be shared out."""

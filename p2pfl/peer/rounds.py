@@ -110,7 +110,6 @@ class Peer(Generic[S, M, R]):
         # Whether both ends of a link are to count each other, or neither.
         averages = is_replaceable(algorithm) and mixing.conserves == "mean"
         self._mutual = views.mutual and averages and pace.patience > 0
-        self._shares = mixing.conserves == "mass"
         self.mail = Mail(self.me, algorithm, mixing, params.shape[1], backlog, self._mutual)
         self._view_of = lru_cache(maxsize=4)(views.of)
         self._follows, self._company = views.follow, Company(leaps=self._mutual)
@@ -232,7 +231,7 @@ class Peer(Generic[S, M, R]):
         score, places = self._agreement.begin(self.round), view.sends_to
         effects: list[Effect] = [
             Send(to, self.round, degree, score, said, fresh)
-            for to, said in self._said(message, places)
+            for to, said in self.mail.said(self._view, places, message)
         ]
         effects += self._turned_away()
         if 0 < self.pace.patience < math.inf:
@@ -242,22 +241,6 @@ class Peer(Generic[S, M, R]):
     def _view_in(self, round: int) -> View:
         """Return whom we talk to in a round, as far as we know who is there now."""
         return self._view_of(round, self._company.absent(round))
-
-    def _said(
-        self, message: tuple[Tensor, ...], places: tuple[PeerId, ...]
-    ) -> list[tuple[tuple[PeerId, ...], tuple[Tensor, ...]]]:
-        """Return what is sent to whom.
-
-        All are told the same, but of a mass each has its share, and of a message with variants the
-        one for its place, which does not change when others are gone.
-        """
-        to = self._view.sends_to
-        if self.algorithm.needs.addressed:
-            each = ((peer, place) for place, peer in enumerate(places) if peer in to)
-            return [((peer,), variant(message, place)) for peer, place in each]
-        if not self._shares:
-            return [(to, message)]
-        return [((peer,), share) for peer, share in self.mail.shares(self._view, message)]
 
     def _catch_up(self) -> None:
         """Go to the round that most others come to next, if they have gone on without us.
