@@ -92,14 +92,16 @@ class Company:
             self._late.pop(peer, None)
             self._misses.pop(peer, None)
 
-    def behind(self, peer: PeerId, round: int, by: int) -> None:
+    def behind(self, peer: PeerId, round: int, by: int, alone: bool) -> None:
         """Take note that a peer has spoken in a round that is so many before ours.
 
         Who goes from round to round and does not fall further behind is not slow, only apart
         from us: we did not wait for each other for a while. It is waited for until it has come.
+        But who does not leap may be long in coming, so only who waits for nobody, and is `alone`,
+        waits for it: others are not held up a second time.
         """
         before, far = self._behind.get(peer, (-1, 0))
-        if self._leaps and round == before + 1 and by <= min(far, BACKLOG):
+        if (self._leaps or alone) and round == before + 1 and by <= min(far, BACKLOG):
             self._late.pop(peer, None)
             self._misses.pop(peer, None)
         self._behind[peer] = round, by

@@ -12,6 +12,7 @@ from torch import Tensor
 from p2pfl.algorithm import Algorithm, Inbox, M, R, S, newest
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.learning.tree import tree_map
+from p2pfl.peer.addressed import variant
 from p2pfl.peer.events import PeerId, Received
 from p2pfl.peer.ledger import Ledger
 from p2pfl.peer.letters import unstacked
@@ -140,7 +141,27 @@ class Mail(Generic[S, M, R]):
             weight, message = share
             self._taken_back.append((peer, weight, cast(R, message)))
 
-    def shares(
+    def said(
+        self,
+        view: View,
+        places: tuple[PeerId, ...],
+        message: tuple[Tensor, ...],
+        doubted: Set[PeerId],
+    ) -> list[tuple[tuple[PeerId, ...], tuple[Tensor, ...]]]:
+        """Return what is sent to whom.
+
+        All are told the same, but of a mass each has its share, and of a message with variants the
+        one for its place among all `places`, which does not change when others are gone. Who is
+        `doubted`, because it may be dead, is given nothing of a mass.
+        """
+        if self._algorithm.needs.addressed:
+            each = ((peer, place) for place, peer in enumerate(places) if peer in view.sends_to)
+            return [((peer,), variant(message, place)) for peer, place in each]
+        if self._mixing.conserves != "mass":
+            return [(view.sends_to, message)]
+        return [((peer,), share) for peer, share in self._shares(view, message, doubted)]
+
+    def _shares(
         self, view: View, message: tuple[Tensor, ...], doubted: Set[PeerId]
     ) -> Iterator[tuple[PeerId, tuple[Tensor, ...]]]:
         """Yield what to send to each peer in view, where a message is a mass to be shared out.
@@ -148,11 +169,6 @@ class Mail(Generic[S, M, R]):
         Who may be dead, or has not answered its last share, is told the old sum again, and its
         share is kept: all that we have would else go to those who are gone, or slow. Only who is
         to be heard can answer. Methods that need every message need every share.
-
-        Args:
-            view: of this round.
-            message: the mass.
-            doubted: who may be dead.
         """
         degree = len(view.sends_to)
         given = view.given or dict.fromkeys(view.sends_to, self._mixing.weight(degree, degree))

@@ -11,6 +11,12 @@ misses a deadline is not waited for again until it has caught up, so whoever die
 freezes costs the others one deadline in all. A neighbour that has run far ahead is not
 waited for either: its newest model is taken for what it is.
 
+Where messages are lost, a peer that lost none goes on while its neighbours wait out a deadline,
+and meets its next one just before they speak: it would take them for late, and run away. So a
+peer that hears a neighbour two rounds ahead, which has done without it, waits for nobody until
+it has caught up; and one whose neighbours are all late waits for those that fall no further
+behind.
+
 Where the topology follows who is alive, two neighbours may not agree on who that is, nor on
 who was in time. An exchange of which only one end makes use would move the mean of all. So
 there a model counts in its own round or never; a peer that does without a neighbour in a
@@ -112,7 +118,7 @@ class Peer(Generic[S, M, R]):
         # Whether both ends of a link are to count each other, or neither.
         averages = is_replaceable(algorithm) and mixing.conserves == "mean"
         self._mutual = views.mutual and averages and pace.patience > 0
-        self._shares = mixing.conserves == "mass"
+        self._has_deadlines = 0 < pace.patience < math.inf
         self.mail = Mail(self.me, algorithm, mixing, params.shape[1], backlog, self._mutual)
         self._view_of = lru_cache(maxsize=4)(views.of)
         # Whether who is behind catches up by leaving out rounds.
@@ -236,35 +242,19 @@ class Peer(Generic[S, M, R]):
         own = variant(message, 0) if self.algorithm.needs.addressed else message
         self.mail.remember(self.me, degree, own, fresh)
         score, places = self._agreement.begin(self.round), view.sends_to
+        doubted = {peer for peer in self._view.sends_to if not self._company.is_there(peer)}
         effects: list[Effect] = [
             Send(to, self.round, degree, score, said, fresh)
-            for to, said in self._said(message, places)
+            for to, said in self.mail.said(self._view, places, message, doubted)
         ]
         effects += self._turned_away()
-        if 0 < self.pace.patience < math.inf:
+        if self._has_deadlines:
             effects.append(SetTimer(self.pace.patience, self.round))
         return effects
 
     def _view_in(self, round: int) -> View:
         """Return whom we talk to in a round, as far as we know who is there now."""
         return self._view_of(round, self._company.absent(round))
-
-    def _said(
-        self, message: tuple[Tensor, ...], places: tuple[PeerId, ...]
-    ) -> list[tuple[tuple[PeerId, ...], tuple[Tensor, ...]]]:
-        """Return what is sent to whom.
-
-        All are told the same, but of a mass each has its share, and of a message with variants the
-        one for its place, which does not change when others are gone.
-        """
-        to = self._view.sends_to
-        if self.algorithm.needs.addressed:
-            each = ((peer, place) for place, peer in enumerate(places) if peer in to)
-            return [((peer,), variant(message, place)) for peer, place in each]
-        if not self._shares:
-            return [(to, message)]
-        doubted = {peer for peer in to if not self._company.is_there(peer)}
-        return [((p,), share) for p, share in self.mail.shares(self._view, message, doubted)]
 
     def _catch_up(self) -> None:
         """Go to the round that most others come to next, if they have gone on without us.
@@ -311,7 +301,7 @@ class Peer(Generic[S, M, R]):
         return effects
 
     def _receive(self, event: Received) -> list[Effect]:
-        sender, spoken = event.sender, self.phase is Phase.WAITING
+        sender, spoken, company = event.sender, self.phase is Phase.WAITING, self._company
         known = self._is_neighbour(event)
         if not known and not self._follows:
             raise RemoteProtocolError(f"{sender} is not a neighbour in round {event.round}")
@@ -320,17 +310,19 @@ class Peer(Generic[S, M, R]):
         # A model of the last round, come while we train for the next, is as good as in time:
         # whose wait for a third peer made us wait in vain is in step again.
         if event.round + (not spoken) >= self.round:
-            self._company.in_time(sender, event.round, before)
+            company.in_time(sender, event.round, before)
         else:
-            self._company.behind(sender, event.round, self.round - event.round)
+            others = any(company.is_waited_for(p, self.round) for p in self._view.hears_from)
+            alone = self._has_deadlines and not others
+            company.behind(sender, event.round, self.round - event.round, alone)
         effects: list[Effect] = []
-        if self._mutual and self._company.is_left_out(sender, event.round):
+        if self._mutual and company.is_left_out(sender, event.round):
             effects = self._drop(sender, event.round)
         elif self._mutual and event.round < self.round + (spoken and not known):
             # It comes too late, or from a stranger; who is one in a later round may not be then.
             # Of who is always late its model is better than none, as it is.
             now = self._view_in(self.round).hears_from
-            kept = sender in now and self._company.lags(sender)
+            kept = sender in now and company.lags(sender)
             effects = [Skip((sender,), event.round, kept)]
             effects += [] if kept else self._drop(sender, event.round)
         return [*effects, *self._try_close()]
@@ -360,11 +352,12 @@ class Peer(Generic[S, M, R]):
         if self.phase is not Phase.WAITING:
             return []
         still, company = self._still_heard(), self._company
-        missing = []
+        hurries = self._is_left_behind()
+        patient, missing = self._patient and not hurries, []
         for peer in self._view.hears_from:
             if self.mail.has_come(peer, self.round):
                 continue
-            if self._patient and peer in still and company.is_waited_for(peer, self.round):
+            if patient and peer in still and company.is_waited_for(peer, self.round):
                 return []
             missing.append(peer)
         # Whose neighbours have all just come back would run away from them, waiting for nobody. But
@@ -372,7 +365,17 @@ class Peer(Generic[S, M, R]):
         alone = len(missing) == len(self._view.hears_from) and self.mail.furthest <= self.round
         if self._mutual and self._patient and alone and any(map(company.has_returned, missing)):
             return []
-        return self._close(tuple(missing) if self.pace.patience else ())
+        missed = tuple(missing) if self.pace.patience else ()
+        company.missed(() if hurries else missed, self.round)  # they were given no time
+        return self._close(missed)
+
+    def _is_left_behind(self) -> bool:
+        """Say whether a neighbour has ended a round that we have not come to, so without us."""
+        ended = {peer: self.mail.newest(peer) - 1 for peer in self._view.hears_from}
+        return self._has_deadlines and any(
+            last > self.round and self._company.is_there(p) and p in self._view_in(last).sends_to
+            for p, last in ended.items()
+        )
 
     def _still_heard(self) -> tuple[PeerId, ...]:
         """Return who is to speak to us in this round, as far as can be told.
@@ -385,7 +388,6 @@ class Peer(Generic[S, M, R]):
         return self._view_in(self.round).hears_from
 
     def _close(self, missing: tuple[PeerId, ...]) -> list[Effect]:
-        self._company.missed(missing, self.round)
         opened = self.mail.open(self._view, self.round, not self.pace.patience)
         effects = self._leave_out(opened)
         self.state = self.algorithm.receive(self.state, opened.inbox)
