@@ -42,7 +42,7 @@ from p2pfl.peer.events import (
     Train,
     Trained,
 )
-from p2pfl.peer.ledger import Ledger
+from p2pfl.peer.ledger import Ledger, typed
 from p2pfl.peer.letters import unstacked
 from p2pfl.peer.plan import Views
 
@@ -178,16 +178,14 @@ class Gossiper(Generic[S, M]):
     def _merge(self, sender: PeerId, theirs: M) -> None:
         mine, weights = self.algorithm.send(self.state), (0.5, 0.5)
         if self._shares:
-            new, self._halved = self.ledger.take(sender, theirs), 0
-            theirs = tree_map(lambda part, like: part.to(like.dtype), new, mine)
+            theirs, self._halved = typed(self.ledger.take(sender, theirs), mine), 0
             weights = (1.0, 1.0)
         self.state = self.algorithm.receive(self.state, unstacked(weights, (mine, theirs), 0))
 
     def _take_back(self, peer: PeerId) -> None:
         if share := self.ledger.take_back(peer):
-            weight, theirs = share
             mine = self.algorithm.send(self.state)
-            inbox = unstacked((1.0, weight), (mine, theirs), 0)
+            inbox = unstacked((1.0, 1.0), (mine, typed(share, mine)), 0)
             self.state = self.algorithm.receive(self.state, inbox)
 
     def _said(self, to: PeerId, answers: bool) -> M:
@@ -196,12 +194,11 @@ class Gossiper(Generic[S, M]):
         if not self._shares:
             return mine
         # Who hears nobody would run out of it. It repeats what it has given before.
-        share = 0.5 if self._halved < HALVES and to not in self.ledger.owing else 0.0
+        share = 0.5 if self._halved < HALVES and not self.ledger.owes(to) else 0.0
         self._halved += 1
-        if share and answers:
-            self.ledger.lend(to, share, mine)
         self.state = self.algorithm.receive(self.state, unstacked((1 - share,), (mine,), 0))
-        return self.ledger.give(to, tree_map(lambda part: part * share, mine))
+        half = tree_map(lambda part: part * share, mine)
+        return self.ledger.lend(to, half) if share and answers else self.ledger.give(to, half)
 
     def _push(self, tick: int) -> list[Effect]:
         effects: list[Effect] = []

@@ -12,14 +12,14 @@ travels with every message. Whoever learns of a new one calls `forget` before an
 given or taken on that edge, and messages of another epoch are dropped. What was on its way then
 is lost, numerator and weight alike: quotients remain averages, of what is left.
 
-Who is dead, frozen or slow takes shares and gives none. So where links go both ways a neighbour
-is given a share only if it has answered the last one, by any word; and the share that who is gone
-never answered is taken back. In step everybody always has answered, whoever speaks first.
+Who is dead, frozen or slow takes shares and gives few or none. So where links go both ways, any
+word of a neighbour is an answer to what it was given, and who has left a few shares unanswered is
+given no more. Those that somebody who is gone never answered are taken back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections import Counter
 from typing import Generic
 
 import torch
@@ -28,13 +28,15 @@ from p2pfl.algorithm import M
 from p2pfl.learning.tree import tree_map, wide
 from p2pfl.peer.events import PeerId
 
+CREDIT = 2  # shares; in step nobody ever has more to answer
+
 
 class Ledger(Generic[M]):
     """What one peer has given to and taken from each of its neighbours.
 
     Sums are kept, and sent, in the type of the shares, though at least in float32: a model for
-    every neighbour sent to and one for every neighbour heard. Messages are kept as they are, not
-    copied, and never written into; nor may anybody else.
+    every neighbour sent to, another until it answers, and one for every neighbour heard. Messages
+    are kept as they are, not copied, and never written into; nor may anybody else.
 
     Sums grow, and are rounded the more coarsely. Sixteen peers on one-peer exponential edges
     that average numbers near 1 in float32 are off by 3e-5 after 1,000 rounds and by 3e-4 after
@@ -49,30 +51,34 @@ class Ledger(Generic[M]):
     def __init__(self) -> None:
         self.given: dict[PeerId, M] = {}
         self.taken: dict[PeerId, M] = {}
-        self._lent: dict[PeerId, tuple[float, M]] = {}  # the share of what
-        self._ahead: set[PeerId] = set()  # who has answered its next share already
+        self._answered: dict[PeerId, M] = {}  # how much of it, when each was heard last
+        self._unanswered: Counter[PeerId] = Counter()  # how many shares each was given since
 
-    @property
-    def owing(self) -> Set[PeerId]:
-        """Who has not answered its last share."""
-        return self._lent.keys()
+    def owes(self, peer: PeerId) -> bool:
+        """Say whether a neighbour is to be given nothing until it is heard."""
+        return self._unanswered[peer] >= CREDIT
 
-    def lend(self, to: PeerId, weight: float, message: M) -> None:
-        """Take note that a neighbour is given such a share of a message, and is to answer it."""
-        if to in self._ahead:
-            self._ahead.remove(to)
-        else:
-            self._lent[to] = weight, message
+    def lend(self, to: PeerId, share: M, answered: bool = False) -> M:
+        """Give a share to a neighbour that is to answer it, or has done so already; as `give`."""
+        said = self.give(to, share)
+        self._unanswered[to] += 1
+        if answered:
+            self._answered[to] = said
+        return said
 
     def heard(self, peer: PeerId) -> None:
         """Take note of a word of a neighbour."""
-        if self._lent.pop(peer, None) is None:
-            self._ahead.add(peer)
+        self._unanswered.pop(peer, None)
+        if peer in self.given:
+            self._answered[peer] = self.given[peer]
 
-    def take_back(self, peer: PeerId) -> tuple[float, M] | None:
-        """Return the share of what it was that a neighbour, who is gone, has not answered."""
-        self._ahead.discard(peer)
-        return self._lent.pop(peer, None)
+    def take_back(self, peer: PeerId) -> M | None:
+        """Return what a neighbour, who is gone, was given and never answered."""
+        if not self._unanswered.pop(peer, None):
+            return None
+        given, answered = self.given[peer], self._answered.get(peer)
+        self._answered[peer] = given
+        return given if answered is None else tree_map(torch.sub, given, answered)
 
     def give(self, to: PeerId, share: M) -> M:
         """Return what to send to a neighbour in place of a share, fields ``[1, ...]``."""
@@ -93,5 +99,11 @@ class Ledger(Generic[M]):
 
     def forget(self, peer: PeerId) -> None:
         """Begin anew with a neighbour, from nothing given and nothing taken."""
-        self.given.pop(peer, None)
-        self.taken.pop(peer, None)
+        self._unanswered.pop(peer, None)
+        for sums in (self.given, self.taken, self._answered):
+            sums.pop(peer, None)
+
+
+def typed(share: M, like: M) -> M:
+    """Return a share in the types that another message has."""
+    return tree_map(lambda part, other: part.to(other.dtype), share, like)

@@ -14,7 +14,7 @@ from p2pfl.errors import RemoteProtocolError
 from p2pfl.learning.tree import tree_map
 from p2pfl.peer.addressed import variant
 from p2pfl.peer.events import PeerId, Received
-from p2pfl.peer.ledger import Ledger
+from p2pfl.peer.ledger import Ledger, typed
 from p2pfl.peer.letters import unstacked
 from p2pfl.peer.plan import BACKLOG, View
 from p2pfl.topology.mixing import Mixing
@@ -74,7 +74,7 @@ class Mail(Generic[S, M, R]):
         self._exact = exact
         self._ledger: Ledger[M] = Ledger()  # used where a mass is conserved
         self._kept = 1.0  # of a mass, when it was shared out last
-        self._taken_back: list[tuple[PeerId, float, R]] = []  # of a mass, and to be mixed again
+        self._taken_back: list[tuple[PeerId, M]] = []  # of a mass, and to be mixed again
         self.unopened: dict[PeerId, deque[Received]] = {}
         self._mixed: dict[PeerId, deque[int]] = {}  # the last rounds of which models were mixed
         self._newest: dict[PeerId, int] = {}
@@ -136,14 +136,14 @@ class Mail(Generic[S, M, R]):
             self.unopened.pop(peer, None)  # sums of shares which are counted from nothing now
 
     def take_back(self, peer: PeerId) -> None:
-        """Have the share again that a peer was given last, which is gone and never answered."""
+        """Have again what a peer was given last, which is gone and never answered."""
         if share := self._ledger.take_back(peer):
-            weight, message = share
-            self._taken_back.append((peer, weight, cast(R, message)))
+            self._taken_back.append((peer, share))
 
     def said(
         self,
         view: View,
+        round: int,
         places: tuple[PeerId, ...],
         message: tuple[Tensor, ...],
         doubted: Set[PeerId],
@@ -159,29 +159,30 @@ class Mail(Generic[S, M, R]):
             return [((peer,), variant(message, place)) for peer, place in each]
         if self._mixing.conserves != "mass":
             return [(view.sends_to, message)]
-        return [((peer,), share) for peer, share in self._shares(view, message, doubted)]
+        return [((peer,), share) for peer, share in self._shares(view, round, message, doubted)]
 
     def _shares(
-        self, view: View, message: tuple[Tensor, ...], doubted: Set[PeerId]
+        self, view: View, round: int, message: tuple[Tensor, ...], doubted: Set[PeerId]
     ) -> Iterator[tuple[PeerId, tuple[Tensor, ...]]]:
         """Yield what to send to each peer in view, where a message is a mass to be shared out.
 
-        Who may be dead, or has not answered its last share, is told the old sum again, and its
-        share is kept: all that we have would else go to those who are gone, or slow. Only who is
-        to be heard can answer. Methods that need every message need every share.
+        Who may be dead, or has left shares unanswered, is told the old sum again, and its share is
+        kept: all that we have would else go to those who are gone, or slow. Only who is to be
+        heard can answer. Methods that need every message need every share.
         """
-        degree = len(view.sends_to)
+        degree, ledger = len(view.sends_to), self._ledger
         given = view.given or dict.fromkeys(view.sends_to, self._mixing.weight(degree, degree))
-        sure = self._algorithm.needs.every_message
-        withheld = set[PeerId]() if sure else self._ledger.owing | doubted
-        given = {peer: 0.0 if peer in withheld else given[peer] for peer in view.sends_to}
-        for peer in view.hears_from:
-            if given.get(peer):
-                self._ledger.lend(peer, given[peer], cast(M, message))
-        self._kept = 1 - math.fsum(given.values())
-        for peer, weight in given.items():
-            share = tree_map(lambda part, weight=weight: part * weight, message)
-            yield peer, self._ledger.give(peer, cast(M, share))
+        weights = []
+        for peer in view.sends_to:
+            withheld = peer in doubted or ledger.owes(peer)
+            weight = 0.0 if withheld and not self._algorithm.needs.every_message else given[peer]
+            share = cast(M, tree_map(lambda part, weight=weight: part * weight, message))
+            weights.append(weight)
+            if weight and peer in view.hears_from:
+                yield peer, ledger.lend(peer, share, self.newest(peer) >= round)
+            else:
+                yield peer, ledger.give(peer, share)
+        self._kept = 1 - math.fsum(weights)
 
     def drop(self, sender: PeerId, rounds: range) -> list[Received]:
         """Take out and return what a sender has said in some rounds."""
@@ -219,8 +220,8 @@ class Mail(Generic[S, M, R]):
             round: up to which messages are due.
             everything: whether newer ones are, too.
         """
-        entries, self._taken_back = self._taken_back, []
-        hears_from = view.hears_from
+        entries = [(peer, 1.0, self._as_mine(share)) for peer, share in self._taken_back]
+        self._taken_back, hears_from = [], view.hears_from
         # Where neighbours change, a letter may come when its sender is none any more. It is
         # taken now: later it would be old, and a share of a mass may not be lost.
         others = tuple(p for p, letters in self.unopened.items() if letters and p not in hears_from)
@@ -253,10 +254,13 @@ class Mail(Generic[S, M, R]):
         return Opened(inbox, received, said, stale)
 
     def _taken(self, letter: Received) -> tuple[Tensor, ...]:
-        """Return what is new in a sum of shares, in the type that we reckon in."""
-        new = self._ledger.take(letter.sender, cast(M, letter.message))
+        """Return what is new in a sum of shares."""
+        return self._as_mine(self._ledger.take(letter.sender, cast(M, letter.message)))
+
+    def _as_mine(self, share: M) -> R:
+        """Return a share in the type that we reckon in."""
         _, mine = self._heard[self._me]
-        return tree_map(lambda part, like: part.to(like.dtype), new, cast(M, mine))
+        return cast(R, typed(share, cast(M, mine)))
 
     def _due(self, peer: PeerId, round: int, everything: bool) -> list[Received]:
         unopened, due = self.unopened.get(peer, deque()), []

@@ -245,7 +245,7 @@ class Peer(Generic[S, M, R]):
         doubted = {peer for peer in self._view.sends_to if not self._company.is_there(peer)}
         effects: list[Effect] = [
             Send(to, self.round, degree, score, said, fresh)
-            for to, said in self.mail.said(self._view, places, message, doubted)
+            for to, said in self.mail.said(self._view, self.round, places, message, doubted)
         ]
         effects += self._turned_away()
         if self._has_deadlines:
