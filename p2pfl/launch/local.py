@@ -39,8 +39,9 @@ from p2pfl.launch.serving import Post, serve
 from p2pfl.launch.watching import Watching
 from p2pfl.results.predictor import Predictor, Signature
 from p2pfl.results.record import CHECKPOINTS, Recorder
-from p2pfl.results.runs import merge_peers, moved
+from p2pfl.results.runs import merge_peers
 from p2pfl.results.saved import save_tensors
+from p2pfl.results.sketches import moved
 from p2pfl.runtime.handshake import NeighbourGone
 from p2pfl.runtime.setup import Ending, Row, Status
 

@@ -23,13 +23,11 @@ from p2pfl.results.record import (
     METRICS,
     PEERS,
     ROW_TYPES,
-    SKETCHED,
-    SKETCHES,
     SUMMARY,
     strict,
 )
+from p2pfl.results.sketches import far_apart, models_of
 from p2pfl.runtime.setup import Row
-from p2pfl.runtime.sketch import WIDTH, distances
 
 if TYPE_CHECKING:
     from p2pfl.results.predictor import Predictor
@@ -225,50 +223,16 @@ def merge_peers(folder: Path) -> list[Row]:
     by_round: dict[int, list[tuple[Row, Tensor]]] = {}
     for peer in peers:
         rows = _read_rows(peer / METRICS)
-        for row, mark in zip(rows, _models_of(peer / SKETCHES, len(rows)), strict=True):
+        for row, mark in zip(rows, models_of(peer, len(rows)), strict=True):
             by_round.setdefault(row.round, []).append((row, mark))
     merged = []
     for number in sorted(by_round):
         together = sorted(by_round[number], key=lambda pair: pair[0].node)
-        far = _distances(torch.stack([mark for _, mark in together]), alone=len(peers) == 1)
+        far = far_apart(torch.stack([mark for _, mark in together]), alone=len(peers) == 1)
         merged += [
             row._replace(consensus_distance=d) for (row, _), d in zip(together, far, strict=True)
         ]
     return merged
-
-
-def moved(folder: Path) -> Tensor | None:
-    """Return the sketch of all that exchanges have changed in the models of peers, ``[WIDTH]``.
-
-    What a peer has written counts, whether it has lived to the end or not. None: none has.
-    """
-    files = sorted((folder / PEERS).glob(f"*/{SKETCHES}"))
-    every = torch.cat([torch.empty(0, WIDTH), *(_sketches(file)[:, 1] for file in files)])
-    known = every[every.isfinite().all(1)].double()
-    return known.sum(0) if len(known) else None
-
-
-def _distances(sketches: Tensor, alone: bool) -> list[float]:
-    known = sketches.isfinite().all(1)
-    far = torch.full((len(sketches),), math.nan, dtype=torch.float64)
-    if alone or int(known.sum()) > 1:
-        far[known] = distances(sketches[known].double())
-    result: list[float] = far.tolist()
-    return result
-
-
-def _models_of(path: Path, rows: int) -> Tensor:
-    """Return the sketches of so many models, ``[rows, WIDTH]``, NaN for those that are missing."""
-    found = _sketches(path)[:rows, 0]
-    missing = torch.full((rows - len(found), WIDTH), math.nan)
-    return torch.cat([found, missing])
-
-
-def _sketches(path: Path) -> Tensor:
-    """Return what a peer has written, ``[rows, 2, WIDTH]``; a last one may be unfinished."""
-    data = path.read_bytes() if path.is_file() else b""
-    found = np.frombuffer(data, dtype="<f4", count=len(data) // SKETCHED * 2 * WIDTH)
-    return torch.from_numpy(found.reshape(-1, 2, WIDTH).copy())
 
 
 def _read_rows(path: Path) -> list[Row]:

@@ -22,10 +22,10 @@ from p2pfl.results.runs import (
     columns,
     last_measured,
     merge_peers,
-    moved,
     read_run,
     summarise,
 )
+from p2pfl.results.sketches import moved
 from p2pfl.runtime.setup import Row
 from p2pfl.runtime.sketch import distances, sketch
 
