@@ -130,11 +130,11 @@ class Gossiper(Generic[S, M]):
         if event.sender not in hears_from and not self._views.follow:
             raise RemoteProtocolError(f"{event.sender} is not a neighbour")
         if self._shares:
-            self.ledger.heard(event.sender)
             # An older sum would take back what a newer one has brought.
             if event.round <= self._newest.get(event.sender, -1):
                 raise RemoteProtocolError(f"{event.sender} pushed {event.round} again, or late")
             self._newest[event.sender] = event.round
+            self.ledger.heard(event.sender)
         self._received_bytes += event.size
         self._mail[event.sender] = event
         return self._train()
@@ -178,8 +178,10 @@ class Gossiper(Generic[S, M]):
     def _merge(self, sender: PeerId, theirs: M) -> None:
         mine, weights = self.algorithm.send(self.state), (0.5, 0.5)
         if self._shares:
-            theirs, self._halved = typed(self.ledger.take(sender, theirs), mine), 0
-            weights = (1.0, 1.0)
+            new, self._halved, weights = self.ledger.take(sender, theirs), 0, (1.0, 1.0)
+            if new is None:
+                return
+            theirs = typed(new, mine)
         self.state = self.algorithm.receive(self.state, unstacked(weights, (mine, theirs), 0))
 
     def _take_back(self, peer: PeerId) -> None:

@@ -6,23 +6,25 @@ shares it ever meant for it, and the neighbour takes the difference to the sum b
 lost then comes with the next message, and a copy brings nothing (Hadjicostis, Vaidya and
 Domínguez-García 2016, *Robust distributed average consensus via exchange of running sums*).
 
-A sum means something only while both ends remember it, so each edge has an epoch: the
-incarnations of its two ends, which count how often each has started or was taken for dead. It
-travels with every message. Whoever learns of a new one calls `forget` before anything else is
-given or taken on that edge, and messages of another epoch are dropped. What was on its way then
-is lost, numerator and weight alike: quotients remain averages, of what is left.
+A sum means something only while both ends remember it, so each edge has an epoch: the lives of
+its two ends, which count how often each has started. It travels with every message. Whoever
+learns of a new one calls `forget` before anything else is given or taken on that edge, and
+messages of another epoch are dropped. What was on its way then is lost, numerator and weight
+alike: quotients remain averages, of what is left.
 
 Who is dead, frozen or slow takes shares and gives few or none. So where links go both ways, any
 word of a neighbour is an answer to what it was given, and who has left a few shares unanswered is
-given no more. Those that somebody who is gone never answered are taken back.
+given no more. Those that somebody who is gone never answered are taken back: they are no
+part of the sum any more.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Generic
+from typing import Any, Generic
 
 import torch
+from torch import Tensor
 
 from p2pfl.algorithm import M
 from p2pfl.learning.tree import tree_map, wide
@@ -73,12 +75,17 @@ class Ledger(Generic[M]):
             self._answered[peer] = self.given[peer]
 
     def take_back(self, peer: PeerId) -> M | None:
-        """Return what a neighbour, who is gone, was given and never answered."""
+        """Return what a neighbour, who is gone, was given and never answered, if there is any.
+
+        Should it only have been silent, and have taken that, the next sums will make up for it.
+        """
         if not self._unanswered.pop(peer, None):
             return None
-        given, answered = self.given[peer], self._answered.get(peer)
-        self._answered[peer] = given
-        return given if answered is None else tree_map(torch.sub, given, answered)
+        given, answered = self.given.pop(peer), self._answered.get(peer)
+        if answered is None:
+            return given
+        self.given[peer] = answered
+        return tree_map(torch.sub, given, answered) if answered is not given else None
 
     def give(self, to: PeerId, share: M) -> M:
         """Return what to send to a neighbour in place of a share, fields ``[1, ...]``."""
@@ -87,13 +94,16 @@ class Ledger(Generic[M]):
         self.given[to] = share if known is None else tree_map(torch.add, known, share)
         return self.given[to]
 
-    def take(self, sender: PeerId, said: M) -> M:
+    def take(self, sender: PeerId, said: M) -> M | None:
         """Return what is new in the sum a neighbour has sent, fields ``[1, ...]``.
 
-        A sum older than the last one taken must be left out, as a mailbox does with old rounds:
-        it would take back what the newer one has brought.
+        None: it has taken back what we have taken. We owe it that, and may have passed it on, so we
+        take no more until its sum has come to as much again. A sum older than the last one taken
+        must be left out, as a mailbox does with old rounds.
         """
         known = self.taken.get(sender)
+        if known is not None and bool(_weight(said) < _weight(known)):
+            return None
         self.taken[sender] = said
         return said if known is None else tree_map(torch.sub, said, known)
 
@@ -107,3 +117,8 @@ class Ledger(Generic[M]):
 def typed(share: M, like: M) -> M:
     """Return a share in the types that another message has."""
     return tree_map(lambda part, other: part.to(other.dtype), share, like)
+
+
+def _weight(share: Any) -> Tensor:  # noqa: ANN401 - any mass has one
+    weight: Tensor = share.w
+    return weight

@@ -237,6 +237,8 @@ class Mail(Generic[S, M, R]):
             received += sum(letter.size for letter in letters)
             for letter in letters:
                 message = self._taken(letter) if shares else letter.message
+                if message is None:
+                    continue
                 degree, memory = self.remember(peer, letter.degree, message, letter.fresh)
                 if shares:
                     entries.append((peer, 1.0, memory))
@@ -253,9 +255,10 @@ class Mail(Generic[S, M, R]):
         said = {p: [one.score for one in mail[p] if one.round == round] for p in hears_from}
         return Opened(inbox, received, said, stale)
 
-    def _taken(self, letter: Received) -> tuple[Tensor, ...]:
-        """Return what is new in a sum of shares."""
-        return self._as_mine(self._ledger.take(letter.sender, cast(M, letter.message)))
+    def _taken(self, letter: Received) -> tuple[Tensor, ...] | None:
+        """Return what is new in a sum of shares, if anything is."""
+        new = self._ledger.take(letter.sender, cast(M, letter.message))
+        return None if new is None else self._as_mine(new)
 
     def _as_mine(self, share: M) -> R:
         """Return a share in the type that we reckon in."""

@@ -122,7 +122,7 @@ class Peer(Generic[S, M, R]):
         self.mail = Mail(self.me, algorithm, mixing, params.shape[1], backlog, self._mutual)
         self._view_of = lru_cache(maxsize=4)(views.of)
         # Whether who is behind catches up by leaving out rounds.
-        self._leaps = views.follow and pace.patience > 0
+        self._leaps = views.mutual and pace.patience > 0
         self._follows, self._company = views.follow, Company(leaps=self._leaps)
         self._view = View((), ())
         self._hearing: set[PeerId] = set()  # who has heard all that was said
@@ -365,15 +365,21 @@ class Peer(Generic[S, M, R]):
         alone = len(missing) == len(self._view.hears_from) and self.mail.furthest <= self.round
         if self._mutual and self._patient and alone and any(map(company.has_returned, missing)):
             return []
-        missed = tuple(missing) if self.pace.patience else ()
-        company.missed(() if hurries else missed, self.round)  # they were given no time
-        return self._close(missed)
+        if hurries or not self.pace.patience:  # they were given no time
+            missing = []
+        company.missed(missing, self.round)
+        return self._close(tuple(missing))
 
     def _is_left_behind(self) -> bool:
-        """Say whether a neighbour has ended a round that we have not come to, so without us."""
+        """Say whether a neighbour has ended a round that we have not come to, so without us.
+
+        One that is far ahead is faster, and not to be caught up with.
+        """
         ended = {peer: self.mail.newest(peer) - 1 for peer in self._view.hears_from}
         return self._has_deadlines and any(
-            last > self.round and self._company.is_there(p) and p in self._view_in(last).sends_to
+            self.round < last < self.round + BACKLOG
+            and self._company.is_there(p)
+            and p in self._view_in(last).sends_to
             for p, last in ended.items()
         )
 

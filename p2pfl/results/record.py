@@ -7,7 +7,7 @@
     DIR/events.jsonl               one JSON object per line
     DIR/models/mean.safetensors    the final models, also node-0003.safetensors and so on
     DIR/summary.json               its "status" is "running" until the run has ended
-    DIR/sketches.f32               a peer's own folder: two sketches for each line, of its model
+    DIR/sketch_pairs.f32           a peer's own folder: two sketches for each line, of its model
                                    and of what the exchange has changed in it; NaN: not known
     DIR/peers/003/                 the folders of peers that ran as processes
     DIR/checkpoints/               what an unfinished run goes on from
@@ -39,7 +39,7 @@ from p2pfl.runtime.setup import Row, Status
 from p2pfl.runtime.sketch import WIDTH
 
 EXPERIMENT, METRICS, EVENTS = "experiment.toml", "metrics.csv", "events.jsonl"
-MODELS, SUMMARY, SKETCHES, PEERS = "models", "summary.json", "sketches.f32", "peers"
+MODELS, SUMMARY, SKETCHES, PEERS = "models", "summary.json", "sketch_pairs.f32", "peers"
 CHECKPOINTS = "checkpoints"
 SKETCHED = 2 * 4 * WIDTH  # bytes of sketches for each line
 
@@ -111,7 +111,8 @@ class Recorder:
         with _writing(self.folder / SKETCHES):
             if self._sketches is None:
                 self._sketches = (self.folder / SKETCHES).open("ab")
-            self._sketches.write(sketches.detach().cpu().float().numpy().tobytes())
+            pair = sketches.detach().cpu().float().reshape(2, WIDTH)
+            self._sketches.write(pair.numpy().tobytes())
             self._sketches.flush()
         self.rows([row])
 

@@ -169,6 +169,8 @@ class Emulator:
         self._held.pop(peer, None)
         self.stopped.pop(peer, None)
         if machine := self.peers.pop(peer, None):
+            if self.drift:
+                _later(machine).now()  # its last exchange counts
             self.gone[peer] = machine
             self._unmeasured = [one for one in self._unmeasured if one[0] != peer]
 

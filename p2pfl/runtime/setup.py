@@ -133,8 +133,8 @@ class Setup:
 
     def mass(self, nodes: Tensor, states: Iterable[Any]) -> Mass | None:
         """Return the weight of some nodes, given their states; None: there is no such thing."""
-        if self.mixing.conserves != "mass":
-            return None
+        if self.mixing.conserves != "mass" or self.algorithm.needs.every_message:
+            return None  # those may need a weight only to be told shares by
         send = self.algorithm.send
         held = sum(float(send(state).w.sum()) for state in states)
         return Mass(float(send(self.fresh(nodes)).w.sum()), held)

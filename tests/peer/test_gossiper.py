@@ -196,9 +196,9 @@ def test_where_each_is_trained_by_itself_models_wait_for_their_turn(order):
 # Of a mass, half is pushed.
 
 
-def make_sharing(build=push_sum, ticks=9):
+def make_sharing(build=push_sum, ticks=9, hears=0):
     rows = Rows(torch.tensor([1]), torch.tensor([5]))
-    views = Views(lambda round, gone: View((2,), (0,)))
+    views = Views(lambda round, gone: View((2,), (hears,)))
     return Gossiper(build(sgd(0.5)), views, Tempo(2.0, ticks), vector(8.0, 0.0), rows)
 
 
@@ -247,6 +247,29 @@ def test_who_has_started_again_is_met_with_empty_hands():
     assert trained(peer, asked, 0.0, 0.0) == []
     (asked,) = peer.handle(share(0, 0, 1.0, 0.0, w=0.5))
     assert asked.state.w.tolist() == [[0.75]]
+
+
+def test_a_neighbour_that_answers_nothing_is_given_two_halves_and_they_are_taken_back():
+    peer = make_sharing(hears=2)
+    _, asked = peer.handle(Started())
+    said = [float(peer.handle(TimerFired(tick))[0].message.w) for tick in range(3)]
+    assert said == [0.5, 0.75, 0.75]
+    peer.handle(share(2, 0, 1.0, 0.0, w=0.125))
+    said = [float(peer.handle(TimerFired(tick))[0].message.w) for tick in range(3, 6)]
+    assert said == [0.875, 0.9375, 0.9375]
+    assert float(peer.state.w) == 0.0625
+    peer.handle(PeerDown(2))
+    assert float(peer.state.w) == 0.25  # what came after its word; and it has not been merged yet
+    (asked,) = trained(peer, asked, 0.0, 0.0)
+    assert float(asked.state.w) == 0.375
+
+
+def test_who_is_done_has_what_it_was_given():
+    peer = make_sharing(hears=2)
+    peer.handle(Started())
+    peer.handle(TimerFired(0))
+    peer.handle(PeerDown(2, done=True))
+    assert float(peer.state.w) == 0.5
 
 
 def test_who_hears_nobody_does_not_give_away_all_it_has_but_goes_on_saying_what_it_gave():

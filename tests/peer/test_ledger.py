@@ -181,9 +181,35 @@ def test_a_thousand_rounds_hardly_move_the_mean(dtype, most):
         halves, said = x / 2, {}
         for node in range(N):
             (to,), _ = topology.view(node, round)
-            said[to] = node, ledgers[node].give(to, (halves[node],))
-        x = torch.stack([halves[k] + ledgers[k].take(*said[k])[0] for k in range(N)])
+            half = Mass(halves[node], torch.ones(1, 1, dtype=dtype))
+            said[to] = node, ledgers[node].give(to, half)
+        x = torch.stack([halves[k] + ledgers[k].take(*said[k]).x for k in range(N)])
     assert 0 < float((x - mean).abs().max()) < most
+
+
+def test_what_is_never_answered_is_taken_back():
+    ours, theirs = Ledger(), Ledger()
+    theirs.take(0, ours.lend(1, mass(1.0, 0.5)))
+    ours.heard(1)
+    assert not ours.owes(1)
+    late = [ours.lend(1, mass(2.0, 0.25)), ours.lend(1, mass(4.0, 0.125))]
+    assert ours.owes(1)
+    back = ours.take_back(1)
+    assert (back.x.tolist(), back.w.tolist()) == ([[6.0, -6.0]], [[0.375]])
+    assert ours.take_back(1) is None
+    # It had only been silent, and reads it after all. It owes that then, and takes no more before.
+    assert [float(theirs.take(0, said).w) for said in late] == [0.25, 0.125]
+    assert theirs.take(0, ours.give(1, mass(0.0, 0.125))) is None
+    assert theirs.take(0, ours.give(1, mass(0.0, 0.125))) is None
+    new = theirs.take(0, ours.give(1, mass(0.0, 0.25)))
+    assert (new.x.tolist(), new.w.tolist()) == ([[-6.0, 6.0]], [[0.125]])
+
+
+def test_who_had_answered_already_owes_nothing():
+    ledger = Ledger()
+    ledger.lend(1, mass(1.0), answered=True)
+    assert ledger.take_back(1) is None
+    assert float(ledger.give(1, mass(0.0, 1.0)).w) == 2.0
 
 
 def test_a_sum_that_was_not_opened_is_not_taken_from_nothing():

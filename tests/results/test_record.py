@@ -242,7 +242,7 @@ def test_peers_that_were_broken_off_merge_as_far_as_they_came(tmp_path):
     models = torch.arange(12.0).reshape(3, 2, 2)
     models[1, 0] = math.nan  # peer 1 had no sketch in round 0
     folder = peers_of(tmp_path / "run", models)
-    for peer, name, cut in (("001", "metrics.csv", 4), ("002", "sketches.f32", 9)):
+    for peer, name, cut in (("001", "metrics.csv", 4), ("002", "sketch_pairs.f32", 9)):
         path = folder / "peers" / peer / name
         path.write_bytes(path.read_bytes()[:-cut])
     (folder / "peers" / "003").mkdir()  # never got to write anything
@@ -262,7 +262,7 @@ def test_what_exchanges_have_moved_is_added_up(tmp_path):
     models, steps = torch.ones(3, 2, 2), torch.arange(12.0).reshape(3, 2, 2)
     steps[2, 1] = math.nan  # unknown
     folder = peers_of(tmp_path / "run", models, steps)
-    path = folder / "peers" / "001" / "sketches.f32"
+    path = folder / "peers" / "001" / "sketch_pairs.f32"
     path.write_bytes(path.read_bytes()[:-9])  # it was killed while it wrote the last one
     total = moved(folder)
     assert total[:2].tolist() == [0 + 2 + 4 + 8, 1 + 3 + 5 + 9]
