@@ -13,8 +13,8 @@ waited for either: its newest model is taken for what it is.
 
 Where messages are lost, a peer that lost none goes on while its neighbours wait out a deadline,
 and meets its next one just before they speak: it would take them for late, and run away. So a
-peer that hears a neighbour two rounds ahead, which has done without it, waits for nobody until
-it has caught up; and one whose neighbours are all late waits for those that fall no further
+peer that hears a neighbour two to eight rounds ahead, which has done without it, waits for nobody
+until it has caught up; and one whose neighbours are all late waits for those that fall no further
 behind.
 
 Where the topology follows who is alive, two neighbours may not agree on who that is, nor on
@@ -23,8 +23,8 @@ there a model counts in its own round or never; a peer that does without a neigh
 round says so (`Skip`), and neither counts the other. What is left are models that were mixed
 before such a word came: they are counted.
 
-There, too, a peer that finds, when it is about to speak, that most others have gone on without it
-speaks in the round they come to next.
+There, too, if links go both ways, a peer that finds, when it is about to speak, that most others
+have gone on without it speaks in the round they come to next.
 
 With `overlap` the local steps of the next round are taken while it waits, from the model
 that was sent, and what they have changed is carried over to what came of the exchange. A
