@@ -147,7 +147,6 @@ class Gossiper(Generic[S, M]):
         if self._shares and isinstance(event, PeerUp) and event.anew:
             self._mail.pop(peer, None)
             self._newest.pop(peer, None)
-            self._take_back(peer)
             self.ledger.forget(peer)
         self._company.note(event, self.round)
 

@@ -130,7 +130,6 @@ class Mail(Generic[S, M, R]):
         self._newest.pop(peer, None)
         self._heard.pop(peer, None)
         self._outran.discard(peer)
-        self.take_back(peer)
         self._ledger.forget(peer)
         if self._mixing.conserves == "mass":
             self.unopened.pop(peer, None)  # sums of shares which are counted from nothing now

@@ -352,7 +352,7 @@ class Peer(Generic[S, M, R]):
         if self.phase is not Phase.WAITING:
             return []
         still, company = self._still_heard(), self._company
-        hurries = self._is_left_behind()
+        hurries = self._has_deadlines and any(map(self._has_left_us, self._view.hears_from))
         patient, missing = self._patient and not hurries, []
         for peer in self._view.hears_from:
             if self.mail.has_come(peer, self.round):
@@ -370,18 +370,14 @@ class Peer(Generic[S, M, R]):
         company.missed(missing, self.round)
         return self._close(tuple(missing))
 
-    def _is_left_behind(self) -> bool:
+    def _has_left_us(self, peer: PeerId) -> bool:
         """Say whether a neighbour has ended a round that we have not come to, so without us.
 
         One that is far ahead is faster, and not to be caught up with.
         """
-        ended = {peer: self.mail.newest(peer) - 1 for peer in self._view.hears_from}
-        return self._has_deadlines and any(
-            self.round < last < self.round + BACKLOG
-            and self._company.is_there(p)
-            and p in self._view_in(last).sends_to
-            for p, last in ended.items()
-        )
+        ended = self.mail.newest(peer) - 1
+        is_near = self.round < ended < self.round + BACKLOG and self._company.is_there(peer)
+        return is_near and peer in self._view_in(ended).sends_to
 
     def _still_heard(self) -> tuple[PeerId, ...]:
         """Return who is to speak to us in this round, as far as can be told.

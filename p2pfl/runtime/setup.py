@@ -132,9 +132,12 @@ class Setup:
         return self.algorithm.init(self.task.init(nodes), self.rows(nodes))
 
     def mass(self, nodes: Tensor, states: Iterable[Any]) -> Mass | None:
-        """Return the weight of some nodes, given their states; None: there is no such thing."""
-        if self.mixing.conserves != "mass" or self.algorithm.needs.every_message:
-            return None  # those may need a weight only to be told shares by
+        """Return the weight of some nodes, given their states; None: there is no such thing.
+
+        It takes their models at the outset, and is only of interest where there is churn.
+        """
+        if self.mixing.conserves != "mass" or self.churn is None:
+            return None
         send = self.algorithm.send
         held = sum(float(send(state).w.sum()) for state in states)
         return Mass(float(send(self.fresh(nodes)).w.sum()), held)
