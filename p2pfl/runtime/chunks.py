@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 import xxhash
+import zmq
 from torch import Tensor
 
 from p2pfl.errors import RemoteProtocolError
@@ -24,7 +25,7 @@ from p2pfl.peer.events import Received, Send
 from p2pfl.runtime import wire
 from p2pfl.runtime.wire import Header, Kind
 
-Frame = bytes | memoryview
+Part = bytes | memoryview
 UNCHECKED = bytes(wire.CHECK)  # stands for no checksum
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]  # makes a block, whatever is in it
 
@@ -113,19 +114,20 @@ class Outgoing:
         self.phase, self.round = header.phase, header.round
         self._header, self._bytes = header, [as_bytes(block) for block in message]
         self._layout = layout(tuple(map(len, self._bytes)))
-        self._frames: dict[tuple[int, bool], list[Frame]] = {}  # the same for all neighbours
+        # The same for all neighbours: ZeroMQ counts who still needs the memory they stand for.
+        self._frames: dict[tuple[int, bool], list[zmq.Frame]] = {}
 
     def __len__(self) -> int:
         return len(self._layout)
 
-    def chunk(self, index: int, checked: bool = True) -> list[Frame]:
+    def chunk(self, index: int, checked: bool = True) -> list[zmq.Frame]:
         """Return the frames of a chunk, with or without a checksum."""
         if (index, checked) not in self._frames:
             pieces = [self._bytes[k][start:stop] for k, start, stop in self._layout[index]]
             header = self._header._replace(number=index)
             if checked:
                 header = header._replace(check=checksum(header, pieces))
-            self._frames[index, checked] = [wire.pack(header), *pieces]
+            self._frames[index, checked] = [zmq.Frame(f) for f in (wire.pack(header), *pieces)]
         return self._frames[index, checked]
 
 
@@ -184,15 +186,17 @@ class Arriving(Incoming):
     def __init__(self, header: Header, schema: Schema, empty: Empty = fresh) -> None:
         super().__init__(header, schema)
         self._empty, self._blocks = empty, list[Tensor]()
+        self._flat: list[tuple[memoryview, Tensor]] = []  # the same, as bytes and as numbers
 
     def _keep(self, pieces: Sequence[Piece], frames: Sequence[memoryview]) -> None:
         if not self._blocks:
             self._blocks = [self._empty(f.shape, f.dtype) for f in self.schema.fields]
+            self._flat = [(as_bytes(block), block.view(-1)) for block in self._blocks]
         for (field, start, stop), frame in zip(pieces, frames, strict=True):
-            block = self._blocks[field]
-            as_bytes(block)[start:stop] = frame
-            size = block.dtype.itemsize  # a number cut in two is looked at with its second half
-            check_finite(block.view(-1)[start // size : stop // size], self.schema.fields[field])
+            octets, values = self._flat[field]
+            octets[start:stop] = frame
+            size = values.dtype.itemsize  # a number cut in two is looked at with its second half
+            check_finite(values[start // size : stop // size], self.schema.fields[field])
 
     def received(self) -> Received:
         """Return the model, once it is complete."""
@@ -221,7 +225,7 @@ def _check(
             raise RemoteProtocolError(f"{name} has {len(frame)} bytes instead of {stop - start}")
 
 
-def check_intact(header: Header, pieces: Sequence[Frame]) -> None:
+def check_intact(header: Header, pieces: Sequence[Part]) -> None:
     """Check that a chunk is what was sent, as far as its sender lets us know.
 
     Raises:
@@ -231,7 +235,7 @@ def check_intact(header: Header, pieces: Sequence[Frame]) -> None:
         raise Damaged("a chunk that was damaged on its way")
 
 
-def checksum(header: Header, pieces: Sequence[Frame]) -> bytes:
+def checksum(header: Header, pieces: Sequence[Part]) -> bytes:
     """Return the 8 bytes that stand for a chunk: its header, but for these bytes, and its data.
 
     Against accidents, as of a network card: who means harm can work them out as well. Where links

@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from threading import Condition
 from typing import NamedTuple
 
+import zmq
+
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.peer.events import Received
 from p2pfl.runtime import wire
-from p2pfl.runtime.chunks import Arriving, Empty, Frame, Outgoing, Schema, check_intact, fresh
+from p2pfl.runtime.chunks import Arriving, Empty, Outgoing, Schema, check_intact, fresh
 from p2pfl.runtime.streams import Stream
 from p2pfl.runtime.wire import MOST_CREDIT, Header
 
@@ -94,7 +96,7 @@ class Outflow:
         has_left = self._at > 0 or self._chunk == 0
         return has_left and (first.phase, first.round) < (header.phase, header.round)
 
-    def flush(self, hand_over: Callable[[bytes, Sequence[Frame]], bool]) -> bool:
+    def flush(self, hand_over: Callable[[bytes, Sequence[zmq.Frame]], bool]) -> bool:
         """Hand over one chunk if there is one that was asked for; return whether it was taken."""
         if self.connection is None or not self.waiting:
             return False

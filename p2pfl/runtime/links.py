@@ -359,11 +359,10 @@ class Links:
 
     def _ask(self, neighbours: Mapping[PeerId, Neighbour]) -> None:
         """Give credit to those who may send more."""
-        about = self._about(Kind.CREDIT)
         for peer, one in neighbours.items():
             for error in one.inflow.errors():
                 self.reject(error, peer)
-            one.ask(about)
+            one.ask(self._about)
 
     def _pass_on(self) -> None:
         """Send chunks to those who have asked for some, to each in turn."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.peer.events import PeerId
@@ -116,13 +117,11 @@ class Neighbour:
         """The median seconds of a heartbeat there and back."""
         return statistics.median(self.round_trips) if self.round_trips else None
 
-    def ask(self, about: Header) -> None:
+    def ask(self, about: Callable[[Kind], Header]) -> None:
         """Give credit, if it is due."""
         if self.link.welcomed and self.inflow.phase >= 0 and (owed := self.inflow.owed()):
-            inflow = self.inflow
-            asked = about._replace(
-                kind=Kind.CREDIT, phase=inflow.phase, round=inflow.next, number=owed
-            )
+            phase, round = self.inflow.phase, self.inflow.next
+            asked = about(Kind.CREDIT)._replace(phase=phase, round=round, number=owed)
             self.tell(wire.pack(asked))
 
     def say_goodbye(self, about: Header, reason: bytes) -> None:

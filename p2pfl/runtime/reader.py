@@ -145,7 +145,7 @@ class Reader:
                 if header.kind in (Kind.CHUNK, Kind.ANEW):
                     self._check_origin(peer, one, header)
                     yield one.inflow.take(header, frames[1:])
-                    one.ask(self._about(Kind.CREDIT))  # now, so that the next are on their way
+                    one.ask(self._about)  # now, so that the next are on their way
                 elif self._handshake.hear_answer(peer, one.link, header, frames[1:]):
                     self._meeting.drop(peer)  # our own goodbye has been read
                     break

@@ -24,7 +24,7 @@ from p2pfl.security.gate import Gate
 from p2pfl.security.keys import KeyPair
 
 Context = zmq.Context[zmq.Socket[bytes]]
-Frames = Sequence[bytes | memoryview]
+Frames = Sequence[bytes | memoryview | zmq.Frame]
 
 MOST_FRAMES = 16  # of a message; what is beyond is read and dropped
 MOST_AT_ONCE = 64  # small messages taken in before anything else gets its turn
@@ -36,6 +36,8 @@ SLACK = 256  # bytes that encryption adds to a frame, at most
 OUT_OF_REACH = 20_000  # milliseconds after which a machine that acknowledges nothing is lost
 TRY_AGAIN = 1.0  # seconds after which a neighbour that has turned us away is dialled again
 SOURCE = 2  # ZMQ_SRCFD: the descriptor a message came from
+# As plain numbers: pyzmq's flags are sets of names, and slow to put together and to compare.
+_NOW, _MORE, _READABLE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE), int(zmq.POLLIN)
 _TURNED_AWAY: dict[int, str] = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: "it does not admit our key",
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "it does not prove the key that is listed for it",
@@ -136,7 +138,7 @@ class Listener:
     def hand_over(self, identity: bytes, frames: Frames) -> bool:
         """Send frames on a connection, without a copy; return whether there was room for them."""
         try:
-            self.socket.send_multipart([identity, *frames], zmq.NOBLOCK, copy=False)
+            _send(self.socket, [identity, *frames])
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
@@ -146,7 +148,7 @@ class Listener:
     def answer(self, identity: bytes, *frames: bytes) -> bool:
         """Answer on a connection; return whether it is still there."""
         try:
-            self.socket.send_multipart([identity, *frames], zmq.NOBLOCK)
+            _send(self.socket, [identity, *frames])
         except zmq.Again:  # it does not read its answers
             return True
         except zmq.ZMQError as error:
@@ -275,7 +277,7 @@ class Link:
 
     def _hand_over(self, frames: Frames) -> bool:
         try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            _send(self.socket, frames)
         except zmq.Again:
             return False
         return True
@@ -304,7 +306,18 @@ def _descriptor(frame: zmq.Frame) -> int:
 
 
 def _is_readable(socket: zmq.Socket[bytes]) -> bool:
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & _READABLE)
+
+
+def _send(socket: zmq.Socket[bytes], frames: Frames) -> None:
+    """Send a message without waiting; what is large is not copied.
+
+    Raises:
+        zmq.ZMQError: there is no room for it, or nobody to read it; nothing of it has been sent.
+    """
+    for frame in frames[:-1]:
+        socket.send(frame, _MORE, copy=False)
+    socket.send(frames[-1], _NOW, copy=False)
 
 
 def _receive(socket: zmq.Socket[bytes]) -> list[memoryview]:

@@ -68,7 +68,7 @@ class Kind(IntEnum):
     ANEW = 15  # a chunk of a message that builds on nothing said before
 
 
-_KINDS = frozenset(Kind)
+_KINDS = {int(kind): kind for kind in Kind}
 
 
 class OtherVersion(RemoteProtocolError):
@@ -91,7 +91,7 @@ class Header(NamedTuple):
 
 def pack(header: Header) -> bytes:
     """Return a header as it travels."""
-    packed: bytes = msgpack.packb((VERSION, *header))
+    packed: bytes = msgpack.packb((VERSION, *header), buf_size=MAX_HEADER)
     return packed
 
 
@@ -100,25 +100,32 @@ def unpack(frame: bytes | memoryview) -> Header:
     if len(frame) > MAX_HEADER:
         raise RemoteProtocolError(f"a header of {len(frame)} bytes")
     values = _unpack(frame)
+    _check_version(values)
+    if len(values) != 1 + len(Header._fields):
+        raise RemoteProtocolError("malformed header")
+    _, kind, run, phase, sender, round, degree, score, number, check = values
+    _check_naturals(phase, sender, round, degree, number)
+    for text, length in ((run, RUN), (check, CHECK)):
+        if type(text) is not bytes or len(text) != length:
+            raise RemoteProtocolError("malformed header")
+    if type(score) is not float or math.isnan(score):
+        raise RemoteProtocolError("malformed header")
+    if type(kind) is not int or kind not in _KINDS:
+        raise RemoteProtocolError("a message of unknown kind")
+    return Header(_KINDS[kind], run, phase, sender, round, degree, score, number, check)
+
+
+def _check_version(values: Any) -> None:  # noqa: ANN401 - whatever has come
     if not isinstance(values, list) or not values or type(values[0]) is not int:
         raise RemoteProtocolError("not a message of this protocol")
     if values[0] != VERSION:
         raise OtherVersion(f"protocol version {values[0]}, ours is {VERSION}")
-    if len(values) != 1 + len(Header._fields):
-        raise RemoteProtocolError("malformed header")
-    header = Header._make(values[1:])
-    numbers = (header.phase, header.sender, header.round, header.degree, header.number)
-    texts = ((header.run, RUN), (header.check, CHECK))
-    if (
-        any(type(number) is not int or not 0 <= number < 2**53 for number in numbers)
-        or any(type(text) is not bytes or len(text) != length for text, length in texts)
-        or type(header.score) is not float
-        or math.isnan(header.score)
-    ):
-        raise RemoteProtocolError("malformed header")
-    if type(header.kind) is not int or header.kind not in _KINDS:
-        raise RemoteProtocolError("a message of unknown kind")
-    return header._replace(kind=Kind(header.kind))
+
+
+def _check_naturals(*numbers: Any) -> None:  # noqa: ANN401
+    for number in numbers:
+        if type(number) is not int or not 0 <= number < 2**53:
+            raise RemoteProtocolError("malformed header")
 
 
 @functools.lru_cache(maxsize=4096)
