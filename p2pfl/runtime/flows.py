@@ -19,6 +19,7 @@ from p2pfl.errors import RemoteProtocolError
 from p2pfl.peer.events import Received
 from p2pfl.runtime import wire
 from p2pfl.runtime.chunks import Arriving, Empty, Outgoing, Schema, check_intact, fresh
+from p2pfl.runtime.parts import Parted
 from p2pfl.runtime.streams import Stream
 from p2pfl.runtime.wire import MOST_CREDIT, Header
 
@@ -161,7 +162,7 @@ class Inflow:
         self.phase, self.next = -1, 0
         self._expected = Expected(Schema(tuple, ()), 0)
         self._given = 0
-        self._arriving: Arriving | Stream | None = None
+        self._arriving: Arriving | Parted | Stream | None = None
         self._streams: list[Stream] = []  # which still hold something of ours
         self._passes_over = False  # what is left of a model, up to the beginning of the next
 
@@ -270,19 +271,23 @@ class Expected(NamedTuple):
         schema: of its messages.
         window: how many chunks one neighbour may have on its way to us.
         empty: provides memory for models.
-        news: if models are to be mixed while they arrive: where who mixes them waits.
+        stay: whether they stay in the memory they came in.
+        news: if they are even mixed while they arrive: where who mixes them waits.
     """
 
     schema: Schema
     window: int
     empty: Empty = fresh
+    stay: bool = False
     news: Condition | None = None
 
-    def begin(self, header: Header) -> Arriving | Stream:
+    def begin(self, header: Header) -> Arriving | Parted | Stream:
         """Return what takes in the model whose first chunk has this header."""
-        if self.news is None:
-            return Arriving(header, self.schema, self.empty)
-        return Stream(header, self.schema, self.news)
+        if self.news is not None:
+            return Stream(header, self.schema, self.news)
+        if self.stay:
+            return Parted(header, self.schema)
+        return Arriving(header, self.schema, self.empty)
 
 
 def window(schema: Schema, neighbours: int) -> int:

@@ -189,6 +189,7 @@ class Links:
         phase: int,
         schema: Schema,
         replaceable: bool = False,
+        stay: bool = False,
         news: Condition | None = None,
         heard: int | None = None,
     ) -> None:
@@ -198,13 +199,14 @@ class Links:
             phase: messages of other phases are refused.
             schema: what its messages look like.
             replaceable: whether a newer message makes an unsent older one worthless.
-            news: if models are to be mixed while they arrive: where who mixes them waits.
+            stay: whether models stay in the memory they came in, large fields as `Pieces`.
+            news: if they are even mixed while they arrive: where who mixes them waits.
             heard: of how many neighbours messages come at the same time; None: of all.
         """
         self._phase, self._replaceable = phase, replaceable
         self._room = max(MANY, PLENTY // max(1, schema.nbytes))
         window = flows.window(schema, len(self._neighbours) if heard is None else heard)
-        self._expected = Expected(schema, window, self.pool.empty, news)
+        self._expected = Expected(schema, window, self.pool.empty, stay, news)
         for one in self._neighbours.values():
             self._prepare(one)
         self._ask(self._neighbours)

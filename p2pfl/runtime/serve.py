@@ -45,10 +45,11 @@ from p2pfl.runtime.conserved import watched
 from p2pfl.runtime.handshake import NeighbourGone
 from p2pfl.runtime.later import Later, postponed
 from p2pfl.runtime.links import Links
+from p2pfl.runtime.parts import wide_field
 from p2pfl.runtime.reader import Asked
 from p2pfl.runtime.rows import Rows
 from p2pfl.runtime.setup import Ending, Row, Setup
-from p2pfl.runtime.streams import Stream, streaming, wide_field
+from p2pfl.runtime.streams import Stream, streaming
 from p2pfl.runtime.wire import TRAINING
 from p2pfl.runtime.worker import Give, Given, Keep, Kept, Result, Worker, model
 
@@ -113,7 +114,8 @@ class Server:
             begin = begin._replace(state=Later(self._algorithm, begin.state))
         self.machine = dataclasses.replace(setup, algorithm=lazy).peer(node, begin)
         heard = max((len(hears) for hears in self._heard_in_a_period()), default=0)
-        links.expect(self.part.phase, schema, self._replaceable, self._news, heard)
+        stay = self._can_stay(schema)
+        links.expect(self.part.phase, schema, self._replaceable, stay, self._news, heard)
         self._rows = Rows(node, int(setup.task.examples(self._nodes)[0]))
         how = (self._algorithm, setup.task, node, links, f"worker-{self.part.phase}")
         self._worker = Worker(*how, self.part.keep or (lambda position: None), drift)
@@ -133,24 +135,30 @@ class Server:
         waits = in_step or self.part.strict
         return is_replaceable(self.setup.algorithm) and not waits
 
+    def _can_stay(self, schema: chunks.Schema) -> bool:
+        """Say whether models need not be put together: they are mixed, and nothing else."""
+        return (
+            self.setup.algorithm.absorb is newest
+            and self.setup.mixing.conserves == "mean"
+            and self._device == CPU
+            and wide_field(schema) is not None
+        )
+
     def _can_stream(self, schema: chunks.Schema) -> bool:
         """Say whether models are mixed while they arrive, for want of room for all of them.
 
         That asks for an algorithm which treats every parameter by itself, and for time: who
         does not wait, or trains meanwhile, has to keep what comes.
         """
-        algorithm, pace = self.setup.algorithm, self.setup.pace
+        pace = self.setup.pace
         heard = max((len(s) for s in self._heard_in_a_period()), default=0)
         return (
-            heard * schema.nbytes > flows.BUDGET
+            self._can_stay(schema)
+            and heard * schema.nbytes > flows.BUDGET
             and isinstance(pace, Pace)
             and pace.patience > 0
             and not pace.overlap
-            and algorithm.columnwise
-            and algorithm.absorb is newest
-            and self.setup.mixing.conserves == "mean"
-            and self._device == CPU
-            and wide_field(schema) is not None
+            and self.setup.algorithm.columnwise
         )
 
     def _heard_in_a_period(self) -> list[tuple[int, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from p2pfl.learning.scratch import keep_freed_memory
 from p2pfl.peer.events import Received, Send
+from p2pfl.peer.letters import Row, unstacked
 from p2pfl.runtime import chunks
 from p2pfl.runtime.endpoint import Endpoint, Keyring
 from p2pfl.runtime.finding import Book
@@ -50,8 +51,8 @@ class Peer:
         self._endpoint = Endpoint("tcp://127.0.0.1:*", meeting.size, keyring)
         meeting.ports[rank] = int(self._endpoint.listener.address.rpartition(":")[2])
 
-    def meet(self, params: int) -> None:
-        """Meet the others, once all of them listen."""
+    def meet(self, params: int, stay: bool = False) -> None:
+        """Meet the others, once all of them listen; say whether what they send is only mixed."""
         while not all(self._meeting.ports):
             time.sleep(0.01)
         ports = {peer: f"tcp://127.0.0.1:{port}" for peer, port in enumerate(self._meeting.ports)}
@@ -59,20 +60,20 @@ class Peer:
         book = Book(len(ports), ports)
         self.links = Links(self.rank, self._endpoint, others, Terms({}), book)
         self.links.meet(MEETING)
-        self.links.expect(0, chunks.schema(Model(torch.empty(1, params))))
+        self.links.expect(0, chunks.schema(Model(torch.empty(1, params))), stay=stay)
 
-    def exchange(self, model: Values | None, to: Iterable[int], count: int) -> list[Values]:
+    def exchange(self, model: Values | None, to: Iterable[int], count: int) -> list[Received]:
         """Send a model to some; return so many that have come, once all of ours has left."""
         if model is not None:
             message = Model(torch.from_numpy(model).unsqueeze(0))
             self.links.send(Send(tuple(to), self._rounds, 1, 0.0, message))
         self._rounds += 1
-        found: list[Values] = []
+        found: list[Received] = []
         while len(found) < count or self._is_sending():
             self.links.poller.poll(POLL)
             for event in self.links.events():
                 assert isinstance(event, Received), (event, self.links.report())
-                found.append(event.message[0][0].numpy())
+                found.append(event)
         return found
 
     def _is_sending(self) -> bool:
@@ -94,16 +95,25 @@ def receive(meeting: Meeting, params: int, secure: bool) -> Iterator[object]:
     yield None
     peer.meet(params)
     while True:
-        yield peer.exchange(None, [], 1)[0]
+        yield peer.exchange(None, [], 1)[0].message[0][0].numpy()
 
 
 def all_to_all(
     rank: int, meeting: Meeting, models: Values, secure: bool
-) -> Iterator[Iterable[Values]]:
-    """Send a model to all, and yield all there are."""
+) -> Iterator[Iterable[Row]]:
+    """Send a model to all, and yield all there are, as they lie in memory."""
     peer = Peer(rank, meeting, secure)
     yield ()
     others = [other for other in range(meeting.size) if other != rank]
-    peer.meet(models.shape[1])
+    peer.meet(models.shape[1], stay=True)
     while True:
-        yield [models[rank], *peer.exchange(models[rank], others, len(others))]
+        found = peer.exchange(models[rank], others, len(others))
+        yield [torch.from_numpy(models[rank : rank + 1]), *(event.message[0] for event in found)]
+
+
+def average(mean: Tensor, rows: Iterable[Row]) -> None:
+    """Write the mean of rows into `mean`, ``[d]``, as peers do; the first row is one's own."""
+    each = [Model(cast(Tensor, row)) for row in rows]
+    letters = unstacked([1 / len(each)] * len(each), each, own=0)
+    letters.into.append(mean.unsqueeze(0))
+    assert letters.mix(letters.heard.x).data_ptr() == mean.data_ptr()
