@@ -40,16 +40,15 @@ from p2pfl.peer.letters import Letters
 from p2pfl.peer.mail import is_replaceable
 from p2pfl.peer.plan import Pace
 from p2pfl.peer.rounds import TIME_IS_UP
-from p2pfl.runtime import chunks, flows
+from p2pfl.runtime import chunks, flows, parts
 from p2pfl.runtime.conserved import watched
 from p2pfl.runtime.handshake import NeighbourGone
 from p2pfl.runtime.later import Later, postponed
 from p2pfl.runtime.links import Links
-from p2pfl.runtime.parts import wide_field
 from p2pfl.runtime.reader import Asked
 from p2pfl.runtime.rows import Rows
 from p2pfl.runtime.setup import Ending, Row, Setup
-from p2pfl.runtime.streams import Stream, streaming
+from p2pfl.runtime.streams import Stream, streaming, wide_field
 from p2pfl.runtime.wire import TRAINING
 from p2pfl.runtime.worker import Give, Given, Keep, Kept, Result, Worker, model
 
@@ -102,7 +101,8 @@ class Server:
         self._nodes = torch.tensor([node])
         self._device = setup.task.init(self._nodes).device
         schema = chunks.schema(setup.message(node))
-        self._news = threading.Condition() if self._can_stream(schema) else None
+        heard = max((len(hears) for hears in self._heard_in_a_period()), default=0)
+        self._news = threading.Condition() if self._can_stream(schema, heard) else None
         self._algorithm = setup.algorithm
         if self._news:
             hooks = (self._out_of_patience, self._more_room, links.pool.empty)
@@ -113,8 +113,7 @@ class Server:
         if begin := self.part.begin:
             begin = begin._replace(state=Later(self._algorithm, begin.state))
         self.machine = dataclasses.replace(setup, algorithm=lazy).peer(node, begin)
-        heard = max((len(hears) for hears in self._heard_in_a_period()), default=0)
-        stay = self._can_stay(schema)
+        stay = self._only_mixes and parts.can_stay(schema, heard)
         links.expect(self.part.phase, schema, self._replaceable, stay, self._news, heard)
         self._rows = Rows(node, int(setup.task.examples(self._nodes)[0]))
         how = (self._algorithm, setup.task, node, links, f"worker-{self.part.phase}")
@@ -135,30 +134,27 @@ class Server:
         waits = in_step or self.part.strict
         return is_replaceable(self.setup.algorithm) and not waits
 
-    def _can_stay(self, schema: chunks.Schema) -> bool:
-        """Say whether models need not be put together: they are mixed, and nothing else."""
-        return (
-            self.setup.algorithm.absorb is newest
-            and self.setup.mixing.conserves == "mean"
-            and self._device == CPU
-            and wide_field(schema) is not None
-        )
+    @property
+    def _only_mixes(self) -> bool:
+        """Whether models are mixed, here in memory, and nothing else."""
+        algorithm, mixing = self.setup.algorithm, self.setup.mixing
+        return algorithm.absorb is newest and mixing.conserves == "mean" and self._device == CPU
 
-    def _can_stream(self, schema: chunks.Schema) -> bool:
+    def _can_stream(self, schema: chunks.Schema, heard: int) -> bool:
         """Say whether models are mixed while they arrive, for want of room for all of them.
 
         That asks for an algorithm which treats every parameter by itself, and for time: who
         does not wait, or trains meanwhile, has to keep what comes.
         """
         pace = self.setup.pace
-        heard = max((len(s) for s in self._heard_in_a_period()), default=0)
         return (
-            self._can_stay(schema)
+            self._only_mixes
             and heard * schema.nbytes > flows.BUDGET
             and isinstance(pace, Pace)
             and pace.patience > 0
             and not pace.overlap
             and self.setup.algorithm.columnwise
+            and wide_field(schema) is not None
         )
 
     def _heard_in_a_period(self) -> list[tuple[int, ...]]:

@@ -9,11 +9,12 @@ column is a proper average.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Condition
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -22,13 +23,37 @@ from p2pfl.algorithm import Algorithm, Inbox
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.learning.tree import leaves, tree_map
 from p2pfl.peer.events import PeerId, Received
-from p2pfl.peer.letters import Letters
-from p2pfl.runtime.chunks import Empty, Schema, check_finite, fresh
-from p2pfl.runtime.parts import InPlace
+from p2pfl.peer.letters import WIDE, Letters
+from p2pfl.runtime.chunks import Empty, Incoming, Piece, Schema, check_finite, fresh
 from p2pfl.runtime.wire import Header
 
+LEAD = 4096  # bytes that the small fields of a message may have
 
-class Stream(InPlace):
+
+class Wide(NamedTuple):
+    """The one large field of a message, and which of its columns each chunk brings."""
+
+    field: int
+    columns: tuple[tuple[int, int], ...]
+
+
+def wide_field(schema: Schema) -> Wide | None:
+    """Return the one large field of a message; None: it is not made like that.
+
+    Chunks must bring whole numbers of it, and all the rest must lie in the first one. It must
+    be too large for an inbox to lay side by side with others.
+    """
+    sizes = [field.nbytes for field in schema.fields]
+    largest = sizes.index(max(sizes))
+    rest, field = sum(sizes) - sizes[largest], schema.fields[largest]
+    if rest > LEAD or rest % field.dtype.itemsize or math.prod(field.shape) <= WIDE:
+        return None
+    pieces = [piece for chunk in schema.layout for piece in chunk if piece.field == largest]
+    size = field.dtype.itemsize
+    return Wide(largest, tuple((piece.start // size, piece.stop // size) for piece in pieces))
+
+
+class Stream(Incoming):
     """A model that is mixed while it arrives; it stands in a message in place of the large field.
 
     The thread that reads the links puts chunks in, another takes columns out.
@@ -40,10 +65,13 @@ class Stream(InPlace):
 
     def __init__(self, header: Header, schema: Schema, news: Condition) -> None:
         super().__init__(header, schema)
-        self._news = news
+        wide = wide_field(schema)
+        assert wide is not None
+        self._wide, self._news = wide, news
         self.sender: PeerId = header.sender
         self.held, self.error = 0, ""
         self._chunks: deque[memoryview] = deque()
+        self._small: dict[int, Tensor] = {}
         self._ended = False
         self.device = torch.device("cpu")
 
@@ -58,7 +86,8 @@ class Stream(InPlace):
 
     def received(self) -> Received:
         """Return the model, of which the first chunk must be there."""
-        return self._with(self)
+        fields: list[Any] = [self._small.get(k, self) for k in range(len(self.schema.fields))]
+        return self._received(*fields)
 
     def end(self) -> None:
         """Let nobody wait for the rest."""
@@ -84,9 +113,10 @@ class Stream(InPlace):
                 self._ended = True
                 return None
             frame = self._chunks[0]
-        values = torch.frombuffer(frame, dtype=self._field.dtype)
+        field = self.schema.fields[self._wide.field]
+        values = torch.frombuffer(frame, dtype=field.dtype)
         try:
-            check_finite(values, self._field)
+            check_finite(values, field)
         except RemoteProtocolError as error:
             self.error = str(error)
             self.drop()
@@ -100,12 +130,19 @@ class Stream(InPlace):
                 self._chunks.popleft()
                 self.held -= 1
 
-    def _keep_large(self, frame: memoryview) -> None:
-        with self._news:
-            if not self._ended:
-                self._chunks.append(frame)
-                self.held += 1
-                self._news.notify_all()
+    def _keep(self, pieces: Sequence[Piece], frames: Sequence[memoryview]) -> None:
+        for (k, _, _), frame in zip(pieces, frames, strict=True):
+            field = self.schema.fields[k]
+            if k == self._wide.field:
+                with self._news:
+                    if not self._ended:
+                        self._chunks.append(frame)
+                        self.held += 1
+                        self._news.notify_all()
+            else:
+                small = torch.frombuffer(bytearray(frame), dtype=field.dtype)
+                check_finite(small, field)
+                self._small[k] = small.reshape(field.shape)
 
 
 def streaming(

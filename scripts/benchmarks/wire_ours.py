@@ -15,7 +15,7 @@ from torch import Tensor
 from p2pfl.learning.scratch import keep_freed_memory
 from p2pfl.peer.events import Received, Send
 from p2pfl.peer.letters import Row, unstacked
-from p2pfl.runtime import chunks
+from p2pfl.runtime import chunks, parts
 from p2pfl.runtime.endpoint import Endpoint, Keyring
 from p2pfl.runtime.finding import Book
 from p2pfl.runtime.handshake import Terms
@@ -51,8 +51,8 @@ class Peer:
         self._endpoint = Endpoint("tcp://127.0.0.1:*", meeting.size, keyring)
         meeting.ports[rank] = int(self._endpoint.listener.address.rpartition(":")[2])
 
-    def meet(self, params: int, stay: bool = False) -> None:
-        """Meet the others, once all of them listen; say whether what they send is only mixed."""
+    def meet(self, params: int) -> None:
+        """Meet the others, once all of them listen; what they send is to be mixed."""
         while not all(self._meeting.ports):
             time.sleep(0.01)
         ports = {peer: f"tcp://127.0.0.1:{port}" for peer, port in enumerate(self._meeting.ports)}
@@ -60,7 +60,8 @@ class Peer:
         book = Book(len(ports), ports)
         self.links = Links(self.rank, self._endpoint, others, Terms({}), book)
         self.links.meet(MEETING)
-        self.links.expect(0, chunks.schema(Model(torch.empty(1, params))), stay=stay)
+        schema = chunks.schema(Model(torch.empty(1, params)))
+        self.links.expect(0, schema, stay=parts.can_stay(schema, len(others)))
 
     def exchange(self, model: Values | None, to: Iterable[int], count: int) -> list[Received]:
         """Send a model to some; return so many that have come, once all of ours has left."""
@@ -95,7 +96,7 @@ def receive(meeting: Meeting, params: int, secure: bool) -> Iterator[object]:
     yield None
     peer.meet(params)
     while True:
-        yield peer.exchange(None, [], 1)[0].message[0][0].numpy()
+        yield peer.exchange(None, [], 1)[0]
 
 
 def all_to_all(
@@ -105,7 +106,7 @@ def all_to_all(
     peer = Peer(rank, meeting, secure)
     yield ()
     others = [other for other in range(meeting.size) if other != rank]
-    peer.meet(models.shape[1], stay=True)
+    peer.meet(models.shape[1])
     while True:
         found = peer.exchange(models[rank], others, len(others))
         yield [torch.from_numpy(models[rank : rank + 1]), *(event.message[0] for event in found)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from p2pfl.algorithm import Inbox
-from p2pfl.peer.letters import WIDE, Letters, unstacked
+from p2pfl.peer.letters import WIDE, Letters, Pieces, unstacked
 
 D = WIDE + 1
 
@@ -57,6 +57,31 @@ def test_the_methods_give_what_a_block_gives(k, seed, data):
     close(one.mine(one.heard.age), other.mine(other.heard.age))
     for mine, theirs in zip(one.gather(one.heard.x), other.gather(other.heard.x), strict=True):
         close(mine, theirs)
+
+
+@given(st.integers(1, 5), st.integers(0, 1000), st.data())
+@settings(max_examples=20, deadline=None)
+def test_rows_in_pieces_give_what_whole_ones_give_to_the_bit(k, seed, data):
+    rows, own = heard(k, seed, torch.float32), data.draw(st.integers(0, k - 1))
+    cuts = sorted(data.draw(st.sets(st.integers(1, D - 1), max_size=4)))
+    columns = [*zip([0, *cuts], [*cuts, D], strict=True)]
+    parted = [
+        row
+        if sender == own
+        else row._replace(x=Pieces([row.x[:, a:b] for a, b in columns], columns))
+        for sender, row in enumerate(rows)
+    ]
+    whole, _ = both(rows, own)
+    pieces = unstacked(whole.weights[0].tolist(), parted, own)
+    by = whole.heard.age + 1
+    assert torch.equal(pieces.mix(pieces.heard.x), whole.mix(whole.heard.x))
+    assert torch.equal(pieces.mix(pieces.heard.x, by), whole.mix(whole.heard.x, by))
+    assert torch.equal(pieces.mean(pieces.heard.x, by), whole.mean(whole.heard.x, by))
+    assert torch.equal(pieces.mine(pieces.heard.x), rows[own].x)
+    for mine, theirs in zip(
+        pieces.gather(pieces.heard.x), whole.gather(whole.heard.x), strict=True
+    ):
+        assert torch.equal(mine, theirs)
 
 
 def test_the_mean_is_over_those_heard_alone():

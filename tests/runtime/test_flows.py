@@ -8,13 +8,14 @@ from typing import NamedTuple
 import hypothesis.strategies as st
 import pytest
 import torch
+import zmq
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from links_cases import chunks_of
 
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.runtime import chunks, flows, wire
-from p2pfl.runtime.chunks import Damaged, Frame, Outgoing
+from p2pfl.runtime.chunks import Damaged, Outgoing
 from p2pfl.runtime.flows import MOST_CREDIT, PHASES, Expected, Inflow, Outflow
 from p2pfl.runtime.wire import Header, Kind
 
@@ -51,7 +52,7 @@ def inflow(d: int = 10, window: int = WINDOW, phase: int = 2) -> Inflow:
     return flow
 
 
-def arrive(flow: Inflow, frames: list[Frame]) -> list[int]:
+def arrive(flow: Inflow, frames: list[zmq.Frame]) -> list[int]:
     """Let a chunk arrive; return the rounds of the models that are complete with it."""
     header, *pieces = (memoryview(bytes(frame)) for frame in frames)
     received = flow.take(wire.unpack(header), pieces)
@@ -62,10 +63,10 @@ class Wires:
     """A pipe from the sender to the receiver, whose end is full or broken when told to be."""
 
     def __init__(self) -> None:
-        self.frames: list[list[Frame]] = []
+        self.frames: list[list[zmq.Frame]] = []
         self.room = 10**6
 
-    def hand_over(self, connection: bytes, frames: list[Frame]) -> bool:
+    def hand_over(self, connection: bytes, frames: list[zmq.Frame]) -> bool:
         if len(self.frames) >= self.room:
             return False
         self.frames.append(frames)

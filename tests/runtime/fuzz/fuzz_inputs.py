@@ -39,6 +39,7 @@ class Do(IntEnum):
     BREAK = 5  # the connection
     MORE = 6  # credit is given
     SEND = 7  # a model of ours
+    STAY = 8  # a chunk of a model that stays where it came
 
 
 class Step(NamedTuple):
@@ -120,6 +121,8 @@ def stories() -> dict[str, Story]:
         "terms": [Step(Do.TERMS, (terms,))],
         "model": [more, first, second, third],
         "models": [more, *model(0), more, *model(1), more, *model(5)],
+        "staying": [more, *model(0, Do.STAY), more, *model(1, Do.STAY)],
+        "broken-staying": [more, *model(0, Do.STAY)[:2], cut, more, *model(0, Do.STAY)],
         "streams": [more, *model(0, Do.STREAM), more, *model(1, Do.STREAM)],
         "broken": [more, first, cut, more, first, second, third],
         "broken-stream": [more, *model(0, Do.STREAM)[:2], cut, more, *model(1, Do.STREAM)],
@@ -135,6 +138,7 @@ def stories() -> dict[str, Story]:
         "out-of-order": [more, second, first, third, first],
         "twice": [more, *model(0), more, *model(0)],
         "not-finite": [more, *model(0, sent=bad), more, *model(1)],
+        "not-finite-staying": [more, *model(0, Do.STAY, bad), more, *model(1, Do.STAY)],
         "not-finite-stream": [more, *model(0, Do.STREAM, bad), more, *model(1, Do.STREAM)],
         "far-ahead": [
             more,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Condition
 from unittest import mock
 
+import zmq
 from fuzz_inputs import CHUNK, RUN, SCHEMA, Do, Step, Story, message
 
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.peer.events import Received
-from p2pfl.runtime import chunks, streams, wire
-from p2pfl.runtime.chunks import Frame, Outgoing
+from p2pfl.peer.letters import Pieces
+from p2pfl.runtime import chunks, parts, streams, wire
+from p2pfl.runtime.chunks import Outgoing
 from p2pfl.runtime.flows import MOST_CREDIT, PHASES, Expected, Inflow, Outflow
 from p2pfl.runtime.streams import Stream
 from p2pfl.runtime.wire import Header, Kind
@@ -24,7 +26,10 @@ WINDOW = 4
 def small() -> Iterator[None]:
     """Make chunks so small that short inputs are models of several."""
     cached = (chunks.layout, wire.model_size)
-    with mock.patch.object(wire, "CHUNK", CHUNK), mock.patch.object(streams, "WIDE", 8):
+    with ExitStack() as patched:
+        patched.enter_context(mock.patch.object(wire, "CHUNK", CHUNK))
+        for module in (parts, streams):
+            patched.enter_context(mock.patch.object(module, "WIDE", 8))
         for each in cached:
             each.cache_clear()
         yield
@@ -42,10 +47,10 @@ class Peer:
 
     def __init__(self) -> None:
         self.accepted = self.refused = 0
-        self._inflows = {Do.CHUNK: Inflow(), Do.STREAM: Inflow()}
+        self._inflows = {Do.CHUNK: Inflow(), Do.STAY: Inflow(), Do.STREAM: Inflow()}
         for do, inflow in self._inflows.items():
             news = Condition() if do is Do.STREAM else None
-            inflow.expect(2, Expected(SCHEMA, WINDOW, news=news))
+            inflow.expect(2, Expected(SCHEMA, WINDOW, stay=do is Do.STAY, news=news))
         self._outflow, self._round = Outflow(), 0
         self._outflow.connected(b"")
         self._asked = 0
@@ -69,7 +74,7 @@ class Peer:
             case Do.TERMS:
                 terms = wire.unpack_terms(frames[0])
                 assert wire.unpack_terms(wire.pack_terms(terms)) == terms
-            case Do.CHUNK | Do.STREAM as do:
+            case Do.CHUNK | Do.STAY | Do.STREAM as do:
                 self._look_at(self._inflows[do].take(wire.unpack(frames[0]), frames[1:]))
             case Do.CREDIT:
                 header = wire.unpack(frames[0])
@@ -96,8 +101,9 @@ class Peer:
     def _look_at(self, received: Received | None) -> None:
         """Check a model, and mix what has come of it if it is a stream."""
         for field in received.message if received else ():
-            if not isinstance(field, Stream):
-                assert not field.is_floating_point() or field.isfinite().all()
+            parts = field.parts if isinstance(field, Pieces) else (field,)
+            for part in () if isinstance(field, Stream) else parts:
+                assert not part.is_floating_point() or part.isfinite().all()
         for stream in self._inflows[Do.STREAM]._streams:
             while stream.held:
                 columns = stream.take_columns(0.0)
@@ -106,7 +112,7 @@ class Peer:
         for error in self._inflows[Do.STREAM].errors():
             raise error
 
-    def _hand_over(self, connection: bytes, frames: Sequence[Frame]) -> bool:
+    def _hand_over(self, connection: bytes, frames: Sequence[zmq.Frame]) -> bool:
         self._asked -= 1
         assert self._asked >= 0, "a chunk that was not asked for"
         return True

@@ -13,6 +13,7 @@ from fuzz_mutations import mutated
 from fuzz_target import Peer, small
 
 HONEST = {"headers", "terms", "model", "models", "streams", "broken", "broken-stream", "credit"}
+HONEST |= {"staying", "broken-staying"}
 SEEDS = {path.name: decode(path.read_bytes()) for path in sorted(CORPUS.iterdir())}
 GROWTH = 16 << 20  # bytes that may be due to Python and its allocator
 

@@ -1,0 +1,119 @@
+"""Models that stay in the memory their chunks came in: the same as if they were put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+from links_cases import chunks_of
+from runtime_cases import STEPS, make, simulated
+from test_serve import everybody
+from torch import Tensor
+
+from p2pfl.errors import RemoteProtocolError
+from p2pfl.learning import Quadratics
+from p2pfl.peer.letters import WIDE, Pieces
+from p2pfl.peer.plan import Pace
+from p2pfl.runtime import chunks, parts, wire
+from p2pfl.runtime.chunks import Outgoing
+from p2pfl.runtime.parts import Parted
+from p2pfl.runtime.wire import Header, Kind
+
+D = WIDE + 52
+HEADER = Header(Kind.CHUNK, b"12345678", 2, 3, 7, 2, 0.5)
+# With one large field, with two, with small ones beside, and on a graph that is not complete.
+STAYING = ["fedavg", "fedavg adam", "dpsgd directed", "combine first", "kgt", "diloco", "gossip"]
+STAYING += ["relay"]  # which sends each neighbour something else, and lays side by side
+# What is remembered or shared out is put together, and what is small.
+JOINED = ["push_sum directed", "choco identity", "partial"]
+
+
+class Message(NamedTuple):
+    x: Tensor
+    age: Tensor
+    y: Tensor
+
+
+@pytest.fixture(autouse=True)
+def small_chunks() -> Iterator[None]:
+    with chunks_of(4096):
+        yield
+
+
+def message(dtype: torch.dtype = torch.float32) -> Message:
+    draw = torch.Generator().manual_seed(3)
+    x, y = (torch.randn(1, D, generator=draw).to(dtype) for _ in range(2))
+    return Message(x, torch.tensor([[4.0]], dtype=torch.float64), y)
+
+
+def travel(sent: Message, spoiled: tuple[int, float] | None = None) -> Parted:
+    """Let a message travel, in which a number of `y` may be replaced by another."""
+    if spoiled:
+        sent.y[0, spoiled[0]] = spoiled[1]
+    outgoing, schema = Outgoing(HEADER, sent), chunks.schema(sent)
+    parted = Parted(HEADER, schema)
+    for index in range(len(outgoing)):
+        header, *frames = (memoryview(bytearray(frame)) for frame in outgoing.chunk(index))
+        parted.take(wire.unpack(header), frames)
+    return parted
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_arrives_is_what_was_sent(dtype):
+    sent = message(dtype)
+    parted = travel(sent)
+    assert parted.is_complete
+    x, age, y = parted.received().message
+    assert torch.equal(age, sent.age)
+    for row, block in ((x, sent.x), (y, sent.y)):
+        assert isinstance(row, Pieces)
+        assert len(row.parts) > 1  # else nothing is tested
+        assert row.numel() == D
+        assert torch.equal(torch.cat([*row.parts], 1), block)
+        cut = [block[:, start:stop] for start, stop in row.columns]
+        assert all(torch.equal(a, b) for a, b in zip(row.parts, cut, strict=True))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_values_that_are_not_finite_are_refused_as_they_come(value):
+    with pytest.raises(RemoteProtocolError, match="y has values which are not finite"):
+        travel(message(), spoiled=(D - 1, value))
+
+
+def test_chunks_that_cut_numbers_in_two_are_put_together():
+    schema = chunks.schema(message(torch.float64))
+    assert parts.can_stay(schema, 3)
+    with chunks_of(4100):
+        assert not parts.can_stay(schema, 3)
+
+
+def test_models_that_take_much_memory_are_put_together_where_it_is_used_again():
+    schema = chunks.schema(message())
+    most = parts.MOST // schema.nbytes
+    assert parts.can_stay(schema, most)
+    assert not parts.can_stay(schema, most + 1)
+
+
+def test_where_all_is_small_there_is_nothing_to_gain():
+    small = Message(torch.ones(1, WIDE), torch.ones(1, 1), torch.ones(1, 3))
+    assert not parts.can_stay(chunks.schema(small), 1)
+
+
+@pytest.mark.parametrize("name", STAYING + JOINED)
+def test_peers_give_the_numbers_of_the_simulator(name: str, monkeypatch):
+    stayed = []
+    received = Parted.received
+    monkeypatch.setattr(Parted, "received", lambda self: stayed.append(1) or received(self))
+    setup = make(name, Pace(3), n=4, task=Quadratics(4, D, noise=0.1, seed=3), steps=STEPS["one"])
+    simulator, rounds = simulated(setup)
+    served = everybody(setup)
+    assert bool(stayed) is (name in STAYING)
+    for node, (ending, rows) in served.items():
+        torch.testing.assert_close(
+            ending.params[0], simulator.ending.params[node], rtol=1e-10, atol=1e-13
+        )
+        for mine, all_rows in zip(rows, rounds, strict=True):
+            assert mine.bytes_sent == all_rows[node].bytes_sent
+            assert mine.bytes_received == all_rows[node].bytes_received
