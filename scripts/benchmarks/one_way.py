@@ -219,6 +219,10 @@ def _gloo_receive(meeting: Meeting, params: int) -> Iterator[object]:
         yield values
 
 
+def _ours(receive: Callable[..., Iterator[object]], secure: bool = False) -> tuple[Send, Receive]:
+    return partial(wire_ours.send, secure=secure), partial(receive, secure=secure)
+
+
 RIVALS = {  # the first is what the others are compared with
     "raw TCP, buffer reused": Rival(_tcp_send, _tcp_receive),
     "ZeroMQ, 1 MB chunks": Rival(*_chunks(MB)),
@@ -228,13 +232,9 @@ RIVALS = {  # the first is what the others are compared with
     "ZeroMQ + CURVE, a core each": Rival(*_chunks(MB, secure=True), pinned=True),
     "ZeroMQ, pickled": Rival(_pickle_send, _pickle_receive),
     "gloo send/recv": Rival(_gloo_send, _gloo_receive),
-    "p2pfl, plain": Rival(
-        partial(wire_ours.send, secure=False), partial(wire_ours.receive, secure=False)
-    ),
-    "p2pfl, CURVE": Rival(
-        partial(wire_ours.send, secure=True), partial(wire_ours.receive, secure=True)
-    ),
-    "p2pfl, CURVE, a core each": Rival(
-        partial(wire_ours.send, secure=True), partial(wire_ours.receive, secure=True), pinned=True
-    ),
+    "p2pfl, plain, in one piece": Rival(*_ours(wire_ours.receive)),
+    "p2pfl, plain, as it comes": Rival(*_ours(wire_ours.mix)),
+    "p2pfl, CURVE, in one piece": Rival(*_ours(wire_ours.receive, secure=True)),
+    "p2pfl, CURVE, as it comes": Rival(*_ours(wire_ours.mix, secure=True)),
+    "p2pfl, CURVE, the same, a core each": Rival(*_ours(wire_ours.mix, secure=True), pinned=True),
 }

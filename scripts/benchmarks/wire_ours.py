@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
+from threading import Condition
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -20,6 +22,7 @@ from p2pfl.runtime.endpoint import Endpoint, Keyring
 from p2pfl.runtime.finding import Book
 from p2pfl.runtime.handshake import Terms
 from p2pfl.runtime.links import Links
+from p2pfl.runtime.streams import Stream
 from p2pfl.security.keys import KeyPair
 
 MEETING, POLL = 60.0, 20  # seconds, milliseconds
@@ -51,8 +54,13 @@ class Peer:
         self._endpoint = Endpoint("tcp://127.0.0.1:*", meeting.size, keyring)
         meeting.ports[rank] = int(self._endpoint.listener.address.rpartition(":")[2])
 
-    def meet(self, params: int) -> None:
-        """Meet the others, once all of them listen; what they send is to be mixed."""
+    def meet(self, params: int, news: Condition | None = None) -> None:
+        """Meet the others, once all of them listen; what they send is to be mixed.
+
+        Args:
+            params: values of a model.
+            news: if models are to be mixed while they arrive: where who mixes them waits.
+        """
         while not all(self._meeting.ports):
             time.sleep(0.01)
         ports = {peer: f"tcp://127.0.0.1:{port}" for peer, port in enumerate(self._meeting.ports)}
@@ -61,7 +69,8 @@ class Peer:
         self.links = Links(self.rank, self._endpoint, others, Terms({}), book)
         self.links.meet(MEETING)
         schema = chunks.schema(Model(torch.empty(1, params)))
-        self.links.expect(0, schema, stay=parts.can_stay(schema, len(others)))
+        stay = parts.can_stay(schema, len(others))
+        self.links.expect(0, schema, stay=stay, news=news)
 
     def exchange(self, model: Values | None, to: Iterable[int], count: int) -> list[Received]:
         """Send a model to some; return so many that have come, once all of ours has left."""
@@ -71,11 +80,25 @@ class Peer:
         self._rounds += 1
         found: list[Received] = []
         while len(found) < count or self._is_sending():
-            self.links.poller.poll(POLL)
+            self.links.wait(math.inf, POLL)
             for event in self.links.events():
                 assert isinstance(event, Received), (event, self.links.report())
                 found.append(event)
         return found
+
+    def columns(self) -> Iterator[Tensor]:
+        """Yield the columns of the next model as they come, ready to be mixed."""
+        row = cast(Stream, self.exchange(None, [], 1)[0].message[0])
+        left = row.numel()
+        while left:
+            part = row.take_columns(0.0) if row.held else None
+            if part is None:
+                self.links.wait(math.inf, POLL)
+                assert not self.links.events()
+            else:
+                yield part
+                left -= part.numel()
+                row.done()
 
     def _is_sending(self) -> bool:
         return any(one.outflow.waiting for one in self.links._neighbours.values())
@@ -97,6 +120,17 @@ def receive(meeting: Meeting, params: int, secure: bool) -> Iterator[object]:
     peer.meet(params)
     while True:
         yield peer.exchange(None, [], 1)[0]
+
+
+def mix(meeting: Meeting, params: int, secure: bool) -> Iterator[object]:
+    """Take in what process 0 has sent as peers do that mix it while it arrives."""
+    peer = Peer(1, meeting, secure)
+    yield None
+    peer.meet(params, Condition())
+    while True:
+        for _ in peer.columns():
+            pass
+        yield None
 
 
 def all_to_all(
