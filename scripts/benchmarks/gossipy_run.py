@@ -1,16 +1,18 @@
 """The same job on gossipy's simulator, all to all or by pushing, on the same graph.
 
-    python scripts/benchmarks/gossipy_run.py [--exchange all|push] [--model mlp] [--nodes 100] ...
+    python scripts/benchmarks/gossipy_run.py [--exchange all|shared|push] [--model mlp] ...
 
 In an environment of its own: ``pip install gossipy-dfl``.
 
 All to all: each round a node merges the models of all its neighbours with its own, all with the
 same weight, goes once through its data, which are as many batches as there are local steps, and
 sends its model to every neighbour. The release has no such node, so `AllToAllNode` is written
-here, to do what the one in gossipy's development version does. It decides only when, and to whom.
-The rest is gossipy's: its simulator runs the nodes and delivers, its handler merges, trains and
-copies, its messages and its cache carry the copies. A copy is made once a round and shared by all
-neighbours, where gossipy's own way of sending would copy the model again for each of them.
+here, to do what `All2AllGossipNode` in gossipy's repository does. It decides only when, and to
+whom. The rest is gossipy's: its simulator runs the nodes and delivers, its nodes send, its handler
+merges, trains and copies, its messages and its cache carry the copies. Its nodes copy the handler
+whenever they send, so once for every neighbour: `All2AllGossipNode` sends in the same way.
+
+Shared: the same with what gossipy does not do: one copy a round is shared by all neighbours.
 
 Push: gossipy's own node. It pushes its model to one random neighbour each round; the receiver
 averages it with its own and goes once through its data. So there is less to mix, and as much to
@@ -124,10 +126,7 @@ class AllToAllNode(GossipNode):  # type: ignore[misc]
         """Return a message with the model; merge and train before the first one of a round."""
         if t % self.round_len == 0:
             self.update()
-            self.key = self.model_handler.caching(self.idx)
-        else:
-            CACHE.push(self.key, CACHE[self.key])  # one more reference to the same copy
-        return Message(t, self.idx, peer, MessageType.PUSH, (self.key,))
+        return super().send(t, peer, protocol)
 
     def receive(self, t: int, msg: Message) -> None:
         """Keep the key of a model until the next round."""
@@ -140,10 +139,26 @@ class AllToAllNode(GossipNode):  # type: ignore[misc]
             self.heard.clear()
 
 
+class SharingNode(AllToAllNode):
+    """The same, but all neighbours share one copy of its model."""
+
+    def send(self, t: int, peer: int, protocol: AntiEntropyProtocol) -> Message:
+        """Return a message with the model; copy it for the first one of a round alone."""
+        if t % self.round_len == 0:
+            message = super().send(t, peer, protocol)
+            self.key = message.value[0]
+            return message
+        CACHE.push(self.key, CACHE[self.key])  # one more reference to the same copy
+        return Message(t, self.idx, peer, MessageType.PUSH, (self.key,))
+
+
+NODES = {"all": AllToAllNode, "shared": SharingNode, "push": GossipNode}
+
+
 def main() -> None:
     """Run the job and print the figures."""
     parser = options(__doc__)
-    parser.add_argument("--exchange", choices=["all", "push"], default="all")
+    parser.add_argument("--exchange", choices=[*NODES], default="all")
     asked = parser.parse_args()
     given = job(asked)
     torch.set_num_threads(fastest_threads(given.model, given.threads))
@@ -164,7 +179,7 @@ def prepare(job: Job, exchange: str) -> GossipSimulator:
 
     Args:
         job: what is to be done.
-        exchange: "all" or "push".
+        exchange: one of `NODES`.
     """
     x, y = made_up(job.nodes, job.local_steps)
     data = ClassificationDataHandler(x.view(-1, 784), y.view(-1), test_size=0)
@@ -180,8 +195,8 @@ def prepare(job: Job, exchange: str) -> GossipSimulator:
     dispatcher = DataDispatcher(data, n=job.nodes, eval_on_user=False)
     adjacency = nx.to_numpy_array(graph(job), nodelist=range(job.nodes))
     network = StaticP2PNetwork(job.nodes, adjacency)
-    kind, times = (AllToAllNode, job.degree) if exchange == "all" else (GossipNode, TIMES)
-    nodes = kind.generate(dispatcher, network, handler, times, sync=True)
+    times = TIMES if exchange == "push" else job.degree
+    nodes = NODES[exchange].generate(dispatcher, network, handler, times, sync=True)
     simulator = GossipSimulator(nodes, dispatcher, times, AntiEntropyProtocol.PUSH)
     simulator.init_nodes()
     return simulator

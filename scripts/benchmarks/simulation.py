@@ -47,7 +47,11 @@ REFERENCE = 100  # of SIZES
 BUDGET = {"mlp": 6_000, "logistic": 30_000, "cnn": 400}
 FEWER = 10  # how many times fewer rounds Flower gets, which is slow and steady
 ALONE, OURS = "p2pfl, training alone", "p2pfl, with mixing"
-EXCHANGES = {"all": "all to all", "push": "push"}  # of gossipy
+EXCHANGES = {
+    "all": "all to all",
+    "shared": "all to all, copies shared",
+    "push": "push",
+}  # of gossipy
 FOLDER = Path(__file__).parent
 
 
