@@ -12,6 +12,7 @@ from p2pfl import rng
 from p2pfl.algorithm import Algorithm, Inbox, M, R, Rows, newest, on_inner
 from p2pfl.attacks.attack import Attack, Known
 from p2pfl.attacks.refusal import without_non_finite
+from p2pfl.learning.pieces import stacked
 from p2pfl.learning.tree import take, tree_map
 
 T = TypeVar("T")
@@ -136,7 +137,7 @@ def _line(inbox: Inbox[R], row: Tensor, truth: M) -> Inbox[R]:
     own = (senders == inbox.own[row]).nonzero()[0]
     fields = []
     for field, true in zip(inbox.heard, truth, strict=True):
-        whole = field if isinstance(field, Tensor) else torch.cat(field)
+        whole = field if isinstance(field, Tensor) else stacked(field)
         fields.append(whole[senders].index_copy(0, own, true[row].to(whole.dtype)))
     weights = inbox.shares()[row][:, heard]
     return Inbox(weights, type(inbox.heard)(*fields), own)

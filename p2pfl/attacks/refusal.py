@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Inbox, R
+from p2pfl.learning.pieces import Row, parts_of, stacked
 
 
 def without_non_finite(inbox: Inbox[R], back: bool) -> Inbox[R]:
@@ -29,18 +30,19 @@ def without_non_finite(inbox: Inbox[R], back: bool) -> Inbox[R]:
     return replace(inbox, weights=weights, heard=type(inbox.heard)(*kept))
 
 
-def _broken(field: Tensor | tuple[Tensor, ...]) -> Tensor:
+def _broken(field: Tensor | tuple[Row, ...]) -> Tensor:
     """Say which senders' values are not all finite, ``[senders]``."""
     if isinstance(field, Tensor):
         return ~field.isfinite().flatten(1).all(1)
-    return torch.stack([~row.isfinite().all() for row in field])
+    each = ([part.isfinite().all() for part in parts_of(row)] for row in field)
+    return torch.stack([~torch.stack(parts).all() for parts in each])
 
 
-def _zeroed(field: Tensor | tuple[Tensor, ...], broken: Tensor) -> Any:  # noqa: ANN401
+def _zeroed(field: Tensor | tuple[Row, ...], broken: Tensor) -> Any:  # noqa: ANN401
     if isinstance(field, Tensor):
         return field.masked_fill(broken.view(-1, *[1] * (field.ndim - 1)), 0)
     return tuple(
-        torch.zeros_like(row) if bad else row
+        torch.zeros_like(stacked((row,))) if bad else row
         for row, bad in zip(field, broken.tolist(), strict=True)
     )
 

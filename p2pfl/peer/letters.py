@@ -9,38 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Inbox, R
+from p2pfl.learning.pieces import Row, blocks, cut, stacked
 from p2pfl.learning.tree import wide
 
-Columns: TypeAlias = Sequence[tuple[int, int]]  # where blocks of columns begin and end
-
-BLOCK = 1 << 18  # numbers that are added up while they are in the cache
 WIDE = 2048  # numbers in a row, up to which one product of a block is faster
 
-
-class Pieces:
-    """A row of d columns that lies in several places.
-
-    Args:
-        parts: its columns, ``[1, ...]`` each.
-        columns: where each part begins and ends; the same for all rows of a field.
-    """
-
-    def __init__(self, parts: Sequence[Tensor], columns: Columns) -> None:
-        self.parts, self.columns = parts, columns
-        self.dtype, self.device = parts[0].dtype, parts[0].device
-
-    def numel(self) -> int:
-        """Return how many columns there are."""
-        return self.columns[-1][1]
-
-
-Row: TypeAlias = Tensor | Pieces
 Field: TypeAlias = Tensor | tuple[Row, ...]  # [senders, d], or rows of [1, d]
 
 
@@ -70,11 +49,11 @@ class Letters(Inbox[R]):
         like = (own.shape, exact)
         given = bool(self.into) and (self.into[-1].shape, self.into[-1].dtype) == like
         total = self.into.pop() if given else torch.empty_like(own, dtype=exact)
-        for k, (start, stop) in enumerate(_blocks(field)):
-            part = _cut(first[0], k, start, stop).to(exact)
+        for k, (start, stop) in enumerate(blocks(field)):
+            part = cut(first[0], k, start, stop).to(exact)
             block = torch.mul(part, first[1], out=total[:, start:stop])
             for row, weight in others:
-                block.add_(_cut(row, k, start, stop), alpha=weight)
+                block.add_(cut(row, k, start, stop), alpha=weight)
         return total.to(own.dtype)
 
     def mean(self, field: Field, by: Tensor) -> Tensor:
@@ -86,34 +65,11 @@ class Letters(Inbox[R]):
         """Return what the others know of the row itself, ``[1, ...]``."""
         if isinstance(field, Tensor):
             return Inbox.mine(self, field)
-        own = field[int(self.own)]
-        return own if isinstance(own, Tensor) else _stacked((own,))
+        return cast(Tensor, field[int(self.own)])  # which has not come over a network
 
     def gather(self, field: Field) -> tuple[Tensor, Tensor]:
         """Return the row's senders side by side, with their mask; as of `Inbox`."""
-        return Inbox.gather(self, field if isinstance(field, Tensor) else _stacked(field))
-
-
-def _blocks(rows: tuple[Row, ...]) -> Columns:
-    """Return which columns to mix at a time: as rows have come, or as many as a cache holds."""
-    d = rows[0].numel()
-    evenly = ((start, min(d, start + BLOCK)) for start in range(0, d, BLOCK))
-    return next((row.columns for row in rows if isinstance(row, Pieces)), None) or [*evenly]
-
-
-def _cut(row: Row, k: int, start: int, stop: int) -> Tensor:
-    """Return some columns of a row, which are its part `k` if it has any."""
-    return row.parts[k] if isinstance(row, Pieces) else row[:, start:stop]
-
-
-def _stacked(rows: tuple[Row, ...]) -> Tensor:
-    """Return rows side by side, ``[len(rows), d]``, in memory of their own."""
-    first = rows[0]
-    block = torch.empty((len(rows), first.numel()), dtype=first.dtype, device=first.device)
-    for k, (start, stop) in enumerate(_blocks(rows)):
-        for there, row in zip(block, rows, strict=True):
-            there[start:stop] = _cut(row, k, start, stop)
-    return block
+        return Inbox.gather(self, field if isinstance(field, Tensor) else stacked(field))
 
 
 def unstacked(weights: Sequence[float], rows: Sequence[R], own: int) -> Letters[R]:

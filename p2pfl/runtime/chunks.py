@@ -25,7 +25,7 @@ from p2pfl.peer.events import Received, Send
 from p2pfl.runtime import wire
 from p2pfl.runtime.wire import Header, Kind
 
-Part = bytes | memoryview
+Frame = bytes | memoryview
 UNCHECKED = bytes(wire.CHECK)  # stands for no checksum
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]  # makes a block, whatever is in it
 
@@ -225,7 +225,7 @@ def _check(
             raise RemoteProtocolError(f"{name} has {len(frame)} bytes instead of {stop - start}")
 
 
-def check_intact(header: Header, pieces: Sequence[Part]) -> None:
+def check_intact(header: Header, pieces: Sequence[Frame]) -> None:
     """Check that a chunk is what was sent, as far as its sender lets us know.
 
     Raises:
@@ -235,7 +235,7 @@ def check_intact(header: Header, pieces: Sequence[Part]) -> None:
         raise Damaged("a chunk that was damaged on its way")
 
 
-def checksum(header: Header, pieces: Sequence[Part]) -> bytes:
+def checksum(header: Header, pieces: Sequence[Frame]) -> bytes:
     """Return the 8 bytes that stand for a chunk: its header, but for these bytes, and its data.
 
     Against accidents, as of a network card: who means harm can work them out as well. Where links

@@ -11,16 +11,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from p2pfl.learning.pieces import Pieces
 from p2pfl.peer.events import Received
-from p2pfl.peer.letters import WIDE, Pieces
+from p2pfl.peer.letters import WIDE
 from p2pfl.runtime.chunks import Field, Incoming, Piece, Schema, check_finite, fresh
 from p2pfl.runtime.wire import Header
 
-MOST = 32 << 20  # bytes of models at a time, for which glibc keeps memory
+MOST = 32 << 20  # bytes of models in a round, for which glibc keeps memory
+SMALL = 1 << 13  # bytes, up to which several messages may lie in one block of ZeroMQ's memory
 
 
 def can_stay(schema: Schema, heard: int) -> bool:
-    """Say whether it is worth it, where so many neighbours are heard at a time.
+    """Say whether it is worth it, where so many neighbours are heard in a round.
 
     Messages must have large fields, and chunks that cut no number in two. And they must be few:
     glibc gives memory back to the system if it held much at a time, and new memory is slow.
@@ -68,7 +70,8 @@ class Parted(Incoming):
     def _keep(self, pieces: Sequence[Piece], frames: Sequence[memoryview]) -> None:
         for (k, start, stop), frame in zip(pieces, frames, strict=True):
             field = self.schema.fields[k]
-            values = torch.frombuffer(frame, dtype=field.dtype)
+            data = frame if len(frame) > SMALL else bytearray(frame)
+            values = torch.frombuffer(data, dtype=field.dtype)
             check_finite(values, field)
             self._parts[k].append(values)
             size = field.dtype.itemsize

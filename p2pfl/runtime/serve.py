@@ -113,7 +113,7 @@ class Server:
         if begin := self.part.begin:
             begin = begin._replace(state=Later(self._algorithm, begin.state))
         self.machine = dataclasses.replace(setup, algorithm=lazy).peer(node, begin)
-        stay = self._only_mixes and parts.can_stay(schema, heard)
+        stay = self._keeps_nothing and parts.can_stay(schema, heard)
         links.expect(self.part.phase, schema, self._replaceable, stay, self._news, heard)
         self._rows = Rows(node, int(setup.task.examples(self._nodes)[0]))
         how = (self._algorithm, setup.task, node, links, f"worker-{self.part.phase}")
@@ -135,8 +135,8 @@ class Server:
         return is_replaceable(self.setup.algorithm) and not waits
 
     @property
-    def _only_mixes(self) -> bool:
-        """Whether models are mixed, here in memory, and nothing else."""
+    def _keeps_nothing(self) -> bool:
+        """Whether models are read in their exchange alone, and here: nothing is kept of them."""
         algorithm, mixing = self.setup.algorithm, self.setup.mixing
         return algorithm.absorb is newest and mixing.conserves == "mean" and self._device == CPU
 
@@ -148,7 +148,7 @@ class Server:
         """
         pace = self.setup.pace
         return (
-            self._only_mixes
+            self._keeps_nothing
             and heard * schema.nbytes > flows.BUDGET
             and isinstance(pace, Pace)
             and pace.patience > 0

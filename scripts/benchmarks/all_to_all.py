@@ -1,7 +1,7 @@
 """Every process gives its model to all the others and averages: the rivals.
 
-An exchange is a generator. It binds a port if it needs one and yields; resumed, it exchanges the
-models once, and yields them all, its own among them.
+A rival is a generator. It binds a port if it needs one and yields; resumed, it exchanges the
+models once, and yields them all, its own among them. All of them average as p2pfl does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -24,9 +24,11 @@ import zmq
 from crowd import PATIENCE, Measured, Meeting, Memory, together
 from one_way import MB, QUEUE, Values, read_some
 
+from p2pfl.learning.pieces import Row
+
 WARM_UP, TIMES = 2, 7  # rounds that are not counted, and that are
 
-Exchange: TypeAlias = Callable[[int, Meeting, Values], Iterator[Iterable[Any]]]
+Exchange: TypeAlias = Callable[[int, Meeting, Values], Iterator[Iterable[Values | Row]]]
 
 
 def measure(rival: str, processes: int, params: int) -> Measured:
@@ -51,27 +53,18 @@ def _work(
     models = np.full((meeting.size, params), np.nan, np.float32)
     models[rank] = rank
     mean, times = torch.ones(params), []
-    exchange, average = RIVALS[rival]
-    exchanging = exchange(rank, meeting, models)
+    exchanging = RIVALS[rival](rank, meeting, models)
     next(exchanging)
     memory = Memory()
     for _ in range(WARM_UP + TIMES):
         meeting.wait()
         begin = time.monotonic()
-        average(mean, next(exchanging))
+        wire_ours.average(mean, next(exchanging))
         times.append((begin, time.monotonic()))
     meeting.wait()
     extra = memory.grown()
     torch.testing.assert_close(mean, torch.full_like(mean, (meeting.size - 1) / 2))
     return times, extra
-
-
-def _add_up(mean: torch.Tensor, models: Iterable[Values]) -> None:
-    """Average, model by model."""
-    each = [torch.from_numpy(model) for model in models]
-    mean.zero_()
-    for model in each:
-        mean.add_(model, alpha=1 / len(each))
 
 
 def _sockets(rank: int, meeting: Meeting, models: Values) -> Iterator[Iterable[Values]]:
@@ -204,19 +197,12 @@ def _gloo(rank: int, meeting: Meeting, models: Values) -> Iterator[Iterable[Valu
         yield models
 
 
-class Rival(NamedTuple):
-    """How somebody gets models to all others, and averages those that have come."""
-
-    exchange: Exchange
-    average: Callable[[torch.Tensor, Iterable[Any]], None] = _add_up
-
-
-RIVALS = {  # the first is what the others are compared with
-    "raw TCP, non-blocking": Rival(_sockets),
-    "ZeroMQ, 1 MB chunks": Rival(_chunks),
-    "gloo all_gather": Rival(_gloo),
-    "ZeroMQ, pickled once": Rival(_pickled),
-    "ZeroMQ, tensors pickled for each": Rival(_pickled_tensors),
-    "p2pfl, plain": Rival(partial(wire_ours.all_to_all, secure=False), wire_ours.average),
-    "p2pfl, CURVE": Rival(partial(wire_ours.all_to_all, secure=True), wire_ours.average),
+RIVALS: dict[str, Exchange] = {  # the first is what the others are compared with
+    "raw TCP, non-blocking": _sockets,
+    "ZeroMQ, 1 MB chunks": _chunks,
+    "gloo all_gather": _gloo,
+    "ZeroMQ, pickled once": _pickled,
+    "ZeroMQ, tensors pickled for each": _pickled_tensors,
+    "p2pfl, plain": partial(wire_ours.all_to_all, secure=False),
+    "p2pfl, CURVE": partial(wire_ours.all_to_all, secure=True),
 }

@@ -14,9 +14,10 @@ from crowd import Meeting
 from numpy.typing import NDArray
 from torch import Tensor
 
+from p2pfl.learning.pieces import Row
 from p2pfl.learning.scratch import keep_freed_memory
 from p2pfl.peer.events import Received, Send
-from p2pfl.peer.letters import Row, unstacked
+from p2pfl.peer.letters import unstacked
 from p2pfl.runtime import chunks, parts
 from p2pfl.runtime.endpoint import Endpoint, Keyring
 from p2pfl.runtime.finding import Book
@@ -54,11 +55,12 @@ class Peer:
         self._endpoint = Endpoint("tcp://127.0.0.1:*", meeting.size, keyring)
         meeting.ports[rank] = int(self._endpoint.listener.address.rpartition(":")[2])
 
-    def meet(self, params: int, news: Condition | None = None) -> None:
-        """Meet the others, once all of them listen; what they send is to be mixed.
+    def meet(self, params: int, stay: bool = False, news: Condition | None = None) -> None:
+        """Meet the others, once all of them listen.
 
         Args:
             params: values of a model.
+            stay: whether models stay where they came, if it is worth it.
             news: if models are to be mixed while they arrive: where who mixes them waits.
         """
         while not all(self._meeting.ports):
@@ -69,7 +71,7 @@ class Peer:
         self.links = Links(self.rank, self._endpoint, others, Terms({}), book)
         self.links.meet(MEETING)
         schema = chunks.schema(Model(torch.empty(1, params)))
-        stay = parts.can_stay(schema, len(others))
+        stay = stay and parts.can_stay(schema, len(others))
         self.links.expect(0, schema, stay=stay, news=news)
 
     def exchange(self, model: Values | None, to: Iterable[int], count: int) -> list[Received]:
@@ -126,7 +128,7 @@ def mix(meeting: Meeting, params: int, secure: bool) -> Iterator[object]:
     """Take in what process 0 has sent as peers do that mix it while it arrives."""
     peer = Peer(1, meeting, secure)
     yield None
-    peer.meet(params, Condition())
+    peer.meet(params, news=Condition())
     while True:
         for _ in peer.columns():
             pass
@@ -140,14 +142,17 @@ def all_to_all(
     peer = Peer(rank, meeting, secure)
     yield ()
     others = [other for other in range(meeting.size) if other != rank]
-    peer.meet(models.shape[1])
+    peer.meet(models.shape[1], stay=True)
     while True:
         found = peer.exchange(models[rank], others, len(others))
         yield [torch.from_numpy(models[rank : rank + 1]), *(event.message[0] for event in found)]
 
 
-def average(mean: Tensor, rows: Iterable[Row]) -> None:
-    """Write the mean of rows into `mean`, ``[d]``, as peers do; the first row is one's own."""
+def average(mean: Tensor, models: Iterable[Values | Row]) -> None:
+    """Write the mean of models into `mean`, ``[d]``, as peers do; the first is one's own."""
+    rows = [
+        torch.from_numpy(one).unsqueeze(0) if isinstance(one, np.ndarray) else one for one in models
+    ]
     each = [Model(cast(Tensor, row)) for row in rows]
     letters = unstacked([1 / len(each)] * len(each), each, own=0)
     letters.into.append(mean.unsqueeze(0))

@@ -20,7 +20,9 @@ from p2pfl.attacks.lies import alie, dissensus, gaussian, ipm, mimic, replay, si
 from p2pfl.attacks.refusal import without_non_finite
 from p2pfl.codec import top_k
 from p2pfl.learning.optim import sgd
+from p2pfl.learning.pieces import Pieces
 from p2pfl.learning.tree import leaves, take
+from p2pfl.peer.letters import Letters
 from p2pfl.topology import complete_graph, metropolis, push, ring_graph, static, weights
 
 torch.set_num_threads(1)
@@ -240,6 +242,16 @@ def test_who_sends_what_is_not_finite_is_not_heard(sparse):
     close(lost.sum(1), 1 - gone)
     whole = Inbox(w, Params(normal(1, N, D)), torch.arange(N))
     assert without_non_finite(whole, back=True) is whole
+
+
+def test_nor_are_rows_in_pieces_whose_numbers_are_not_finite():
+    x, columns = normal(1, 3, D), [(0, 2), (2, D)]
+    x[1, D - 1] = math.nan
+    pieces = [Pieces([row[None, a:b] for a, b in columns], columns) for row in x[:2]]
+    inbox = Letters(torch.full((1, 3), 1 / 3), Params((*pieces, x[2:])), torch.tensor([2]))
+    kept = without_non_finite(inbox, back=True)
+    close(kept.weights, torch.tensor([[1 / 3, 0, 2 / 3]]))
+    close(kept.mix(kept.heard.x), x[:1] / 3 + 2 * x[2:] / 3)
 
 
 @pytest.mark.parametrize("aggregate", [None, rules.median(), rules.krum(1)])

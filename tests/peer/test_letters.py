@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from p2pfl.algorithm import Inbox
-from p2pfl.peer.letters import WIDE, Letters, Pieces, unstacked
+from p2pfl.learning.pieces import Pieces
+from p2pfl.peer.letters import WIDE, Letters, unstacked
 
 D = WIDE + 1
 

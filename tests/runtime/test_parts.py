@@ -8,24 +8,43 @@ from typing import NamedTuple
 import pytest
 import torch
 from links_cases import chunks_of
-from runtime_cases import STEPS, make, simulated
+from runtime_cases import STEPS, Case, make, simulated
 from test_serve import everybody
 from torch import Tensor
 
+from p2pfl.aggregation import krum
+from p2pfl.algorithms.averaging import dpsgd
+from p2pfl.attacks import ATTACKS, hostile
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.learning import Quadratics
-from p2pfl.peer.letters import WIDE, Pieces
+from p2pfl.learning.pieces import Pieces
+from p2pfl.peer.gossiper import Tempo
+from p2pfl.peer.letters import WIDE
 from p2pfl.peer.plan import Pace
 from p2pfl.runtime import chunks, parts, wire
 from p2pfl.runtime.chunks import Outgoing
 from p2pfl.runtime.parts import Parted
+from p2pfl.runtime.setup import Setup
 from p2pfl.runtime.wire import Header, Kind
+from p2pfl.topology import complete_graph, metropolis
 
 D = WIDE + 52
 HEADER = Header(Kind.CHUNK, b"12345678", 2, 3, 7, 2, 0.5)
 # With one large field, with two, with small ones beside, and on a graph that is not complete.
 STAYING = ["fedavg", "fedavg adam", "dpsgd directed", "combine first", "kgt", "diloco", "gossip"]
 STAYING += ["relay"]  # which sends each neighbour something else, and lays side by side
+# What looks into rows itself, lays whole ones side by side, or trains meanwhile.
+LOOKING = {
+    "krum": Case(lambda opt: dpsgd(opt, aggregate=krum(1)), complete_graph, metropolis()),
+    **{
+        attack: Case(
+            lambda opt, attack=attack: hostile(dpsgd(opt), ATTACKS[attack](), {0}, seed=5),
+            complete_graph,
+            metropolis(),
+        )
+        for attack in ("sign_flip", "alie", "replay")
+    },
+}
 # What is remembered or shared out is put together, and what is small.
 JOINED = ["push_sum directed", "choco identity", "partial"]
 
@@ -101,15 +120,24 @@ def test_where_all_is_small_there_is_nothing_to_gain():
     assert not parts.can_stay(chunks.schema(small), 1)
 
 
-@pytest.mark.parametrize("name", STAYING + JOINED)
-def test_peers_give_the_numbers_of_the_simulator(name: str, monkeypatch):
-    stayed = []
-    received = Parted.received
-    monkeypatch.setattr(Parted, "received", lambda self: stayed.append(1) or received(self))
-    setup = make(name, Pace(3), n=4, task=Quadratics(4, D, noise=0.1, seed=3), steps=STEPS["one"])
+@pytest.fixture
+def stayed(monkeypatch) -> list[int]:
+    """One for every model that has stayed where it came."""
+    found, received = [], Parted.received
+    monkeypatch.setattr(Parted, "received", lambda self: found.append(1) or received(self))
+    return found
+
+
+def setup_of(case: Case | str, pace: Pace | Tempo) -> Setup:
+    return make(case, pace, n=4, task=Quadratics(4, D, noise=0.1, seed=3), steps=STEPS["one"])
+
+
+@pytest.mark.parametrize("name", [*STAYING, *JOINED, *LOOKING])
+def test_peers_give_the_numbers_of_the_simulator(name: str, stayed: list[int]):
+    setup = setup_of(LOOKING.get(name, name), Pace(3))
     simulator, rounds = simulated(setup)
     served = everybody(setup)
-    assert bool(stayed) is (name in STAYING)
+    assert bool(stayed) is (name not in JOINED)
     for node, (ending, rows) in served.items():
         torch.testing.assert_close(
             ending.params[0], simulator.ending.params[node], rtol=1e-10, atol=1e-13
@@ -117,3 +145,28 @@ def test_peers_give_the_numbers_of_the_simulator(name: str, monkeypatch):
         for mine, all_rows in zip(rows, rounds, strict=True):
             assert mine.bytes_sent == all_rows[node].bytes_sent
             assert mine.bytes_received == all_rows[node].bytes_received
+
+
+def test_local_steps_may_run_meanwhile(stayed: list[int]):
+    setup = setup_of("dpsgd complete", Pace(3, overlap=True))
+    simulator, _ = simulated(setup)
+    for node, (ending, _) in everybody(setup).items():
+        torch.testing.assert_close(
+            ending.params[0], simulator.ending.params[node], rtol=1e-10, atol=1e-13
+        )
+    assert stayed
+
+
+def test_peers_on_a_timer_mix_them_too(stayed: list[int]):
+    setup = setup_of("gossip", Tempo(0.02, 15))
+    for ending, _ in everybody(setup).values():
+        assert ending.reason == "all ticks done"
+        assert ending.params.isfinite().all()
+    assert stayed
+
+
+def test_who_waits_for_nobody_mixes_them_too(stayed: list[int]):
+    for ending, _ in everybody(setup_of("dpsgd ring", Pace(20, patience=0.0))).values():
+        assert ending.reason == "all rounds done"
+        assert ending.params.isfinite().all()
+    assert stayed

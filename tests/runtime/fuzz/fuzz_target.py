@@ -11,8 +11,8 @@ import zmq
 from fuzz_inputs import CHUNK, RUN, SCHEMA, Do, Step, Story, message
 
 from p2pfl.errors import RemoteProtocolError
+from p2pfl.learning.pieces import parts_of
 from p2pfl.peer.events import Received
-from p2pfl.peer.letters import Pieces
 from p2pfl.runtime import chunks, parts, streams, wire
 from p2pfl.runtime.chunks import Outgoing
 from p2pfl.runtime.flows import MOST_CREDIT, PHASES, Expected, Inflow, Outflow
@@ -101,8 +101,7 @@ class Peer:
     def _look_at(self, received: Received | None) -> None:
         """Check a model, and mix what has come of it if it is a stream."""
         for field in received.message if received else ():
-            parts = field.parts if isinstance(field, Pieces) else (field,)
-            for part in () if isinstance(field, Stream) else parts:
+            for part in () if isinstance(field, Stream) else parts_of(field):
                 assert not part.is_floating_point() or part.isfinite().all()
         for stream in self._inflows[Do.STREAM]._streams:
             while stream.held:
