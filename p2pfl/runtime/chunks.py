@@ -1,4 +1,4 @@
-"""Models in chunks: cut up where they lie, checked one by one, put together in memory of ours.
+"""Models in chunks: cut up where they lie, checked one by one, put together if need be.
 
 A model message is one vector of bytes: its fields one after the other, the smallest first. It
 travels in chunks of `wire.CHUNK` bytes, each a message of its own, whose first frame is a

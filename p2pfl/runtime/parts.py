@@ -1,7 +1,7 @@
 """Models that stay where they came: to copy every number once more costs as much as to mix it.
 
-A chunk is a message of its own, and ZeroMQ has memory for it anyway. Where models are only
-mixed, a large field may lie in as many places as there are chunks of it.
+A chunk is a message of its own, and ZeroMQ has memory for it anyway. Where nothing is remembered
+of models beyond their exchange, a large field may lie in as many places as it has chunks.
 """
 
 from __future__ import annotations

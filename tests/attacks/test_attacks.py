@@ -248,9 +248,10 @@ def test_nor_are_rows_in_pieces_whose_numbers_are_not_finite():
     x, columns = normal(1, 3, D), [(0, 2), (2, D)]
     x[1, D - 1] = math.nan
     pieces = [Pieces([row[None, a:b] for a, b in columns], columns) for row in x[:2]]
-    inbox = Letters(torch.full((1, 3), 1 / 3), Params((*pieces, x[2:])), torch.tensor([2]))
+    thirds = torch.full((1, 3), 1 / 3, dtype=torch.float64)
+    inbox = Letters(thirds, Params((*pieces, x[2:])), torch.tensor([2]))
     kept = without_non_finite(inbox, back=True)
-    close(kept.weights, torch.tensor([[1 / 3, 0, 2 / 3]]))
+    close(kept.weights, torch.tensor([[1 / 3, 0, 2 / 3]], dtype=torch.float64))
     close(kept.mix(kept.heard.x), x[:1] / 3 + 2 * x[2:] / 3)
 
 
