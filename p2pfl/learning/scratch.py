@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import mmap
 import threading
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 
 # Of glibc's mallopt, see malloc.h.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _LARGEST = 32 << 20  # glibc takes no more for blocks which it keeps
 _LARGE = 1 << 20  # bytes from which on a block is worth the bookkeeping
 _KEPT = 256 << 20  # bytes that are kept at the end of its memory
+_SELDOM = 50_000  # objects, made and not yet gone, after which Python looks for cycles
 
 
 class Scratch(threading.local):
@@ -68,7 +70,9 @@ class Pool:
 def keep_freed_memory() -> None:
     """Have the C library keep what is freed rather than give it back and ask again.
 
-    With glibc; elsewhere nothing happens.
+    All threads share it: a model lives on after the thread that has made it is at the next,
+    and what it leaves would else be of use to that thread alone. With glibc; elsewhere nothing
+    happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -76,3 +80,13 @@ def keep_freed_memory() -> None:
         return
     mallopt(_MMAP_THRESHOLD, _LARGEST)
     mallopt(_TRIM_THRESHOLD, _KEPT)
+    mallopt(_ARENA_MAX, 1)
+
+
+def look_for_cycles_seldom() -> None:
+    """Have Python look for garbage that holds itself only now and then.
+
+    Where thousands of messages are on their way at once, it would look through all of them
+    again and again, and find nothing.
+    """
+    gc.set_threshold(max(_SELDOM, gc.get_threshold()[0]))

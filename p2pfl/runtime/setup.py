@@ -187,13 +187,11 @@ class Setup:
 
     def _views(self, node: int) -> Views:
         """Say whom a node talks to, given a round and who is gone."""
-        among, nodes = self.among, range(self.topology.n)
-        if among is None:
+        if self.among is None:
             return Views(lambda round, gone: self._view(self.topology, node, round))
 
         def of(round: int, gone: frozenset[int]) -> View:
-            there = tuple(other for other in nodes if other == node or other not in gone)
-            return self._view(among(there), node, round)
+            return self._view(self._without(gone - {node}), node, round)
 
         return Views(of, follow=True, mutual=self.topology.is_symmetric)
 
@@ -208,6 +206,18 @@ class Setup:
             hears_from,
             dict(zip(sends_to, given, strict=True)),
             dict(zip(hears_from, taken, strict=True)),
+        )
+
+    @cached_property
+    def _without(self) -> Callable[[frozenset[int]], Topology]:
+        """The topology without those who are gone: all peers of a process look it up by them.
+
+        To name all who are there, for every peer in every round, would take n^2 of time.
+        """
+        among, nodes = self.among, range(self.topology.n)
+        assert among is not None
+        return lru_cache(maxsize=BACKLOG)(
+            lambda gone: among(tuple(other for other in nodes if other not in gone))
         )
 
     @cached_property
