@@ -9,6 +9,8 @@ import mmap
 import threading
 import weakref
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -83,10 +85,16 @@ def keep_freed_memory() -> None:
     mallopt(_ARENA_MAX, 1)
 
 
-def look_for_cycles_seldom() -> None:
-    """Have Python look for garbage that holds itself only now and then.
+@contextmanager
+def seldom_collected() -> Iterator[None]:
+    """Have Python look for garbage that holds itself only now and then, meanwhile.
 
     Where thousands of messages are on their way at once, it would look through all of them
     again and again, and find nothing.
     """
-    gc.set_threshold(max(_SELDOM, gc.get_threshold()[0]))
+    first, *others = gc.get_threshold()
+    gc.set_threshold(max(_SELDOM, first), *others)
+    try:
+        yield
+    finally:
+        gc.set_threshold(first, *others)

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias, cast
 import torch
 
 from p2pfl.errors import RemoteProtocolError, RunError
-from p2pfl.learning.scratch import keep_freed_memory, look_for_cycles_seldom
+from p2pfl.learning.scratch import keep_freed_memory, seldom_collected
 from p2pfl.peer.events import (
     Discard,
     Effect,
@@ -83,7 +83,6 @@ class Emulator:
 
     def __init__(self, setup: Setup, network: NetworkModel) -> None:
         keep_freed_memory()
-        look_for_cycles_seldom()
         self.setup, self.network = setup, network
         self.drift = watched(setup)
         algorithm = self.drift.watch(setup.algorithm) if self.drift else setup.algorithm
@@ -200,7 +199,8 @@ class Emulator:
         history = self._history()
         while True:
             began, spent = time.perf_counter(), self.seconds.training + self.seconds.evaluation
-            rows = next(history, None)
+            with seldom_collected():
+                rows = next(history, None)
             spent = self.seconds.training + self.seconds.evaluation - spent
             self.seconds.exchange += time.perf_counter() - began - spent
             if rows is None:
