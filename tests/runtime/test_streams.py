@@ -415,5 +415,6 @@ def peak_of_a_hub(k: int, d: int, rounds: int) -> float:
 @pytest.mark.processes
 def test_the_memory_for_mixing_does_not_grow_with_the_number_of_neighbours():
     d, rounds = 5_000_000, 2  # 20 MB
-    two, six = (peak_of_a_hub(k, d, rounds) for k in (2, 6))
-    assert six - two < 40  # four models more are 80 MB
+    two, ten = (peak_of_a_hub(k, d, rounds) for k in (2, 10))
+    # Eight models more are 160 MB; one run and the next differ by up to two.
+    assert ten - two < 80
