@@ -74,6 +74,12 @@ class Schema(NamedTuple):
         """What lies in each chunk."""
         return layout(tuple(field.nbytes for field in self.fields))
 
+    def columns(self, field: int) -> tuple[tuple[int, int], ...]:
+        """Return which numbers of a field each chunk brings, where none is cut in two."""
+        size = self.fields[field].dtype.itemsize
+        pieces = (piece for chunk in self.layout for piece in chunk if piece.field == field)
+        return tuple((piece.start // size, piece.stop // size) for piece in pieces)
+
 
 def schema(message: tuple[Tensor, ...]) -> Schema:
     """Return the schema of messages like `message`, a NamedTuple of blocks with one row."""

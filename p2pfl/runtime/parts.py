@@ -55,7 +55,6 @@ class Parted(Incoming):
     def __init__(self, header: Header, schema: Schema) -> None:
         super().__init__(header, schema)
         self._parts: list[list[Tensor]] = [[] for _ in schema.fields]
-        self._columns: list[list[tuple[int, int]]] = [[] for _ in schema.fields]
 
     def received(self) -> Received:
         """Return the model, once it is complete."""
@@ -64,15 +63,13 @@ class Parted(Incoming):
     def _whole(self, k: int) -> Tensor | Pieces:
         field, parts = self.schema.fields[k], self._parts[k]
         if _is_large(field):
-            return Pieces([part.unsqueeze(0) for part in parts], self._columns[k])
+            return Pieces([part.unsqueeze(0) for part in parts], self.schema.columns(k))
         return torch.cat(parts).reshape(field.shape) if parts else fresh(field.shape, field.dtype)
 
     def _keep(self, pieces: Sequence[Piece], frames: Sequence[memoryview]) -> None:
-        for (k, start, stop), frame in zip(pieces, frames, strict=True):
+        for (k, _, _), frame in zip(pieces, frames, strict=True):
             field = self.schema.fields[k]
             data = frame if len(frame) > SMALL else bytearray(frame)
             values = torch.frombuffer(data, dtype=field.dtype)
             check_finite(values, field)
             self._parts[k].append(values)
-            size = field.dtype.itemsize
-            self._columns[k].append((start // size, stop // size))

@@ -48,9 +48,7 @@ def wide_field(schema: Schema) -> Wide | None:
     rest, field = sum(sizes) - sizes[largest], schema.fields[largest]
     if rest > LEAD or rest % field.dtype.itemsize or math.prod(field.shape) <= WIDE:
         return None
-    pieces = [piece for chunk in schema.layout for piece in chunk if piece.field == largest]
-    size = field.dtype.itemsize
-    return Wide(largest, tuple((piece.start // size, piece.stop // size) for piece in pieces))
+    return Wide(largest, schema.columns(largest))
 
 
 class Stream(Incoming):

@@ -47,11 +47,8 @@ REFERENCE = 100  # of SIZES
 BUDGET = {"mlp": 6_000, "logistic": 30_000, "cnn": 400}
 FEWER = 10  # how many times fewer rounds Flower gets, which is slow and steady
 ALONE, OURS = "p2pfl, training alone", "p2pfl, with mixing"
-EXCHANGES = {
-    "all": "all to all",
-    "shared": "all to all, copies shared",
-    "push": "push",
-}  # of gossipy
+# Of gossipy: as it is, with fewer copies than it makes, and its usual way.
+EXCHANGES = {"all": "all to all", "shared": "all to all, copies shared", "push": "push"}
 FOLDER = Path(__file__).parent
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from links_cases import chunks_of
 from runtime_cases import STEPS, Case, make, simulated
-from test_serve import everybody
+from test_serve import assert_as_simulated, everybody
 from torch import Tensor
 
 from p2pfl.aggregation import krum
@@ -33,7 +33,7 @@ HEADER = Header(Kind.CHUNK, b"12345678", 2, 3, 7, 2, 0.5)
 # With one large field, with two, with small ones beside, and on a graph that is not complete.
 STAYING = ["fedavg", "fedavg adam", "dpsgd directed", "combine first", "kgt", "diloco", "gossip"]
 STAYING += ["relay"]  # which sends each neighbour something else, and lays side by side
-# What looks into rows itself, lays whole ones side by side, or trains meanwhile.
+# What looks into rows itself, or lays whole ones side by side.
 LOOKING = {
     "krum": Case(lambda opt: dpsgd(opt, aggregate=krum(1)), complete_graph, metropolis()),
     **{
@@ -138,22 +138,12 @@ def test_peers_give_the_numbers_of_the_simulator(name: str, stayed: list[int]):
     simulator, rounds = simulated(setup)
     served = everybody(setup)
     assert bool(stayed) is (name not in JOINED)
-    for node, (ending, rows) in served.items():
-        torch.testing.assert_close(
-            ending.params[0], simulator.ending.params[node], rtol=1e-10, atol=1e-13
-        )
-        for mine, all_rows in zip(rows, rounds, strict=True):
-            assert mine.bytes_sent == all_rows[node].bytes_sent
-            assert mine.bytes_received == all_rows[node].bytes_received
+    assert_as_simulated(served, simulator, rounds)
 
 
 def test_local_steps_may_run_meanwhile(stayed: list[int]):
     setup = setup_of("dpsgd complete", Pace(3, overlap=True))
-    simulator, _ = simulated(setup)
-    for node, (ending, _) in everybody(setup).items():
-        torch.testing.assert_close(
-            ending.params[0], simulator.ending.params[node], rtol=1e-10, atol=1e-13
-        )
+    assert_as_simulated(everybody(setup), *simulated(setup))
     assert stayed
 
 

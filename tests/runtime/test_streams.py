@@ -16,7 +16,7 @@ import pytest
 import torch
 from links_cases import Stage, chunks_of, meet
 from runtime_cases import STEPS, make, simulated
-from test_serve import SOON, everybody
+from test_serve import SOON, assert_as_simulated, everybody
 from torch import Tensor
 
 from p2pfl.algorithms.averaging import Params, dpsgd
@@ -59,14 +59,7 @@ def test_streams_give_the_numbers_of_the_simulator(name: str, monkeypatch):
     simulator, rounds = simulated(setup)
     served = everybody(setup)
     assert len(streamed) == 4 * 3
-    for node, (ending, rows) in served.items():
-        torch.testing.assert_close(
-            ending.params[0], simulator.ending.params[node], rtol=1e-10, atol=1e-13
-        )
-        for mine, all_rows in zip(rows, rounds, strict=True):
-            assert mine.bytes_sent == all_rows[node].bytes_sent
-            assert mine.bytes_received == all_rows[node].bytes_received
-            assert mine.eval_loss == pytest.approx(all_rows[node].eval_loss, rel=1e-10)
+    assert_as_simulated(served, simulator, rounds)
 
 
 # What is mixed, by hand
