@@ -67,6 +67,8 @@ class Company:
         Who is done leaves a gap at first: others in their last rounds would else change their
         neighbours, one after the other, for nothing.
         """
+        if not self._done:
+            return self.gone
         return frozenset(p for p in self.gone if self._done.get(p, -1) < round)
 
     def missed(self, peers: Iterable[PeerId], round: int) -> None:
@@ -77,7 +79,7 @@ class Company:
 
     def lags(self, peer: PeerId) -> bool:
         """Say whether a peer is not late for once, but too slow for the others."""
-        return self._misses[peer] >= LAGGING
+        return self._misses.get(peer, 0) >= LAGGING
 
     def in_time(self, peer: PeerId, round: int, before: int) -> None:
         """Take note that a peer was in time in a round, having spoken last in the round `before`.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -85,8 +86,15 @@ def unstacked(weights: Sequence[float], rows: Sequence[R], own: int) -> Letters[
         for column in zip(*rows, strict=True)
     ]
     device = rows[0][0].device
-    return Letters(
-        torch.tensor([weights], dtype=torch.float64, device=device),
-        type(rows[0])(*fields),
-        torch.tensor([own], device=device),
-    )
+    return Letters(_line(tuple(weights), device), type(rows[0])(*fields), _place(own, device))
+
+
+@lru_cache(maxsize=1024)  # in most graphs many peers, and all their rounds, have the same
+def _line(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return one line of a mixing matrix, ``[1, senders]``; nobody may write into it."""
+    return torch.tensor([weights], dtype=torch.float64, device=device)
+
+
+@lru_cache(maxsize=1024)
+def _place(own: int, device: torch.device) -> Tensor:
+    return torch.tensor([own], device=device)

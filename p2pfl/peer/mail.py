@@ -95,7 +95,9 @@ class Mail(Generic[S, M, R]):
         self._ledger.heard(sender)
         self._newest.pop(sender, None)  # who was heard last is to stand last
         self._newest[sender] = letter.round
-        letters = self.unopened.setdefault(sender, deque())
+        letters = self.unopened.get(sender)
+        if letters is None:
+            letters = self.unopened[sender] = deque()
         letters.append(letter)
         if self._backlog is not None and len(letters) > self._backlog:
             letters.popleft()
@@ -185,9 +187,11 @@ class Mail(Generic[S, M, R]):
 
     def drop(self, sender: PeerId, rounds: range) -> list[Received]:
         """Take out and return what a sender has said in some rounds."""
-        letters = self.unopened.get(sender, deque())
-        self.unopened[sender] = deque(one for one in letters if one.round not in rounds)
-        return [one for one in letters if one.round in rounds]
+        letters = self.unopened.get(sender, ())
+        dropped = [one for one in letters if one.round in rounds]
+        if dropped:
+            self.unopened[sender] = deque(one for one in letters if one.round not in rounds)
+        return dropped
 
     def disown(self, sender: PeerId, round: int) -> bool:
         """Take note that a sender did without us in a round; say whether we have mixed it then."""
@@ -220,42 +224,39 @@ class Mail(Generic[S, M, R]):
             everything: whether newer ones are, too.
         """
         entries = [(peer, 1.0, self._as_mine(share)) for peer, share in self._taken_back]
-        self._taken_back, hears_from = [], view.hears_from
-        # Where neighbours change, a letter may come when its sender is none any more. It is
-        # taken now: later it would be old, and a share of a mass may not be lost.
-        others = tuple(p for p, letters in self.unopened.items() if letters and p not in hears_from)
-        others = () if self._exact else others
-        mail = {peer: self._due(peer, round, everything) for peer in (*hears_from, *others)}
-        mail = {p: letters for p, letters in mail.items() if letters or p not in others}
+        self._taken_back = []
+        mail = self._all_due(view.hears_from, round, everything)
         received, stale, taking = 0, 0, len(mail)
         # The weights of links are those of all who are heard in a round. With anybody else
         # they might add up to more than one.
-        taken = view.taken if len(mail) == len(hears_from) else None
+        taken = view.taken if len(mail) == len(view.hears_from) else None
         shares = self._mixing.conserves == "mass"
         for peer, letters in mail.items():
-            received += sum(letter.size for letter in letters)
+            if not letters:
+                continue
             for letter in letters:
-                message = self._taken(letter) if shares else letter.message
+                received += letter.size
+                stale += letter.round != round
+                message = self._taken(letter)
                 if message is None:
                     continue
                 degree, memory = self.remember(peer, letter.degree, message, letter.fresh)
                 if shares:
                     entries.append((peer, 1.0, memory))
-            if letters:
-                mixed = self._mixed.setdefault(peer, deque(maxlen=BACKLOG))
-                mixed.append(letters[-1].round)
-                stale += sum(letter.round != round for letter in letters)
-            if letters and not shares:  # a memory of who is silent would pull at us alone
+            self._mixed.setdefault(peer, deque(maxlen=BACKLOG)).append(letters[-1].round)
+            if not shares:  # a memory of who is silent would pull at us alone
                 weight = taken[peer] if taken else self._mixing.weight(taking, degree)
                 entries.append((peer, weight, memory))
         inbox = self._inbox(entries)
         if self._algorithm.absorb is newest:
             self._heard.clear()  # what was said before says nothing of later rounds
-        said = {p: [one.score for one in mail[p] if one.round == round] for p in hears_from}
+        said = {p: [one.score for one in mail[p] if one.round == round] for p in view.hears_from}
         return Opened(inbox, received, said, stale)
 
     def _taken(self, letter: Received) -> tuple[Tensor, ...] | None:
-        """Return what is new in a sum of shares, if anything is."""
+        """Return what a letter says; of a sum of shares what is new, if anything is."""
+        if self._mixing.conserves != "mass":
+            return letter.message
         new = self._ledger.take(letter.sender, cast(M, letter.message))
         return None if new is None else self._as_mine(new)
 
@@ -264,8 +265,24 @@ class Mail(Generic[S, M, R]):
         _, mine = self._heard[self._me]
         return cast(R, typed(share, cast(M, mine)))
 
+    def _all_due(
+        self, hears_from: tuple[PeerId, ...], round: int, everything: bool
+    ) -> dict[PeerId, list[Received]]:
+        """Take out what is due of those who are to be heard, if it is nothing, and of others.
+
+        Where neighbours change, a letter may come when its sender is none any more. It is taken
+        now: later it would be old, and a share of a mass may not be lost.
+        """
+        mail = {peer: self._due(peer, round, everything) for peer in hears_from}
+        for peer in () if self._exact else [p for p in self.unopened if p not in mail]:
+            if letters := self._due(peer, round, everything):
+                mail[peer] = letters
+        return mail
+
     def _due(self, peer: PeerId, round: int, everything: bool) -> list[Received]:
-        unopened, due = self.unopened.get(peer, deque()), []
+        unopened, due = self.unopened.get(peer), list[Received]()
+        if not unopened:
+            return due
         everything = everything or (peer in self._outran and not self._exact)
         while unopened and (everything or unopened[0].round <= round):
             due.append(unopened.popleft())

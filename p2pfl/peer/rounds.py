@@ -148,19 +148,19 @@ class Peer(Generic[S, M, R]):
     def handle(self, event: Event) -> list[Effect]:
         """Take in one event and return the effects it calls for; see `Machine`."""
         match event:
+            case Received():  # far more often than all else
+                return self._receive(event)
+            case Trained():
+                return self._take_trained(event)
             case Started():
                 limit = [SetTimer(self.pace.seconds, TIME_IS_UP)]
                 self.phase = Phase.TRAINING
                 return [*(limit if self.pace.seconds < math.inf else []), *self._train(self.round)]
-            case Trained():
-                return self._take_trained(event)
             case Evaluated():
                 self._agreement.measured("eval_loss", event.loss)
                 self._agreement.measured("eval_acc", event.acc)
                 self._unjudged = False
                 return self._try_speak()
-            case Received():
-                return self._receive(event)
             case Skipped():
                 return self._skipped(event)
             case TimerFired(round=number):
@@ -351,13 +351,13 @@ class Peer(Generic[S, M, R]):
     def _try_close(self) -> list[Effect]:
         if self.phase is not Phase.WAITING:
             return []
-        still, company = self._still_heard(), self._company
+        company = self._company
         hurries = self._has_deadlines and any(map(self._has_left_us, self._view.hears_from))
         patient, missing = self._patient and not hurries, []
         for peer in self._view.hears_from:
             if self.mail.has_come(peer, self.round):
                 continue
-            if patient and peer in still and company.is_waited_for(peer, self.round):
+            if patient and self._is_waited_for(peer):
                 return []
             missing.append(peer)
         # Whose neighbours have all just come back would run away from them, waiting for nobody. But
@@ -379,15 +379,15 @@ class Peer(Generic[S, M, R]):
         is_near = self.round < ended < self.round + BACKLOG and self._company.is_there(peer)
         return is_near and peer in self._view_in(ended).sends_to
 
-    def _still_heard(self) -> tuple[PeerId, ...]:
-        """Return who is to speak to us in this round, as far as can be told.
+    def _is_waited_for(self, peer: PeerId) -> bool:
+        """Say whether somebody whom we heard in this round is still to speak, as far as we know.
 
         Who is no neighbour of ours any more may have seen so before it spoke. Where both ends of a
         link count, it says so itself; and of the last round all are leaving.
         """
-        if self._mutual:
-            return self._view.hears_from
-        return self._view_in(self.round).hears_from
+        if not self._company.is_waited_for(peer, self.round):
+            return False
+        return self._mutual or peer in self._view_in(self.round).hears_from
 
     def _close(self, missing: tuple[PeerId, ...]) -> list[Effect]:
         opened = self.mail.open(self._view, self.round, not self.pace.patience)

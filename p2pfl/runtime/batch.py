@@ -59,10 +59,13 @@ class Batch:
         # Rows which make equally many steps are neighbours, so that they stay stacked.
         asked = sorted(self._asked.items(), key=lambda item: item[1].count)
         self._asked.clear()
-        task, threads = self._setup.task, torch.get_num_threads()
+        task = self._setup.task
+        threads = torch.get_num_threads() if task.parallel else 1
         self._prepare(asked)
-        size = min(task.block, -(-len(asked) // max(1, threads)))
-        with Crew(threads if task.parallel else 1) as crew:
+        # As many blocks for one thread as for any other, so that they end together.
+        blocks = threads * -(-len(asked) // (threads * task.block))
+        size = -(-len(asked) // blocks)
+        with Crew(threads) as crew:
             for start in range(0, len(asked), size):
                 crew.do(self._train, asked[start : start + size])
 

@@ -55,6 +55,8 @@ from p2pfl.runtime.sketch import sketch
 TOGETHER = 16  # models which wait to be evaluated, at most
 SMALL = 64  # bytes of a message that is no model, about
 
+_MEMBERSHIP = (Told, Tick)
+
 Happens: TypeAlias = Event | Train | Told | Tick | Callable[[], None]
 
 
@@ -197,15 +199,16 @@ class Emulator:
             RunError: the training of a peer has diverged, or peers wait for ever.
         """
         history = self._history()
-        while True:
-            began, spent = time.perf_counter(), self.seconds.training + self.seconds.evaluation
-            with seldom_collected():
+        with seldom_collected():
+            while True:
+                began = time.perf_counter()
+                spent = self.seconds.training + self.seconds.evaluation
                 rows = next(history, None)
-            spent = self.seconds.training + self.seconds.evaluation - spent
-            self.seconds.exchange += time.perf_counter() - began - spent
-            if rows is None:
-                return
-            yield rows
+                spent = self.seconds.training + self.seconds.evaluation - spent
+                self.seconds.exchange += time.perf_counter() - began - spent
+                if rows is None:
+                    return
+                yield rows
 
     def _history(self) -> Iterator[list[Row]]:
         self.churning.begin()
@@ -225,7 +228,7 @@ class Emulator:
         self._check_all_stopped()
 
     def _happen(self, peer: PeerId, happens: Happens) -> None:
-        if isinstance(happens, Told | Tick):
+        if isinstance(happens, _MEMBERSHIP):
             self.churning.hear(peer, happens)
             return
         self.churning.note_life()

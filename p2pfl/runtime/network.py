@@ -95,10 +95,12 @@ class NetworkModel:
 
         The message before it has passed the link at `free`.
         """
-        special = self.links.get(link, {})
-        latency = special.get("latency", self.latency)
-        bandwidth = special.get("bandwidth", self.bandwidth)
-        loss = special.get("loss", self.loss)
+        latency, bandwidth, loss = self.latency, self.bandwidth, self.loss
+        if link in self.links:
+            special = self.links[link]
+            latency = special.get("latency", latency)
+            bandwidth = special.get("bandwidth", bandwidth)
+            loss = special.get("loss", loss)
         key = _number_of(link)
         leaves = now + size / self.uplink
         passes = max(now, free) + size / min(bandwidth, self.uplink)

@@ -46,12 +46,13 @@ class Post:
         start = max(now, self._lines.get(src, 0.0))
         delivery = self._network.delivery((src, dst), link.number, size, start, link.free)
         link.number += 1
-        self._lines[src], link.free = delivery.leaves, delivery.passes
-        if delivery.arrives < math.inf and self._turmoil.passes((src, dst)):
-            late = delivery.arrives + self._turmoil.delay((src, dst))
-            link.arrived = max(late, link.arrived)  # links are in order
-            return link.arrived
-        return math.inf
+        self._lines[src], link.free, arrives = delivery
+        if arrives < math.inf and not self._turmoil.is_calm:
+            passes = self._turmoil.passes((src, dst))
+            arrives = arrives + self._turmoil.delay((src, dst)) if passes else math.inf
+        if arrives < math.inf:
+            link.arrived = arrives = max(arrives, link.arrived)  # links are in order
+        return arrives
 
     def small(self, src: PeerId, dst: PeerId, now: float) -> float | None:
         """Return when a small message arrives, which no model is in the way of; None: never."""
@@ -64,7 +65,7 @@ class Post:
 
     def is_damaged(self, src: PeerId, dst: PeerId) -> bool:
         """Say whether a message is changed on its way; its receiver refuses it then."""
-        return self._turmoil.corrupts((src, dst))
+        return not self._turmoil.is_calm and self._turmoil.corrupts((src, dst))
 
     def contacts(self, peer: PeerId) -> list[PeerId]:
         """Return who has exchanged anything with a peer, in ascending order."""

@@ -191,7 +191,8 @@ class Setup:
             return Views(lambda round, gone: self._view(self.topology, node, round))
 
         def of(round: int, gone: frozenset[int]) -> View:
-            return self._view(self._without(gone - {node}), node, round)
+            others = gone - {node} if node in gone else gone
+            return self._view(self._without(others), node, round)
 
         return Views(of, follow=True, mutual=self.topology.is_symmetric)
 

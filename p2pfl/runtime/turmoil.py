@@ -24,12 +24,14 @@ class Turmoil:
     Attributes:
         down: who is not running: killed, gone, or not here yet.
         frozen: who is stopped, and since when.
+        is_calm: whether nothing at all has befallen links so far.
     """
 
     def __init__(self, script: Script, network: NetworkModel) -> None:
         self._network = network
         self.down = set(range(script.nodes)) - set(script.founders)
         self.frozen: dict[PeerId, float] = {}
+        self.is_calm = True
         self._slow: dict[PeerId, float] = {}
         self._side: dict[PeerId, int] = {}  # of a partition
         self._links: dict[str, _PerLink] = {
@@ -47,6 +49,7 @@ class Turmoil:
 
     def set_links(self, happening: Happening) -> None:
         """Change what the links are like: partition, heal, drop, delay, corrupt, slow."""
+        self.is_calm = False
         match happening.kind:
             case "partition":
                 groups = enumerate(happening.groups)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +151,9 @@ def hosts_file(sshd: Sshd, **changes: dict[str, Any]) -> Path:
         "threads": 1,
     }
     hosts = [
-        {"name": name, "user": name, "address": "127.0.0.1", "ports": [free_port()]}
+        {"name": name, "user": name, "address": "127.0.0.1", "ports": [port]}
         | changes.get(name[-1], {})
-        for name in NAMES
+        for name, port in zip(NAMES, free_ports(len(NAMES)), strict=True)
     ]
     path = sshd.folder / "hosts.toml"
     path.write_text(tomli_w.dumps({"defaults": defaults, "hosts": hosts}))
@@ -164,10 +164,15 @@ def fleet(sshd: Sshd, **changes: dict[str, Any]) -> Fleet:
     return read_hosts(hosts_file(sshd, **changes))
 
 
+def free_ports(count: int) -> list[int]:
+    """Return ports that are free, no two of them the same: all are held until the last is found."""
+    with ExitStack() as held:
+        servers = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [server.getsockname()[1] for server in servers]
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port: int = held.getsockname()[1]
-        return port
+    return free_ports(1)[0]
 
 
 def small(**sections: Any) -> dict[str, Any]:
