@@ -6,6 +6,7 @@ rows, so that nothing but those rows, the metrics and a few sums travels.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -17,11 +18,11 @@ from torch import Tensor
 from p2pfl.algorithm import Inbox, R
 from p2pfl.errors import UserError
 from p2pfl.learning.tree import wide
-from p2pfl.runtime.arena import SLOT, Arena, open_arena
+from p2pfl.runtime.arena import Arena, open_arena
 from p2pfl.runtime.ranks import Fetched, Fields, Neighbourhood, Ranks
 
-SLACK = 4096  # bytes of a slot that lie between its blocks
-WIDER = 4  # times the columns that a single process mixes at a time
+SLACK = 64  # bytes of a row's share that may lie between blocks
+WIDER = 2  # times the columns that a single process mixes at a time
 
 
 class Distributed(Ranks):
@@ -49,11 +50,12 @@ class Distributed(Ranks):
         """Return the sum over all ranks, of numbers of equal shape."""
         return _reduced(mine, dist.ReduceOp.SUM)
 
-    def neighbourhood(self, weights: Tensor) -> Neighbourhood:
+    def neighbourhood(self, weights: Tensor, by_columns: bool = False) -> Neighbourhood:
         """Return what the nodes of this rank hear, from the whole mixing matrix ``[n, n]``.
 
         Senders are in the order of the nodes, so that all add up in the same order as one
-        process. Where everybody hears everybody alike, no row travels: sums do.
+        process. Where everybody hears everybody alike, no row travels: sums do. On one machine a
+        few columns of everybody's rows lie in memory that all ranks share.
         """
         edges = self._edges(len(weights))
         first, last = edges[self.rank : self.rank + 2]
@@ -61,16 +63,19 @@ class Distributed(Ranks):
             own = torch.arange(last - first, device=weights.device)
             mine = weights[first:last, first:last]
             return Neighbourhood(mine, own, lambda fields: lambda: fields, _agreed, Everybody)
+        if by_columns and self._arena and weights.device.type == "cpu":
+            everybody = torch.arange(len(weights))
+            common = _Common(slice(first, last), len(weights), self._arena)
+            mine = _rows(weights, first, last, everybody)
+            agree = partial(_agreed, most=self._arena.bytes // len(weights))
+            return Neighbourhood(mine, everybody[first:last], common.fetch, agree)
         heard = [_senders(weights, *stretch) for stretch in pairwise(edges)]
         cuts = torch.tensor(edges, device=weights.device)
         bounds = [torch.searchsorted(each, cuts).tolist() for each in heard]
         wanted = [each[(each >= first) & (each < last)] - first for each in heard]
         own = torch.arange(*bounds[self.rank][self.rank : self.rank + 2], device=weights.device)
-        most = max(each[-1] for each in bounds)
-        halo = _Halo(self.rank, bounds, wanted, self._arena)
         mine = _rows(weights, first, last, heard[self.rank])
-        agree = partial(_agreed, most=most if self._arena else 0)
-        return Neighbourhood(mine, own, halo.fetch, agree)
+        return Neighbourhood(mine, own, _Halo(self.rank, bounds, wanted).fetch, _agreed)
 
     def _edges(self, n: int) -> list[int]:
         return [n * rank // self.size for rank in range(self.size + 1)]
@@ -115,6 +120,39 @@ class Everybody(Inbox[R]):
 
 
 @dataclass(frozen=True, slots=True)
+class _Common:
+    """Everybody's rows side by side, each written by the rank that has it.
+
+    Attributes:
+        own: which of them are this rank's.
+        rows: how many there are.
+        arena: where they are.
+    """
+
+    own: slice
+    rows: int
+    arena: Arena
+
+    def fetch(self, fields: Fields) -> Fetched:
+        """Write the own rows, and begin to wait for the others; see `Neighbourhood`."""
+        if not fields:
+            return lambda: fields
+        if not self.arena.holds(self.rows, fields):
+            gathered = tuple(_gathered(field) for field in fields)
+            return lambda: gathered
+        self.arena.turn()
+        whole = tuple(self.arena.blocks(self.rows, fields))
+        for block, field in zip(whole, fields, strict=True):
+            block[self.own] = field
+
+        def wait() -> Fields:
+            self.arena.meet()
+            return whole
+
+        return wait
+
+
+@dataclass(frozen=True, slots=True)
 class _Halo:
     """Which rows a rank takes from each rank, and which it gives to each.
 
@@ -123,45 +161,14 @@ class _Halo:
         bounds: of those whom rank q hears, the nodes of rank r stand from ``bounds[q][r]`` to
             ``bounds[q][r + 1]``.
         wanted: which of its own rows each rank wants, int64.
-        arena: the memory of this machine, if all ranks are on it.
     """
 
     rank: int
     bounds: list[list[int]]
     wanted: list[Tensor]
-    arena: Arena | None
 
     def fetch(self, fields: Fields) -> Fetched:
-        """Begin to exchange rows; see `Neighbourhood`."""
-        if not fields:
-            return lambda: fields
-        most = max(bounds[-1] for bounds in self.bounds)
-        if self.arena and fields[0].is_cpu and self.arena.holds(most, fields):
-            return self._leave(fields, self.arena)
-        return self._send(fields)
-
-    def _leave(self, fields: Fields, arena: Arena) -> Fetched:
-        """Write rows where those who want them will read them."""
-        arena.turn()
-        for rank, wanted in enumerate(self.wanted):
-            if rank == self.rank or not len(wanted):
-                continue
-            part = self._part(rank, self.rank)
-            blocks = arena.blocks(rank, self.bounds[rank][-1], fields)
-            for block, field in zip(blocks, fields, strict=True):
-                torch.index_select(field, 0, wanted, out=block[part])
-        whole = tuple(arena.blocks(self.rank, self.bounds[self.rank][-1], fields))
-        for block, field in zip(whole, fields, strict=True):
-            block[self._part(self.rank, self.rank)] = field
-
-        def wait() -> Fields:
-            arena.meet()
-            return whole
-
-        return wait
-
-    def _send(self, fields: Fields) -> Fetched:
-        """Send rows, and begin to receive."""
+        """Send rows, and begin to receive others; see `Neighbourhood`."""
         operations: list[dist.P2POp] = []
         whole = tuple(self._begin(field, operations) for field in fields)
         works = dist.batch_isend_irecv(operations) if operations else []
@@ -233,7 +240,7 @@ def _gathered(mine: Tensor) -> Tensor:
     return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
 
-def _agreed(width: int, row: int, most: int = 0) -> int:
+def _agreed(width: int, row: int, most: int = sys.maxsize) -> int:
     """Return the least of what the ranks propose: machines and shares of the nodes differ.
 
     More columns than fit the cache best, since all ranks wait for each other at every block;
@@ -242,10 +249,10 @@ def _agreed(width: int, row: int, most: int = 0) -> int:
     Args:
         width: how many columns this rank would mix at a time.
         row: the bytes of a column in one row.
-        most: the most rows that a rank hears; 0: they share no memory.
+        most: the bytes that there is room for in each row.
     """
     wider = WIDER * int(_reduced(torch.tensor(width), dist.ReduceOp.MIN))
-    return min(wider, max(1, (SLOT - SLACK) // (most * row))) if most else wider
+    return max(1, min(wider, (most - SLACK) // row))
 
 
 def _reduced(mine: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:

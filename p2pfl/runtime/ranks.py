@@ -55,8 +55,13 @@ class Ranks:
         """Return the sum over all processes, of numbers of equal shape."""
         return mine
 
-    def neighbourhood(self, weights: Tensor) -> Neighbourhood:
-        """Return what the nodes of this process hear, from the whole mixing matrix ``[n, n]``."""
+    def neighbourhood(self, weights: Tensor, by_columns: bool = False) -> Neighbourhood:
+        """Return what the nodes of this process hear.
+
+        Args:
+            weights: the whole mixing matrix, ``[n, n]``.
+            by_columns: whether a few columns of large fields are fetched at a time.
+        """
         own = torch.arange(len(weights), device=weights.device)
         threads = weights.device.type == "cpu"
         return Neighbourhood(weights, own, lambda fields: lambda: fields, side_by_side=threads)

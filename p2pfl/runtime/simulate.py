@@ -244,7 +244,7 @@ class Simulator:
             in_type = weights.to(self._wide)  # once, and not for every block
             if self._addressed:
                 in_type = spread(in_type, self.setup.topology.links(k), variants)
-            around = self.ranks.neighbourhood(in_type)
+            around = self.ranks.neighbourhood(in_type, self.setup.algorithm.columnwise)
             self._around = weights, around._replace(own=around.own * variants)
         return self._around[1]
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import networkx as nx
@@ -181,28 +182,43 @@ def test_the_state_of_a_rank_falls_with_the_number_of_ranks(shared_out):
     ] * len(shared_out)
 
 
-def check_fields(rank: int, folder: Path) -> None:
+def check_fields(rank: int, folder: Path, by_columns: bool, room: int) -> None:
     ranks, n = Distributed(), MANY
+    if room and ranks._arena:
+        ranks._arena.bytes = room
     setup = make(RING._replace(graph=sparse), Pace(1), n)
     mine = ranks.nodes(n)
-    around = ranks.neighbourhood(setup.weights(0))
+    around = ranks.neighbourhood(setup.weights(0), by_columns)
     blocks = [torch.arange(n).unsqueeze(1) * 3, torch.arange(2 * n).view(n, 2).bfloat16() / 8]
     blocks.append(torch.arange(n) % 3 == 0)
     fetched = around.fetch(tuple(block[mine] for block in blocks))()
     dense = setup.weights(0).to_dense()
     senders = (dense[mine] != 0).any(0).nonzero().flatten()
+    if by_columns and ranks._arena:
+        senders = torch.arange(n)  # nothing travels
+    else:
+        assert len(senders) < n
     assert torch.equal(senders[around.own], mine)
     assert torch.equal(around.weights.to_dense(), dense[mine][:, senders])
-    assert len(senders) < n
     for block, got in zip(blocks, fetched, strict=True):
         assert torch.equal(got, block[senders])
         assert torch.equal(ranks.gather(block[mine]), block)
     assert float(ranks.total(torch.tensor(rank + 0.5))) == 4.5
 
 
-@pytest.mark.parametrize("near", [True, False])
-def test_fields_of_every_type_travel_and_only_the_rows_that_are_needed(near, tmp_path):
-    spawned(3, tmp_path, check_fields, near)
+@pytest.mark.parametrize(
+    ("near", "by_columns", "room"),
+    [
+        pytest.param(True, False, 0, id="whole rows"),
+        pytest.param(False, True, 0, id="far"),
+        pytest.param(True, True, 0, id="shared memory"),
+        pytest.param(True, True, 64, id="shared memory too small"),
+    ],
+)
+def test_fields_of_every_type_travel_and_only_the_rows_that_are_needed(
+    near, by_columns, room, tmp_path
+):
+    spawned(3, tmp_path, partial(check_fields, by_columns=by_columns, room=room), near)
 
 
 def check_memory(rank: int, folder: Path) -> None:
