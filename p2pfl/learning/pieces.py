@@ -40,14 +40,18 @@ def parts_of(row: Row) -> Sequence[Tensor]:
 
 def blocks(rows: Sequence[Row]) -> Columns:
     """Return which columns to work on at a time: as rows have come, or as many as a cache holds."""
+    for row in rows:
+        if isinstance(row, Pieces):
+            return row.columns
     d = rows[0].numel()
-    evenly = [(start, min(d, start + BLOCK)) for start in range(0, d, BLOCK)]
-    return next((row.columns for row in rows if isinstance(row, Pieces)), evenly)
+    return [(start, min(d, start + BLOCK)) for start in range(0, d, BLOCK)]
 
 
 def cut(row: Row, k: int, start: int, stop: int) -> Tensor:
     """Return the columns of block `k` of a row, ``[1, stop - start]``; see `blocks`."""
-    return row.parts[k] if isinstance(row, Pieces) else row[:, start:stop]
+    if isinstance(row, Pieces):
+        return row.parts[k]
+    return row if stop - start == row.numel() else row[:, start:stop]
 
 
 def stacked(rows: Sequence[Row]) -> Tensor:

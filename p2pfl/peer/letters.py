@@ -46,13 +46,13 @@ class Letters(Inbox[R]):
         if by is not None:
             weights = weights.to(exact) * by.to(exact).T
             weights = weights / weights.sum()
-        first, *others = zip(field, weights[0].tolist(), strict=True)
+        (first, share), *others = zip(field, weights[0].tolist(), strict=True)
         like = (own.shape, exact)
         given = bool(self.into) and (self.into[-1].shape, self.into[-1].dtype) == like
         total = self.into.pop() if given else torch.empty_like(own, dtype=exact)
         for k, (start, stop) in enumerate(blocks(field)):
-            part = cut(first[0], k, start, stop).to(exact)
-            block = torch.mul(part, first[1], out=total[:, start:stop])
+            part = cut(first, k, start, stop).to(exact)
+            block = torch.mul(part, share, out=cut(total, k, start, stop))
             for row, weight in others:
                 block.add_(cut(row, k, start, stop), alpha=weight)
         return total.to(own.dtype)
