@@ -221,8 +221,9 @@ class Emulator:
                 continue
             self.time = due
             self._happen(peer, happens)
-            for round in self._rounds.complete():
-                yield self._compared(round)
+            if self._rounds.has_news:
+                for round in self._rounds.complete():
+                    yield self._compared(round)
         for round in self._rounds.rest():
             yield self._compared(round)
         self._check_all_stopped()

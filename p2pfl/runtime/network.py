@@ -126,8 +126,9 @@ class NetworkModel:
         """Return what `rng.uniform` gives below the key (seed, which, use, number)."""
         key = self._keys.get((use, which))
         if key is None:
-            key = self._keys[use, which] = _fold(_fold(self.seed & _MASK, which), use)
-        return (_hash(_fold(key, number) + _STEP) >> 11) * 2.0**-53
+            key = _fold(_fold(self.seed & _MASK, which), use)
+            key = self._keys[use, which] = _hash(key)  # the part of `_fold` that stays the same
+        return (_hash(_hash(key + number * _STEP) + _STEP) >> 11) * 2.0**-53
 
 
 def _number_of(link: tuple[PeerId, PeerId]) -> int:
