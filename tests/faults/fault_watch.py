@@ -100,7 +100,8 @@ class Watched(Emulator):
             return remember(peer, degree, message, *more)
 
         def taking(letter):  # of sums of shares, what is new in them is remembered
-            state["letters"].append((letter.sender, letter.message))
+            if mail._mixing.conserves == "mass":
+                state["letters"].append((letter.sender, letter.message))
             return taken(letter)
 
         def boxing(entries):
