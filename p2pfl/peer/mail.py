@@ -268,7 +268,7 @@ class Mail(Generic[S, M, R]):
     def _all_due(
         self, hears_from: tuple[PeerId, ...], round: int, everything: bool
     ) -> dict[PeerId, list[Received]]:
-        """Take out what is due of those who are to be heard, if it is nothing, and of others.
+        """Take out what is due of those who are to be heard, and of whoever else has sent anything.
 
         Where neighbours change, a letter may come when its sender is none any more. It is taken
         now: later it would be old, and a share of a mass may not be lost.

@@ -21,8 +21,10 @@ from p2pfl.learning.tree import wide
 from p2pfl.runtime.arena import Arena, open_arena
 from p2pfl.runtime.ranks import Fetched, Fields, Neighbourhood, Ranks
 
-SLACK = 64  # bytes of a row's share that may lie between blocks
-WIDER = 2  # times the columns that a single process mixes at a time
+SLACK = 4096  # bytes of shared memory that may lie between blocks
+# How many times the columns that a single process mixes at a time: ranks wait for each other at
+# every block, longer over sockets than in shared memory.
+NEAR, FAR = 2, 4
 
 
 class Distributed(Ranks):
@@ -54,8 +56,8 @@ class Distributed(Ranks):
         """Return what the nodes of this rank hear, from the whole mixing matrix ``[n, n]``.
 
         Senders are in the order of the nodes, so that all add up in the same order as one
-        process. Where everybody hears everybody alike, no row travels: sums do. On one machine a
-        few columns of everybody's rows lie in memory that all ranks share.
+        process. Where everybody hears everybody alike, no row travels: sums do. Where fields are
+        fetched by columns, on one machine, a few of everybody's lie in memory that all share.
         """
         edges = self._edges(len(weights))
         first, last = edges[self.rank : self.rank + 2]
@@ -64,17 +66,19 @@ class Distributed(Ranks):
             mine = weights[first:last, first:last]
             return Neighbourhood(mine, own, lambda fields: lambda: fields, _agreed, Everybody)
         if by_columns and self._arena and weights.device.type == "cpu":
-            everybody = torch.arange(len(weights))
-            common = _Common(slice(first, last), len(weights), self._arena)
-            mine = _rows(weights, first, last, everybody)
-            agree = partial(_agreed, most=self._arena.bytes // len(weights))
-            return Neighbourhood(mine, everybody[first:last], common.fetch, agree)
-        heard = [_senders(weights, *stretch) for stretch in pairwise(edges)]
+            ends = _senders(weights, first, last)[[0, -1]].tolist()
+            heard = slice(ends[0], ends[1] + 1)
+            common = _Common(slice(first, last), heard, len(weights), self._arena)
+            mine = _rows(weights, first, last, torch.arange(heard.start, heard.stop))
+            most = (self._arena.bytes - SLACK) // len(weights)
+            own = torch.arange(first - heard.start, last - heard.start)
+            return Neighbourhood(mine, own, common.fetch, partial(_agreed, times=NEAR, most=most))
+        senders = [_senders(weights, *stretch) for stretch in pairwise(edges)]
         cuts = torch.tensor(edges, device=weights.device)
-        bounds = [torch.searchsorted(each, cuts).tolist() for each in heard]
-        wanted = [each[(each >= first) & (each < last)] - first for each in heard]
+        bounds = [torch.searchsorted(each, cuts).tolist() for each in senders]
+        wanted = [each[(each >= first) & (each < last)] - first for each in senders]
         own = torch.arange(*bounds[self.rank][self.rank : self.rank + 2], device=weights.device)
-        mine = _rows(weights, first, last, heard[self.rank])
+        mine = _rows(weights, first, last, senders[self.rank])
         return Neighbourhood(mine, own, _Halo(self.rank, bounds, wanted).fetch, _agreed)
 
     def _edges(self, n: int) -> list[int]:
@@ -125,11 +129,13 @@ class _Common:
 
     Attributes:
         own: which of them are this rank's.
+        heard: from the first to the last of those whom it hears.
         rows: how many there are.
         arena: where they are.
     """
 
     own: slice
+    heard: slice
     rows: int
     arena: Arena
 
@@ -137,8 +143,8 @@ class _Common:
         """Write the own rows, and begin to wait for the others; see `Neighbourhood`."""
         if not fields:
             return lambda: fields
-        if not self.arena.holds(self.rows, fields):
-            gathered = tuple(_gathered(field) for field in fields)
+        if not self.arena.holds(self.rows, fields):  # only columns are sure to
+            gathered = tuple(_gathered(field)[self.heard] for field in fields)
             return lambda: gathered
         self.arena.turn()
         whole = tuple(self.arena.blocks(self.rows, fields))
@@ -147,7 +153,7 @@ class _Common:
 
         def wait() -> Fields:
             self.arena.meet()
-            return whole
+            return tuple(block[self.heard] for block in whole)
 
         return wait
 
@@ -240,7 +246,7 @@ def _gathered(mine: Tensor) -> Tensor:
     return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
 
-def _agreed(width: int, row: int, most: int = sys.maxsize) -> int:
+def _agreed(width: int, row: int, times: int = FAR, most: int = sys.maxsize) -> int:
     """Return the least of what the ranks propose: machines and shares of the nodes differ.
 
     More columns than fit the cache best, since all ranks wait for each other at every block;
@@ -249,10 +255,11 @@ def _agreed(width: int, row: int, most: int = sys.maxsize) -> int:
     Args:
         width: how many columns this rank would mix at a time.
         row: the bytes of a column in one row.
+        times: how many times as many all are to mix.
         most: the bytes that there is room for in each row.
     """
-    wider = WIDER * int(_reduced(torch.tensor(width), dist.ReduceOp.MIN))
-    return max(1, min(wider, (most - SLACK) // row))
+    wider = times * int(_reduced(torch.tensor(width), dist.ReduceOp.MIN))
+    return max(1, min(wider, most // max(1, row)))
 
 
 def _reduced(mine: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:

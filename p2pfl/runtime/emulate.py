@@ -199,16 +199,15 @@ class Emulator:
             RunError: the training of a peer has diverged, or peers wait for ever.
         """
         history = self._history()
-        with seldom_collected():
-            while True:
-                began = time.perf_counter()
-                spent = self.seconds.training + self.seconds.evaluation
+        while True:
+            began, spent = time.perf_counter(), self.seconds.training + self.seconds.evaluation
+            with seldom_collected():
                 rows = next(history, None)
-                spent = self.seconds.training + self.seconds.evaluation - spent
-                self.seconds.exchange += time.perf_counter() - began - spent
-                if rows is None:
-                    return
-                yield rows
+            spent = self.seconds.training + self.seconds.evaluation - spent
+            self.seconds.exchange += time.perf_counter() - began - spent
+            if rows is None:
+                return
+            yield rows
 
     def _history(self) -> Iterator[list[Row]]:
         self.churning.begin()

@@ -78,7 +78,7 @@ class Watched(Emulator):
     def tap(self, me, machine):
         """Listen to what a peer takes out of its mail."""
         mail, life = machine.mail, self._lives[me]
-        open_, remember, inbox, taken = mail.open, mail.remember, mail._inbox, mail._taken
+        open_, remember, inbox, take = mail.open, mail.remember, mail._inbox, mail._ledger.take
         state = {}
 
         def opening(view, round, everything):
@@ -99,10 +99,9 @@ class Watched(Emulator):
                 state["letters"].append((peer, message))
             return remember(peer, degree, message, *more)
 
-        def taking(letter):  # of sums of shares, what is new in them is remembered
-            if mail._mixing.conserves == "mass":
-                state["letters"].append((letter.sender, letter.message))
-            return taken(letter)
+        def taking(sender, said):  # of sums of shares, what is new in them is remembered
+            state["letters"].append((sender, said))
+            return take(sender, said)
 
         def boxing(entries):
             made = inbox(entries)
@@ -111,7 +110,8 @@ class Watched(Emulator):
             state["weights"] = dict(zip(ids, made.weights[0].tolist(), strict=True))
             return made
 
-        mail.open, mail.remember, mail._inbox, mail._taken = opening, remembering, boxing, taking
+        mail.open, mail.remember, mail._inbox = opening, remembering, boxing
+        mail._ledger.take = taking
 
     def take(self, me, life, round, key, message):
         what = f"{me} (life {life}) takes the model of {key} in round {round}"
