@@ -230,13 +230,14 @@ class Peer(Generic[S, M, R]):
         # The view is fixed here for the whole round: both ends of a link reckon with the
         # degrees that were announced, whatever happens to a third peer meanwhile.
         gone = self._company.gone
-        view = self._view_in(self.round)
-        self._view = view._replace(
-            sends_to=tuple(p for p in view.sends_to if p not in gone),
-            hears_from=tuple(
-                p for p in view.hears_from if p not in gone or self._has_last_words(p)
-            ),
-        )
+        view = self._view = self._view_in(self.round)
+        if gone:
+            self._view = view._replace(
+                sends_to=tuple(p for p in view.sends_to if p not in gone),
+                hears_from=tuple(
+                    p for p in view.hears_from if p not in gone or self._has_last_words(p)
+                ),
+            )
         fresh, degree = self._begin_anew(), len(self._view.sends_to)
         message = self.algorithm.send(self.state)
         own = variant(message, 0) if self.algorithm.needs.addressed else message
@@ -312,8 +313,9 @@ class Peer(Generic[S, M, R]):
         if event.round + (not spoken) >= self.round:
             company.in_time(sender, event.round, before)
         else:
-            others = any(company.is_waited_for(p, self.round) for p in self._view.hears_from)
-            alone = self._has_deadlines and not others
+            alone = self._has_deadlines and not any(
+                company.is_waited_for(p, self.round) for p in self._view.hears_from
+            )
             company.behind(sender, event.round, self.round - event.round, alone)
         effects: list[Effect] = []
         if self._mutual and company.is_left_out(sender, event.round):
@@ -362,8 +364,8 @@ class Peer(Generic[S, M, R]):
             missing.append(peer)
         # Whose neighbours have all just come back would run away from them, waiting for nobody. But
         # who is behind others goes on, to catch up with them: they may wait like this for us.
-        alone = len(missing) == len(self._view.hears_from) and self.mail.furthest <= self.round
-        if self._mutual and self._patient and alone and any(map(company.has_returned, missing)):
+        alone = self._mutual and self._patient and len(missing) == len(self._view.hears_from)
+        if alone and self.mail.furthest <= self.round and any(map(company.has_returned, missing)):
             return []
         if hurries or not self.pace.patience:  # they were given no time
             missing = []
