@@ -98,7 +98,7 @@ def test_what_is_reported_is_about_the_honest(tmp_path):
     assert unknown == {1, 6}
     models = torch.stack(
         [torch.cat([p.flatten() for p in result.model(k).model.parameters()]) for k in range(8)]
-    )
+    ).detach()
     honest = models[[0, 2, 3, 4, 5, 7]].double()
     mean = torch.cat([p.flatten() for p in result.model().model.parameters()])
     torch.testing.assert_close(mean.double(), honest.mean(0), rtol=1e-5, atol=1e-7)
