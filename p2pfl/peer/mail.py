@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Set
+from functools import partial
 from typing import Generic, NamedTuple, cast
 
 from torch import Tensor
@@ -75,8 +76,9 @@ class Mail(Generic[S, M, R]):
         self._ledger: Ledger[M] = Ledger()  # used where a mass is conserved
         self._kept = 1.0  # of a mass, when it was shared out last
         self._taken_back: list[tuple[PeerId, M]] = []  # of a mass, and to be mixed again
-        self.unopened: dict[PeerId, deque[Received]] = {}
-        self._mixed: dict[PeerId, deque[int]] = {}  # the last rounds of which models were mixed
+        self.unopened: dict[PeerId, deque[Received]] = defaultdict(deque)
+        # The last rounds of which models were mixed.
+        self._mixed: dict[PeerId, deque[int]] = defaultdict(partial(deque, maxlen=BACKLOG))
         self._newest: dict[PeerId, int] = {}
         self._heard: dict[PeerId, tuple[int, R]] = {}  # (degree, memory) of each sender
         self._outran: set[PeerId] = set()  # so far ahead that their mail overflowed
@@ -95,9 +97,7 @@ class Mail(Generic[S, M, R]):
         self._ledger.heard(sender)
         self._newest.pop(sender, None)  # who was heard last is to stand last
         self._newest[sender] = letter.round
-        letters = self.unopened.get(sender)
-        if letters is None:
-            letters = self.unopened[sender] = deque()
+        letters = self.unopened[sender]
         letters.append(letter)
         if self._backlog is not None and len(letters) > self._backlog:
             letters.popleft()
@@ -243,7 +243,7 @@ class Mail(Generic[S, M, R]):
                 degree, memory = self.remember(peer, letter.degree, message, letter.fresh)
                 if shares:
                     entries.append((peer, 1.0, memory))
-            self._mixed.setdefault(peer, deque(maxlen=BACKLOG)).append(letters[-1].round)
+            self._mixed[peer].append(letters[-1].round)
             if not shares:  # a memory of who is silent would pull at us alone
                 weight = taken[peer] if taken else self._mixing.weight(taking, degree)
                 entries.append((peer, weight, memory))

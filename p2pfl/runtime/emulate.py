@@ -55,7 +55,7 @@ from p2pfl.runtime.sketch import sketch
 TOGETHER = 16  # models which wait to be evaluated, at most
 SMALL = 64  # bytes of a message that is no model, about
 
-_MEMBERSHIP = (Told, Tick)
+_MEMBERSHIP = (Told, Tick)  # what is for the membership machines
 
 Happens: TypeAlias = Event | Train | Told | Tick | Callable[[], None]
 
@@ -220,9 +220,8 @@ class Emulator:
                 continue
             self.time = due
             self._happen(peer, happens)
-            if self._rounds.has_news:
-                for round in self._rounds.complete():
-                    yield self._compared(round)
+            for round in self._rounds.complete():
+                yield self._compared(round)
         for round in self._rounds.rest():
             yield self._compared(round)
         self._check_all_stopped()

@@ -19,9 +19,6 @@ class Gathering:
 
     Args:
         live: the peers which are waited for.
-
-    Attributes:
-        has_news: whether `complete` may say anything that it has not said yet.
     """
 
     def __init__(self, live: set[PeerId]) -> None:
@@ -29,12 +26,10 @@ class Gathering:
         self._count = Counter(self._last.values())
         self._floor = -1  # the last round that everybody has ended
         self._rows: dict[int, dict[PeerId, tuple[Row, Tensor | None]]] = {}
-        self.has_news = False
 
     def add(self, row: Row, mark: Tensor | None) -> None:
         """Take in a row with the sketch of its model, if there is one."""
         self._rows.setdefault(row.round, {})[row.node] = (row, mark)
-        self.has_news = True
         if row.node in self._last:
             self._count[self._last[row.node]] -= 1
             self._last[row.node] = row.round
@@ -48,7 +43,6 @@ class Gathering:
 
     def leave(self, peer: PeerId) -> None:
         """Wait for this peer no longer; what it has reported stays."""
-        self.has_news = True
         if peer in self._last:
             self._count[self._last.pop(peer)] -= 1
 
@@ -59,7 +53,6 @@ class Gathering:
 
     def complete(self) -> list[int]:
         """Return the rounds which all peers have ended since this was last asked, in order."""
-        self.has_news = False
         if self._count[self._floor] or not self._rows:
             return []
         ended = min(self._last.values(), default=max(self._rows))

@@ -46,10 +46,8 @@ class Post:
         start = max(now, self._lines.get(src, 0.0))
         delivery = self._network.delivery((src, dst), link.number, size, start, link.free)
         link.number += 1
-        self._lines[src], link.free, arrives = delivery
-        if arrives < math.inf and not self._turmoil.is_calm:
-            passes = self._turmoil.passes((src, dst))
-            arrives = arrives + self._turmoil.delay((src, dst)) if passes else math.inf
+        self._lines[src], link.free, usual = delivery
+        arrives = self._turmoil.arrival((src, dst), usual)
         if arrives < math.inf:
             link.arrived = arrives = max(arrives, link.arrived)  # links are in order
         return arrives
@@ -58,14 +56,13 @@ class Post:
         """Return when a small message arrives, which no model is in the way of; None: never."""
         self._small[src, dst] += 1
         number = (1 << 40) + self._small[src, dst]
-        arrives = self._network.delivery((src, dst), number, 0, now).arrives
-        if arrives == math.inf or not self._turmoil.passes((src, dst)):
-            return None
-        return arrives + self._turmoil.delay((src, dst))
+        usual = self._network.delivery((src, dst), number, 0, now).arrives
+        arrives = self._turmoil.arrival((src, dst), usual)
+        return arrives if arrives < math.inf else None
 
     def is_damaged(self, src: PeerId, dst: PeerId) -> bool:
         """Say whether a message is changed on its way; its receiver refuses it then."""
-        return not self._turmoil.is_calm and self._turmoil.corrupts((src, dst))
+        return self._turmoil.corrupts((src, dst))
 
     def contacts(self, peer: PeerId) -> list[PeerId]:
         """Return who has exchanged anything with a peer, in ascending order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 
@@ -24,14 +25,13 @@ class Turmoil:
     Attributes:
         down: who is not running: killed, gone, or not here yet.
         frozen: who is stopped, and since when.
-        is_calm: whether nothing at all has befallen links so far.
     """
 
     def __init__(self, script: Script, network: NetworkModel) -> None:
         self._network = network
         self.down = set(range(script.nodes)) - set(script.founders)
         self.frozen: dict[PeerId, float] = {}
-        self.is_calm = True
+        self._is_calm = True  # whether nothing at all has befallen links so far
         self._slow: dict[PeerId, float] = {}
         self._side: dict[PeerId, int] = {}  # of a partition
         self._links: dict[str, _PerLink] = {
@@ -49,7 +49,7 @@ class Turmoil:
 
     def set_links(self, happening: Happening) -> None:
         """Change what the links are like: partition, heal, drop, delay, corrupt, slow."""
-        self.is_calm = False
+        self._is_calm = False
         match happening.kind:
             case "partition":
                 groups = enumerate(happening.groups)
@@ -65,17 +65,16 @@ class Turmoil:
         """Return how many times slower than usual a peer computes."""
         return self._slow.get(peer, 1.0)
 
-    def passes(self, link: Ends) -> bool:
-        """Draw whether a message gets over a link at all."""
-        return not self.is_cut(link) and not self._draw(_LOST, link, self._links["drop"].of(link))
+    def arrival(self, link: Ends, usual: float) -> float:
+        """Draw when a message arrives that would at its usual time; ``inf``: it never does."""
+        if self._is_calm or usual == math.inf:
+            return usual
+        lost = self.is_cut(link) or self._draw(_LOST, link, self._links["drop"].of(link))
+        return math.inf if lost else usual + self._links["delay"].of(link)
 
     def corrupts(self, link: Ends) -> bool:
         """Draw whether a message is changed on its way, which its receiver notices."""
-        return self._draw(_CORRUPTED, link, self._links["corrupt"].of(link))
-
-    def delay(self, link: Ends) -> float:
-        """Return for how many seconds a message is held up, besides what is usual."""
-        return self._links["delay"].of(link)
+        return not self._is_calm and self._draw(_CORRUPTED, link, self._links["corrupt"].of(link))
 
     def is_cut(self, link: Ends) -> bool:
         """Say whether a partition lies between two peers."""
