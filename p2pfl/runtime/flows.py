@@ -24,6 +24,7 @@ from p2pfl.runtime.streams import Stream
 from p2pfl.runtime.wire import MOST_CREDIT, Header
 
 BUDGET = 32 << 20  # bytes that may be on their way to us, or wait to be looked at, in all
+WINDOW = 12  # chunks of one neighbour, of them: with more, they are out of the cache when they come
 PHASES = 8  # phases of which credit is kept
 
 Mark = tuple[int, int]  # (phase, round)
@@ -209,6 +210,11 @@ class Inflow:
         return owed
 
     @property
+    def is_midway(self) -> bool:
+        """Whether a model has come in part."""
+        return self._arriving is not None
+
+    @property
     def is_mixed(self) -> bool:
         """Whether a model is mixed while it arrives, which makes room for more at any time."""
         return bool(self._streams)
@@ -293,4 +299,4 @@ class Expected(NamedTuple):
 def window(schema: Schema, neighbours: int) -> int:
     """Return how many chunks each of some neighbours may have on its way to us."""
     chunk = max(1, min(wire.CHUNK, schema.nbytes))
-    return max(1, min(MOST_CREDIT, BUDGET // (chunk * max(1, neighbours))))
+    return max(1, min(WINDOW, BUDGET // (chunk * max(1, neighbours))))

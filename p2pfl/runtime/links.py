@@ -101,6 +101,7 @@ class Links:
         self._attendance = Attendance(self._meeting, self._listener, self._about)
         self._next_look = 0.0
         self._readable: set[Any] | None = None  # sockets, of the last poll
+        self._inproc: set[Any] = set()  # on which threads of ours wake the poller
         self._meeting.find()
 
     def inproc(self, name: str) -> zmq.Socket[bytes]:
@@ -108,7 +109,14 @@ class Links:
         socket = self._endpoint.context.socket(zmq.PULL)
         socket.bind(f"inproc://{name}")
         self.poller.register(socket, zmq.POLLIN)
+        self._inproc.add(socket)
         return socket
+
+    def shut(self, socket: zmq.Socket[bytes]) -> None:
+        """Close a socket that came of `inproc`."""
+        self._inproc.discard(socket)
+        self.poller.unregister(socket)
+        socket.close(0)
 
     def waker(self, name: str) -> zmq.Socket[bytes]:
         """Return the other end of `inproc`, for use in one other thread."""
@@ -232,17 +240,33 @@ class Links:
 
     def events(self) -> list[Event | Asked]:
         """Return what has happened on the links: messages first, then who is there."""
-        everybody = self._endpoint.tend() or time.monotonic() >= self._next_look
-        if everybody:
-            self._next_look = time.monotonic() + ALL
-        self._tend(self._busy(everybody).values())
-        asked = self._reader.small()
-        happened: list[Event | Asked] = [*self._reader.models(self._ready()), *asked]
+        readable, now = self._ready(), time.monotonic()
+        # A chunk wakes us when a megabyte has just been decrypted, and nothing else is in the
+        # cache. So while only chunks, credit and room come, the rest is looked at now and then.
+        short = bool(readable) and now < self._next_look
+        short = short and self._endpoint.gate.fileno() not in readable
+        everybody = not short and self._look(now)
+        is_told = not short or self._listener.socket in readable
+        asked = self._reader.small() if is_told else []
+        happened: list[Event | Asked] = [*self._reader.models(readable), *asked]
+        if short and not self._reader.unusual:
+            if not self._inproc.isdisjoint(readable):  # who mixes may have made room
+                self._ask(self._busy(everybody))
+            self._pass_on()
+            return happened
         busy = self._busy(everybody)
-        self._reader.heard.clear()
+        self._reader.begin_anew()
         self._ask(busy)
         self._pass_on()
         return [*happened, *self._attendance.changes(busy, self._room)]
+
+    def _look(self, now: float) -> bool:
+        """Take note of connections made and lost; return whether to look at every neighbour."""
+        everybody = self._endpoint.tend() or now >= self._next_look
+        if everybody:
+            self._next_look = now + ALL
+        self._tend(self._busy(everybody).values())
+        return everybody
 
     def _busy(self, everybody: bool) -> dict[PeerId, Neighbour]:
         """Return those with whom something may have happened: of many, most say nothing."""

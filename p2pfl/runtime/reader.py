@@ -37,7 +37,8 @@ class Reader:
 
     Attributes:
         rejected: how many messages were refused, by sender and reason.
-        heard: from whom anything has come, until this is cleared.
+        heard: from whom anything has come lately.
+        unusual: how many messages lately were neither credit nor the middle of a model.
         lookout: takes in what is said of who is there; None: nobody does.
     """
 
@@ -48,6 +49,7 @@ class Reader:
         self._meeting, self._handshake, self._about = meeting, meeting.handshake, about
         self.rejected = Rejections()
         self.heard: set[PeerId] = set()
+        self.unusual = 0
         self.lookout: Lookout | None = None
         self._quota = Quota()
         self._happened: list[Skipped | Asked] = []
@@ -58,11 +60,17 @@ class Reader:
         if sender in self._meeting.neighbours:
             self._meeting.neighbours[sender].offences += 1
 
+    def begin_anew(self) -> None:
+        """Let what comes from now on be what has come lately."""
+        self.heard.clear()
+        self.unusual = 0
+
     def small(self) -> list[Skipped | Asked]:
         """Read what has come in from those who dialled us; return what concerns the rounds."""
         self._happened = []
         for mail in self._listener.read():
             sender = self._handshake.sender(mail.connection)
+            self.unusual += 1  # until it turns out to be credit
             try:
                 if not self._quota.spend(mail.connection):
                     self._endpoint.gate.cut(mail.descriptor, "too many messages")
@@ -103,6 +111,7 @@ class Reader:
             self._happened.append(Asked(sender))
         elif header.kind is Kind.CREDIT:
             self._meeting.giving[sender].asked(mail.connection, header)
+            self.unusual -= 1
         elif one:
             one.hear(mail.connection, header, self._about(Kind.PONG))
         elif header.kind is Kind.BYE:
@@ -140,12 +149,14 @@ class Reader:
 
     def _read(self, peer: PeerId, one: Neighbour) -> Iterator[Received | None]:
         for frames in one.link.read():
+            self.unusual += 1
             try:
                 header = wire.unpack(frames[0])
                 if header.kind in (Kind.CHUNK, Kind.ANEW):
                     self._check_origin(peer, one, header)
                     yield one.inflow.take(header, frames[1:])
                     one.ask(self._about)  # now, so that the next are on their way
+                    self.unusual -= one.inflow.is_midway
                 elif self._handshake.hear_answer(peer, one.link, header, frames[1:]):
                     self._meeting.drop(peer)  # our own goodbye has been read
                     break

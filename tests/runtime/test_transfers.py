@@ -21,10 +21,11 @@ from links_cases import (
     vanish,
 )
 
-from p2pfl.peer.events import Event, PeerDown, Received, Send
+from p2pfl.peer.events import Event, PeerDown, Received, Send, Skip, Skipped
 from p2pfl.runtime import attendance, neighbour, wire
 from p2pfl.runtime import links as links_module
 from p2pfl.runtime.chunks import Outgoing
+from p2pfl.runtime.flows import WINDOW
 from p2pfl.runtime.links import MANY, Links
 from p2pfl.runtime.sockets import Listener
 from p2pfl.runtime.wire import MOST_CREDIT, Kind
@@ -150,10 +151,10 @@ def test_for_a_neighbour_that_does_not_read_no_more_than_the_window_is_on_its_wa
     a, b = stage(2).all_met(d=40 * MIB, replaceable=False)
     sent = handed_over(a, monkeypatch)
     a.send(noise(1, d=40 * MIB))
-    turn(lambda: len(sent) == MOST_CREDIT, a)
+    turn(lambda: len(sent) == WINDOW, a)
     for _ in range(20):
         a.events()
-    assert len(sent) == MOST_CREDIT
+    assert len(sent) == WINDOW
     (event,) = events_until(bool, b, a)
     assert_exact(event)
 
@@ -250,6 +251,37 @@ def test_every_phase_counts_its_rounds_from_nought(stage):
 
 
 # Heartbeats
+
+
+def test_in_the_midst_of_a_model_nothing_but_chunks_is_looked_at(stage, monkeypatch):
+    monkeypatch.setattr(links_module, "ALL", PATIENCE)  # else also now and then
+    count = 100
+    a, b = stage(2).all_met(d=count * MIB // 4, replaceable=False)
+    looks, changes = list[attendance.Attendance](), attendance.Attendance.changes
+
+    def counted(self: attendance.Attendance, *given):
+        looks.append(self)
+        return changes(self, *given)
+
+    monkeypatch.setattr(attendance.Attendance, "changes", counted)
+    a.send(noise(1, d=count * MIB // 4))
+    events: list[Event] = []
+    while not events:
+        a.events()
+        if b.poller.poll(5):  # if nothing has come, there is time to look
+            events += b.events()
+    assert_exact(events[0])
+    assert 0 < looks.count(b._attendance) < count / 2
+
+
+def test_what_is_said_in_the_midst_of_a_model_is_heard_before_its_end(stage):
+    a, b = stage(2).all_met(d=40 * MIB, replaceable=False)
+    a.send(noise(1, d=40 * MIB))
+    turn(lambda: b._neighbours[0].inflow.is_midway, b, a)
+    a.skip(Skip((1,), round=7))
+    said, event = events_until(lambda seen: len(seen) == 2, b, a)
+    assert said == Skipped(0, 7)
+    assert_exact(event)
 
 
 def test_heartbeats_are_answered_while_a_large_model_is_under_way(stage, monkeypatch):
