@@ -49,7 +49,7 @@ MANY, PLENTY = 8, 1 << 26  # messages of any size; bytes
 MOST_UNSENT = 64  # small messages that may wait for a link that is broken
 FRIENDS = 3  # neighbours that who comes late needs to know
 POLL = 20  # milliseconds between two looks at what wakes no poller
-ALL = 0.05  # seconds between two looks at every neighbour, also at those who say nothing
+ALL = 0.05  # seconds between two looks at all there is, also at those who say nothing
 
 
 class Links:
@@ -101,7 +101,6 @@ class Links:
         self._attendance = Attendance(self._meeting, self._listener, self._about)
         self._next_look = 0.0
         self._readable: set[Any] | None = None  # sockets, of the last poll
-        self._inproc: set[Any] = set()  # on which threads of ours wake the poller
         self._meeting.find()
 
     def inproc(self, name: str) -> zmq.Socket[bytes]:
@@ -109,14 +108,7 @@ class Links:
         socket = self._endpoint.context.socket(zmq.PULL)
         socket.bind(f"inproc://{name}")
         self.poller.register(socket, zmq.POLLIN)
-        self._inproc.add(socket)
         return socket
-
-    def shut(self, socket: zmq.Socket[bytes]) -> None:
-        """Close a socket that came of `inproc`."""
-        self._inproc.discard(socket)
-        self.poller.unregister(socket)
-        socket.close(0)
 
     def waker(self, name: str) -> zmq.Socket[bytes]:
         """Return the other end of `inproc`, for use in one other thread."""
@@ -242,7 +234,7 @@ class Links:
         """Return what has happened on the links: messages first, then who is there."""
         readable, now = self._ready(), time.monotonic()
         # A chunk wakes us when a megabyte has just been decrypted, and nothing else is in the
-        # cache. So while only chunks, credit and room come, the rest is looked at now and then.
+        # cache. So while only chunks and credit come, the rest is looked at now and then.
         short = bool(readable) and now < self._next_look
         short = short and self._endpoint.gate.fileno() not in readable
         everybody = not short and self._look(now)
@@ -250,8 +242,8 @@ class Links:
         asked = self._reader.small() if is_told else []
         happened: list[Event | Asked] = [*self._reader.models(readable), *asked]
         if short and not self._reader.unusual:
-            if not self._inproc.isdisjoint(readable):  # who mixes may have made room
-                self._ask(self._busy(everybody))
+            among = self._neighbours.items()
+            self._ask({p: one for p, one in among if one.inflow.is_mixed})  # there may be room
             self._pass_on()
             return happened
         busy = self._busy(everybody)

@@ -38,7 +38,7 @@ class Reader:
     Attributes:
         rejected: how many messages were refused, by sender and reason.
         heard: from whom anything has come lately.
-        unusual: how many messages lately were neither credit nor the middle of a model.
+        unusual: how many messages lately were neither credit nor chunks that others follow.
         lookout: takes in what is said of who is there; None: nobody does.
     """
 

@@ -121,7 +121,8 @@ class Worker:
         self._links.end_streams()
         self._thread.submit(self._close)
         self._thread.shutdown()
-        self._links.shut(self._wake)
+        self._links.poller.unregister(self._wake)
+        self._wake.close(0)
 
     def _open(self) -> None:
         self._waker = self._links.waker(self._name)

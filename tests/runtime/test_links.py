@@ -513,7 +513,8 @@ def test_everything_is_closed_at_the_end(stage):
             peers = Stage(stack, 4).all_met()
             wake = peers[0].inproc("worker")
             peers[0].waker("worker").close(0)
-            peers[0].shut(wake)
+            peers[0].poller.unregister(wake)
+            wake.close(0)
             together(*(lambda links=links: links.close("done", PATIENCE) for links in peers))
     assert open_files() == before
 

@@ -1,5 +1,7 @@
 """Models on their way between peers: broken connections, slow neighbours, phases, heartbeats."""
 
+import math
+import threading
 import time
 
 import pytest
@@ -22,7 +24,7 @@ from links_cases import (
 )
 
 from p2pfl.peer.events import Event, PeerDown, Received, Send, Skip, Skipped
-from p2pfl.runtime import attendance, neighbour, wire
+from p2pfl.runtime import attendance, chunks, flows, neighbour, wire
 from p2pfl.runtime import links as links_module
 from p2pfl.runtime.chunks import Outgoing
 from p2pfl.runtime.flows import WINDOW
@@ -255,8 +257,7 @@ def test_every_phase_counts_its_rounds_from_nought(stage):
 
 def test_in_the_midst_of_a_model_nothing_but_chunks_is_looked_at(stage, monkeypatch):
     monkeypatch.setattr(links_module, "ALL", PATIENCE)  # else also now and then
-    count = 100
-    a, b = stage(2).all_met(d=count * MIB // 4, replaceable=False)
+    a, b = stage(2).all_met(d=100 * MIB, replaceable=False)
     looks, changes = list[attendance.Attendance](), attendance.Attendance.changes
 
     def counted(self: attendance.Attendance, *given):
@@ -264,23 +265,49 @@ def test_in_the_midst_of_a_model_nothing_but_chunks_is_looked_at(stage, monkeypa
         return changes(self, *given)
 
     monkeypatch.setattr(attendance.Attendance, "changes", counted)
-    a.send(noise(1, d=count * MIB // 4))
+    a.send(noise(1, d=100 * MIB))
     events: list[Event] = []
+    turns = 0
     while not events:
         a.events()
         if b.poller.poll(5):  # if nothing has come, there is time to look
             events += b.events()
+            turns += 1
     assert_exact(events[0])
-    assert 0 < looks.count(b._attendance) < count / 2
+    assert 0 < looks.count(b._attendance) < turns / 2
+
+
+def test_room_in_a_model_that_is_mixed_is_asked_for_whatever_wakes_us(stage, monkeypatch):
+    """The word that there is room may be read, by who waits for the thread, after the poll."""
+    monkeypatch.setattr(flows, "BUDGET", 4 * MIB)  # a window of one chunk, or a few
+    a, b = stage(2).all_met()
+    for one, news in ((a, None), (b, threading.Condition())):
+        one.expect(2, chunks.schema(Message(torch.empty(1, 40 * MIB))), news=news)
+    inflow = b._neighbours[0].inflow
+    a.send(noise(1, d=40 * MIB))
+    turn(lambda: any(one.held == inflow._expected.window for one in inflow._streams), b, a)
+    assert not inflow._given
+    monkeypatch.setattr(links_module, "ALL", PATIENCE)
+    b.events()  # looks at everything, and then no more
+    b._next_look = math.inf
+    (stream,) = inflow._streams
+    while stream.held:
+        stream.take_columns(0.0)
+        stream.done()
+    a._neighbours[1].tell(wire.pack(a._about(Kind.CREDIT)._replace(phase=2)))
+    b.wait(math.inf, int(1000 * PATIENCE))  # only that
+    b.events()
+    assert inflow._given == inflow._expected.window
 
 
 def test_what_is_said_in_the_midst_of_a_model_is_heard_before_its_end(stage):
-    a, b = stage(2).all_met(d=40 * MIB, replaceable=False)
-    a.send(noise(1, d=40 * MIB))
+    a, b = stage(2).all_met(d=100 * MIB, replaceable=False)
+    a.send(noise(1, d=100 * MIB))
     turn(lambda: b._neighbours[0].inflow.is_midway, b, a)
     a.skip(Skip((1,), round=7))
-    said, event = events_until(lambda seen: len(seen) == 2, b, a)
-    assert said == Skipped(0, 7)
+    assert b._listener.socket.poll(1000 * PATIENCE)
+    assert b.events() == [Skipped(0, 7)]
+    (event,) = events_until(bool, b, a)
     assert_exact(event)
 
 
