@@ -241,16 +241,11 @@ class Links:
         is_told = not short or self._listener.socket in readable
         asked = self._reader.small() if is_told else []
         happened: list[Event | Asked] = [*self._reader.models(readable), *asked]
-        if short and not self._reader.unusual:
-            among = self._neighbours.items()
-            self._ask({p: one for p, one in among if one.inflow.is_mixed})  # there may be room
-            self._pass_on()
-            return happened
-        busy = self._busy(everybody)
+        busy, stirred = self._busy(everybody), not short or self._reader.unusual
         self._reader.begin_anew()
         self._ask(busy)
         self._pass_on()
-        return [*happened, *self._attendance.changes(busy, self._room)]
+        return [*happened, *(self._attendance.changes(busy, self._room) if stirred else [])]
 
     def _look(self, now: float) -> bool:
         """Take note of connections made and lost; return whether to look at every neighbour."""

@@ -252,7 +252,7 @@ def test_every_phase_counts_its_rounds_from_nought(stage):
     assert not any(links.rejected for links in peers)
 
 
-# Heartbeats
+# In the midst of a model
 
 
 def test_in_the_midst_of_a_model_nothing_but_chunks_is_looked_at(stage, monkeypatch):
@@ -279,7 +279,7 @@ def test_in_the_midst_of_a_model_nothing_but_chunks_is_looked_at(stage, monkeypa
 
 def test_room_in_a_model_that_is_mixed_is_asked_for_whatever_wakes_us(stage, monkeypatch):
     """The word that there is room may be read, by who waits for the thread, after the poll."""
-    monkeypatch.setattr(flows, "BUDGET", 4 * MIB)  # a window of one chunk, or a few
+    monkeypatch.setattr(flows, "BUDGET", wire.CHUNK)  # a window of one chunk
     a, b = stage(2).all_met()
     for one, news in ((a, None), (b, threading.Condition())):
         one.expect(2, chunks.schema(Message(torch.empty(1, 40 * MIB))), news=news)
@@ -309,6 +309,9 @@ def test_what_is_said_in_the_midst_of_a_model_is_heard_before_its_end(stage):
     assert b.events() == [Skipped(0, 7)]
     (event,) = events_until(bool, b, a)
     assert_exact(event)
+
+
+# Heartbeats
 
 
 def test_heartbeats_are_answered_while_a_large_model_is_under_way(stage, monkeypatch):
