@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Tests start hundreds of interpreters: none should have to compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test slow check format bench clean
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,8 @@ from p2pfl.data.idx import idx
 from p2pfl.data.synthetic import synthetic
 from p2pfl.data.tabular import csv
 
+DIGITS = "sklearn/datasets/data/digits.csv.gz"
+
 
 def digits() -> Source:
     """Handwritten digits: 1797 images ``[1, 8, 8]`` in [0, 1], 10 classes.
@@ -24,12 +27,10 @@ def digits() -> Source:
     """
 
     def load(data_dir: Path, only: int | None = None) -> Dataset:
-        from sklearn.datasets import load_digits  # slow to import, rarely needed
-
-        bunch = load_digits()
-        x = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16
-        y = torch.tensor(bunch.target, dtype=torch.int64)
-        return Dataset(x, y, classes=tuple(str(name) for name in bunch.target_names))
+        pixels, labels = _digits()
+        x = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+        y = torch.tensor(labels, dtype=torch.int64)
+        return Dataset(x, y, classes=tuple(str(digit) for digit in range(10)))
 
     return Source(load)
 
@@ -97,6 +98,22 @@ class _Bunch(Protocol):
     target: npt.NDArray[np.float64]
     target_names: list[str]
     feature_names: list[str]
+
+
+def _digits() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the pixels of each image, ``[images, 64]``, and what it shows.
+
+    Every peer of a default run needs them, and importing scikit-learn takes a second: so its
+    file is read without, if it is where it has always been.
+    """
+    file = Path(str(distribution("scikit-learn").locate_file(DIGITS)))
+    if not file.exists():
+        from sklearn.datasets import load_digits
+
+        pixels, labels = load_digits(return_X_y=True)
+        return pixels, labels
+    rows = np.loadtxt(file, delimiter=",")
+    return rows[:, :-1], rows[:, -1]
 
 
 def _classification(bunch: _Bunch) -> Dataset:

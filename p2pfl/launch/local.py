@@ -48,7 +48,7 @@ from p2pfl.runtime.setup import Ending, Row, Status
 PRELOAD = ["p2pfl.launch.local"]
 ALIVE = 1.0  # seconds after which a process without news says that it is there
 LINGER = 5.0  # seconds for the last messages; between processes of one machine they are short
-SCIKIT = ("digits", "breast_cancer", "wine", "diabetes")
+SCIKIT = ("breast_cancer", "wine", "diabetes")  # data that need it imported
 
 Job = dict[str, Any]
 Say = Callable[[dict[str, Any]], None]
