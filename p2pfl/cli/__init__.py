@@ -74,5 +74,7 @@ def main() -> None:
 
 
 def _fail(error: Exception, code: int) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"p2pfl: {error}", markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(
+        f"p2pfl: {error}", markup=False
+    )
     sys.exit(code)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from p2pfl.cli.options import Format
+from p2pfl.errors import UserError
 
 KeysOption = Annotated[
     Path | None,
@@ -69,8 +70,11 @@ def allow(
 
     Example:  p2pfl keys allow peers.toml 'KEY' --id 0 --address tcp://10.0.0.1:7000
     """
+    from p2pfl.runtime.addresses import is_wildcard
     from p2pfl.security.roster import Member, allow
 
+    if address and is_wildcard(address):
+        raise UserError(f"others cannot dial {address}: give an address of its machine")
     allow(peers, Member(id, name, address, key))
     typer.echo(f"{peers}: peer {id} is allowed")
 

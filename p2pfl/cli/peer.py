@@ -57,7 +57,7 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
     seed: SeedOption = None,
     data: DataOption = None,
     device: DeviceOption = "cpu",
-    threads: Annotated[int, typer.Option(help="Threads to compute with; 0: all.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0: all.")] = 0,
     join_timeout: Annotated[float, typer.Option(help="Seconds to wait for the others.")] = 60.0,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Talk in clear beyond this machine.")
@@ -74,13 +74,17 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
     Example:  p2pfl peer digits --id 0 --peers peers.toml
     """
     from p2pfl.experiment.experiment import Experiment
-    from p2pfl.launch.leavings import has_finished
+    from p2pfl.launch.books import check_device
+    from p2pfl.launch.leavings import check_home, has_finished
     from p2pfl.launch.local import peer_run
     from p2pfl.launch.membership import Membership
     from p2pfl.results.record import new_folder
 
     if resume and out is None:
         raise UserError("--resume: in which folder did it run before? Give --out")
+    if not join_timeout >= 0:  # nor what is no number
+        raise UserError(f"--join-timeout {join_timeout}: seconds are a number from 0 on")
+    check_device(device)
     checked = Experiment.load(experiment, changes(set_, seed))
     members = Membership.read(peers, keys, insecure)
     place = members.post(id, bind, contact, discover)
@@ -88,6 +92,8 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
     if insecure and members.warning:
         typer.echo(members.warning, err=True)
     folder = out or new_folder(Path(checked.output.dir), f"{checked.name}-peer-{post.node:03d}")
+    if resume:
+        check_home(folder, checked, post.node)
     if resume and has_finished(folder):
         typer.echo(f"peer {post.node} has finished, results in {folder}")
         return

@@ -58,6 +58,19 @@ class Where:
     join_timeout: float = 60.0
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        UserError: it names the device.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {device}: {reason}") from error
+
+
 class Books:
     """The rows of a run, in memory and, if there is a folder, on disk.
 

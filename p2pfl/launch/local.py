@@ -237,8 +237,9 @@ def peer_run(
     post = replace(post, home=folder, elapsed=before.wall_s)
     try:
         served = serve(experiment, post, notes.on_row, go_on, notes.on_phase, notes.on_event)
-    except P2pflError as error:
-        recorder.finish("failed", error.links, str(error))
+    except Exception as error:  # even one of ours: no folder says for ever that it is running
+        links = error.links if isinstance(error, P2pflError) else {}
+        recorder.finish("failed", links, str(error) or type(error).__name__)
         raise
     summary = {**_summary(served.ending, notes.rows), **served.links}
     if served.began:

@@ -13,6 +13,7 @@ from p2pfl.runtime.addresses import is_loopback
 from p2pfl.runtime.endpoint import Keyring
 from p2pfl.security.keys import KeyPair, default_path, read_keys
 from p2pfl.security.roster import Roster, read_roster
+from p2pfl.topology.files import ADDRESS
 
 LOOK_EVERY = 1.0  # seconds between two looks at the file of peers
 IN_CLEAR = (
@@ -82,6 +83,8 @@ class Membership:
         if friend:
             addresses.setdefault(friend[0], friend[1])
         listen = bind or addresses.get(node)
+        if bind and not ADDRESS.fullmatch(bind):
+            raise UserError(f"--bind {bind}: expected tcp://HOST:PORT, as in tcp://10.0.0.1:7000")
         if listen is None:
             raise UserError(f"where does peer {node} listen? List its address, or give --bind")
         if self.own is None and not self.insecure:
@@ -95,6 +98,7 @@ class Membership:
             contact=friend,
             discover=discover,
             insecure=self.insecure,
+            revoked=self.roster.revoked,
             relisted=self._relisted(),
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from p2pfl.errors import P2pflError, RunError, UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch.averaging import Averaging, Interrupted
 from p2pfl.launch.catching_up import Patience, catch_up, constants
-from p2pfl.launch.comeback import Comeback, next_life
+from p2pfl.launch.comeback import Comeback, has_lived, next_life
 from p2pfl.launch.resuming import digest
 from p2pfl.learning.task import ModelTask, per_node
 from p2pfl.runtime import finding
@@ -51,6 +51,7 @@ class Post:
         contact: a peer, and where it listens, to be asked for addresses that are not given.
         discover: whether to look for them by mDNS.
         insecure: whether links may be in clear beyond this machine.
+        revoked: whose keys are; who comes back does not wait for them.
         relisted: asked now and then for a new list of keys; None: it is as it was.
         home: the folder in which it keeps checkpoints, and counts its lives; None: nowhere.
         resume: whether it goes on from a checkpoint, if there is one.
@@ -69,6 +70,7 @@ class Post:
     contact: tuple[int, str] | None = None
     discover: bool = False
     insecure: bool = False
+    revoked: Set[int] = frozenset()
     relisted: Callable[[], Mapping[int, str] | None] = lambda: None
     home: Path | None = None
     resume: bool = False
@@ -205,17 +207,20 @@ def open_links(experiment: Experiment, post: Post, terms: Terms) -> Links:
         UserError: an address or a key is missing, or cannot be used.
         RunError: an address is taken, or strangers could come in.
     """
-    roll = _roll(experiment, post)
-    neighbours = set[int]().union(*experiment.topology.contacts(post.node))
+    # Nobody begins without those who were revoked, but the others have gone on without them.
+    away = post.revoked if post.resume and has_lived(post.home) else frozenset[int]()
+    roll = _roll(experiment, post, away)
+    neighbours = awaited = set[int]().union(*experiment.topology.contacts(post.node))
     if roll:  # whoever is there may become a neighbour, and all look after all
         neighbours = set(range(experiment.nodes)) - {post.node}
-    _check_keys(post, neighbours)
+        awaited = neighbours - away
+    _check_keys(post, awaited)
     mine = post.addresses.get(post.node, post.bind)
     book = Book(experiment.nodes, {**post.addresses, post.node: mine})
     searching = post.contact is not None or post.discover
     if searching and is_wildcard(mine):
         raise UserError(f"others cannot dial {mine}: give an address of this machine")
-    missing = sorted(neighbours - post.addresses.keys())
+    missing = sorted(awaited - post.addresses.keys())
     if missing and not searching:
         raise UserError(f"peer {post.node}: no address is given for its neighbours {missing}")
     sockets = (post.keyring, post.descriptor, post.insecure)
@@ -260,13 +265,16 @@ def _comeback(
     return Comeback(post.home, digest(experiment, task.spec), experiment.checkpoint, on_event)
 
 
-def _roll(experiment: Experiment, post: Post) -> Roll | None:
-    """Say how this peer finds out who is there; None: it does not."""
+def _roll(experiment: Experiment, post: Post, away: Set[int]) -> Roll | None:
+    """Say how this peer finds out who is there; None: it does not.
+
+    Who is `away` is not there, whatever the experiment says.
+    """
     timers = experiment.membership
     if timers is None or experiment.algorithm.needs.weights == "none":
         return None
     founders = experiment.churn.founders if experiment.churn else range(experiment.nodes)
-    return Roll(next_life(post.home), timers, frozenset(founders))
+    return Roll(next_life(post.home), timers, frozenset(founders) - away)
 
 
 def _minding(links: Links, post: Post, go_on: Callable[[], bool]) -> Callable[[], bool]:

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from p2pfl.data.shards import Federation
 from p2pfl.data.statistics import Affine
 from p2pfl.errors import P2pflError, RunError, UserError
 from p2pfl.experiment.experiment import Experiment
-from p2pfl.launch.books import Books, On, Watch, Where
+from p2pfl.launch.books import Books, On, Watch, Where, check_device
 from p2pfl.launch.keeping import Keeper
 from p2pfl.launch.outcome import (
     ALONE,
@@ -301,16 +300,3 @@ def prepare(experiment: Experiment, on: On, where: Where, ranks: Ranks = ALONE) 
     driver: Simulator | Emulator
     driver = Simulator(setup, ranks) if on == "simulate" else Emulator(setup, experiment.network)
     return Ready(experiment, federation, task, affine, pooled, driver, need, ranks)
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        UserError: it names the device.
-    """
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {device}: {reason}") from error

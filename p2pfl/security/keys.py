@@ -78,6 +78,9 @@ def new_keys(path: Path) -> KeyPair:
     text = f'public = "{keys.public}"\nsecret = "{keys.secret}"\n'
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent} cannot be made: {error.strerror}") from None
+    try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise UserError(f"{path} is there already, and is not overwritten") from None

@@ -52,10 +52,12 @@ class Roster:
         members: all of them, also those that are revoked.
         addresses: by id, where the others listen.
         keys: by id, the public keys of those that may come in.
+        revoked: the ids of those that may not any more.
     """
 
     def __init__(self, members: list[Member]) -> None:
         self.members = tuple(members)
+        self.revoked = frozenset(one.id for one in members if one.revoked)
         present = [one for one in members if not one.revoked]
         self.addresses = {one.id: one.address for one in present if one.address is not None}
         self.keys = {one.id: one.key for one in present if one.key is not None}
@@ -140,7 +142,10 @@ def revoke(path: Path, which: str) -> Member:
 @contextmanager
 def _changing(path: Path) -> Iterator[tomlkit.TOMLDocument]:
     """Yield what a file holds, and replace the file by what has become of it."""
-    path = path.resolve()  # a link stays one
+    try:
+        path = path.resolve()  # a link stays one
+    except RuntimeError:
+        raise UserError(f"{path} cannot be read: links that lead to themselves") from None
     try:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -151,8 +156,9 @@ def _changing(path: Path) -> Iterator[tomlkit.TOMLDocument]:
         if document and "peers" not in document:
             raise UserError(f"{path} lists no [[peers]], which is where keys stand")
         yield document
-        _members(path, document)
-        _replace(path, tomlkit.dumps(document).encode())
+        text = tomlkit.dumps(document).encode()
+        _members(path, _parsed(path, text))  # what is written, and not what was meant
+        _replace(path, text)
         os.fsync(folder)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
@@ -162,12 +168,16 @@ def _changing(path: Path) -> Iterator[tomlkit.TOMLDocument]:
 
 def _replace(path: Path, data: bytes) -> None:
     draft = path.with_name(f".{path.name}.draft")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fchmod(file.fileno(), path.stat().st_mode & 0o777 if path.exists() else 0o644)
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), path.stat().st_mode & 0o777 if path.exists() else 0o644)
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _parse(path: Path) -> tomlkit.TOMLDocument:
@@ -176,9 +186,15 @@ def _parse(path: Path) -> tomlkit.TOMLDocument:
             data = file.read(LARGEST + 1)
         if len(data) > LARGEST:
             raise UserError(f"{path} is larger than {LARGEST >> 20} MB")
-        return tomlkit.parse(data)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    # To a last line without an end, tomlkit would append what belongs on the next.
+    return _parsed(path, data if data.endswith(b"\n") else data + b"\n")
+
+
+def _parsed(path: Path, data: bytes) -> tomlkit.TOMLDocument:
+    try:
+        return tomlkit.parse(data)
     except (TOMLKitError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
 

@@ -15,8 +15,8 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from p2pfl.errors import P2pflError, RunError, UserError
 from p2pfl.experiment.experiment import Experiment
-from p2pfl.launch.books import On, Watch, Where
-from p2pfl.launch.session import Place, check_device, run_checked
+from p2pfl.launch.books import On, Watch, Where, check_device
+from p2pfl.launch.session import Place, run_checked
 from p2pfl.sweep import folder as folders
 from p2pfl.sweep.combine import Run, runs
 from p2pfl.sweep.plan import Plan, read_plan

@@ -212,7 +212,8 @@ def test_each_service_of_the_compose_file_is_another_peer_with_its_own_key():
         outs.add(options["out"])
         assert options["resume"]
         inside = {volume.split(":")[1] for volume in service["volumes"]}
-        assert inside == {options["experiment"], str(options["peers"]), "/runs"}
+        assert inside == {"/config", "/runs"}  # no single file, which would never be a new one
+        assert Path(options["experiment"]).parent == options["peers"].parent == Path("/config")
     assert len(outs) == NODES
 
 

@@ -15,6 +15,7 @@ import tomli_w
 from launch_cases import command, free_address, p2pfl, small
 
 from p2pfl.cli import main
+from p2pfl.results.record import Recorder
 from p2pfl.security.keys import KeyPair, new_keys
 from p2pfl.security.roster import Member, allow
 
@@ -58,6 +59,12 @@ class Scene:
     def started(self, *lines: tuple[object, ...]) -> Iterator[list[subprocess.Popen[str]]]:
         with ExitStack() as stack:
             yield [stack.enter_context(command(*line, cwd=self.folder)) for line in lines]
+
+    def leave(self, node: int) -> None:
+        """Leave what a peer that has finished leaves, in the folder of peer 0."""
+        text = (self.folder / "e.toml").read_text()
+        about = {"on": "peer", "node": node, "base": str(self.folder)}
+        Recorder(self.folder / "out-0", text, **about).finish("finished", {})
 
     def run(self, *lines: tuple[object, ...]) -> list[Ending]:
         """Let peers run to the end, each in a process of its own."""

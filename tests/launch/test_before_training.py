@@ -13,6 +13,7 @@ from launch_cases import free_address, small, summary
 
 from p2pfl.errors import RunError
 from p2pfl.experiment.experiment import Experiment
+from p2pfl.launch import local
 from p2pfl.launch.local import peer_run
 from p2pfl.launch.serving import Post
 from p2pfl.runtime.endpoint import Endpoint
@@ -118,3 +119,15 @@ def test_a_neighbour_lost_while_statistics_are_averaged_is_named(tmp_path: Path)
     with silent(stage, leave), pytest.raises(NeighbourGone, match="lost peer 1 while statistics"):
         stage.run(SOON)
     assert summary(stage.folder)["status"] == "failed"
+
+
+def test_a_mistake_of_ours_is_a_failure_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(*given: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(local, "serve", broken)
+    stage = Stage(tmp_path / "out")
+    with pytest.raises(ZeroDivisionError):
+        stage.run(SOON)
+    found = summary(stage.folder)
+    assert (found["status"], found["error"]) == ("failed", "ZeroDivisionError")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ from launch_cases import command, metrics, p2pfl, summary, wait_for
 from secure_cases import Ending, Scene, ending, only_line
 
 import p2pfl as package
+from p2pfl.errors import UserError
+from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch import membership
+from p2pfl.launch.comeback import next_life
+from p2pfl.launch.membership import Membership
+from p2pfl.launch.serving import open_links
+from p2pfl.runtime.handshake import Terms
 from p2pfl.security.keys import make_keys
 from p2pfl.security.roster import revoke
 
@@ -91,6 +98,12 @@ def mistake(before: Callable[[Scene], object], told: str, *more: object) -> Any:
             "cannot listen on tcp://192.0.2.1:7000: Cannot assign requested address",
             *("--bind", "tcp://192.0.2.1:7000"),
         ),
+        mistake(
+            lambda s: None, "--bind tcp://[::1:7000: expected tcp", "--bind", "tcp://[::1:7000"
+        ),
+        mistake(lambda s: None, "--device banana: Expected one of", "--device", "banana"),
+        mistake(lambda s: None, "--join-timeout nan: seconds", "--join-timeout", "nan"),
+        mistake(lambda s: s.leave(1), "out-0 is the folder of peer 1, not of peer 0", "--resume"),
     ],
 )
 def test_a_mistake_is_said_in_one_line(
@@ -133,6 +146,28 @@ def test_a_peer_that_fails_tells_of_its_links_and_can_be_started_again(scene: Sc
         assert (code, only_line(err).partition(" within")[0]) == (1, "peer 0: nothing heard")
         found = summary(scene.folder / "runs" / name)
         assert (found["status"], found["encrypted"], found["rejections"]) == ("failed", True, {})
+
+
+@pytest.mark.parametrize("lived", [False, True])
+def test_who_comes_back_does_not_wait_for_whom_was_revoked_meanwhile(scene: Scene, lived: bool):
+    revoke(scene.folder / "peers.toml", "1")
+    experiment = Experiment.load(scene.folder / "e.toml")
+    members = Membership.read(scene.folder / "peers.toml", scene.folder / "0.key", False)
+    home = scene.folder / "out-0"
+    home.mkdir()
+    post = replace(members.post(None, None, None, False), home=home, resume=True)
+    if not lived:
+        with pytest.raises(UserError, match=r"peers \[1\] have no key listed, or are revoked"):
+            open_links(experiment, post, Terms({}))
+        return
+    next_life(home)
+    links = open_links(experiment, post, Terms({}))
+    try:
+        assert links.meet(1.0)
+        assert links.lookout is not None
+        assert links.lookout.live == (0,)
+    finally:
+        links.close("done", 0.0, True)
 
 
 def has_ipv6() -> bool:

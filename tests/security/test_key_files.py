@@ -38,6 +38,12 @@ def test_a_new_file_is_private_before_anything_is_in_it(tmp_path, monkeypatch):
     assert mode(tmp_path / "deep") == 0o700
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file cannot be made: "):
+        new_keys(tmp_path / "file" / "keys.toml")
+
+
 def test_keys_are_never_overwritten(tmp_path):
     path = tmp_path / "keys.toml"
     keys = new_keys(path)

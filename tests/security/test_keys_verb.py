@@ -1,11 +1,12 @@
 """``p2pfl keys`` as an operator uses it."""
 
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
-from p2pfl.cli import app
+from p2pfl.cli import app, main
 from p2pfl.errors import UserError
 from p2pfl.security.keys import make_keys, read_keys
 from p2pfl.security.roster import read_roster
@@ -48,3 +49,12 @@ def test_allow_and_revoke(tmp_path):
     assert p2pfl("revoke", peers, "ward-a").stdout == f"{peers}: peer 2 is revoked\n"
     assert read_roster(peers).keys == {}
     assert isinstance(p2pfl("revoke", peers, "ward-b").exception, UserError)
+    everywhere = p2pfl("allow", peers, key, "--id", 2, "--address", "tcp://*:7000")
+    assert "others cannot dial tcp://*:7000" in str(everywhere.exception)
+
+
+def test_an_error_is_told_as_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["p2pfl", "keys", "show", "--keys", ":x:/[b]/k.toml"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.startswith("p2pfl: :x:/[b]/k.toml is not there")

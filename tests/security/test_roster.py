@@ -1,5 +1,7 @@
 """The peers file: read in all its forms, changed without losing anything, refused in one line."""
 
+import errno
+import os
 import threading
 
 import pytest
@@ -92,6 +94,27 @@ def test_a_file_is_made_and_its_mode_and_link_are_kept(tmp_path):
     assert {one.name for one in tmp_path.iterdir()} == {"peers.toml", "link.toml"}
 
 
+@pytest.mark.parametrize("last", ["", "\n# the end", "\n[[peers]]\nid = 7"])
+def test_a_last_line_without_an_end_is_a_line_all_the_same(path, last):
+    path.write_text(FULL.rstrip() + last)
+    before = read_roster(path).members
+    allow(path, Member(1, key=C))
+    assert read_roster(path).members == (*before, Member(1, key=C))
+    revoke(path, "1")
+    assert read_roster(path).revoked == {1}
+
+
+def test_nothing_is_left_of_a_change_that_cannot_be_written(path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="cannot be written: No space left"):
+        allow(path, Member(1, key=C))
+    assert path.read_text() == FULL
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
 def test_changes_at_the_same_time_are_all_kept(tmp_path):
     path = tmp_path / "peers.toml"
     threads = [
@@ -165,3 +188,6 @@ def test_files_that_cannot_be_used(tmp_path):
         allow(short, Member(0, key=A))
     with pytest.raises(UserError, match="cannot be opened"):
         allow(tmp_path / "no" / "peers.toml", Member(0, key=A))
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="loop cannot be"):
+        allow(tmp_path / "loop", Member(0, key=A))
