@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,8 +28,9 @@ class Override:
 class Host:
     """A machine with peers on it.
 
-    Paths that start with ``~/`` are below the home of the user there, except `ssh_key` and
-    `known_hosts`, which are files of this machine.
+    Paths are those of the host, and relative ones start at the home of the user there. Only
+    `ssh_key` and `known_hosts` are files of this machine, and relative ones start at the hosts
+    file.
 
     Attributes:
         name: what messages call it.
@@ -118,7 +119,7 @@ def read_hosts(path: Path) -> Fleet:
     """
     tables = load_toml(path)
     try:
-        return _checked(tables)
+        return _checked(tables, path.parent)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -129,7 +130,7 @@ class _File:
     defaults: dict[str, Any] | None = None
 
 
-def _checked(tables: Mapping[str, Any]) -> Fleet:
+def _checked(tables: Mapping[str, Any], base: Path) -> Fleet:
     kind = Kind({"": Host})
     given: _File = read("the file", tables, Kind({"": _File})).build("the file")
     defaults = given.defaults or {}
@@ -139,11 +140,13 @@ def _checked(tables: Mapping[str, Any]) -> Fleet:
     for number, table in enumerate(given.hosts):
         place = f"hosts[{number}]"
         host: Host = read(place, {**defaults, **table}, kind).build(place)
+        host = replace(host, **_located(host, base), **_at_home(host))
         _check(host, place)
         hosts.append(host)
         seats += _seats(host, place, len(seats))
     if not hosts:
         raise UserError("there are no [[hosts]]")
+    _refuse_apart(hosts)
     _refuse_repeated("host name", [host.name for host in hosts])
     _refuse_repeated("address", [seat.address for seat in seats])
     check_entries("as listed for the peers", [seat.entry() for seat in seats])
@@ -157,21 +160,59 @@ def _check(host: Host, place: str) -> None:
     for key in ("name", "address", "ports"):
         if not getattr(host, key):
             raise UserError(f"{place}.{key} is missing")
-    try:
-        ipaddress.IPv4Address(host.address)
-    except ValueError:
-        raise UserError(
-            f"{place}.address = {host.address!r}: expected an IPv4 address that peers can listen"
-            " on, as 10.0.0.1; the name that ssh uses can stand in ssh_host"
-        ) from None
+    _check_address(host.address, f"{place}.address")
     if wrong := [port for port in host.ports if not 0 < port < 65536]:
         raise UserError(f"{place}.ports: {wrong[0]} is no port; expected 1 to 65535")
     if host.python and host.venv:
         raise UserError(f"{place} has both python and venv; expected one of them")
     for key in ("ssh_key", "known_hosts"):
         file = getattr(host, key)
-        if file is not None and not Path(file).expanduser().is_file():
+        if file is not None and not Path(file).is_file():
             raise UserError(f"{place}.{key} = {file!r}: there is no such file here")
+
+
+def _check_address(text: str, place: str) -> None:
+    try:
+        address = ipaddress.IPv4Address(text)
+    except ValueError:
+        raise UserError(
+            f"{place} = {text!r}: expected an IPv4 address that peers can listen"
+            " on, as 10.0.0.1; the name that ssh uses can stand in ssh_host"
+        ) from None
+    if address.is_unspecified or address.is_multicast or address.is_reserved:
+        raise UserError(
+            f"{place} = {text!r} is that of no machine: the others could not dial it; expected one"
+            " of the host's own, as 10.0.0.1"
+        )
+
+
+def _located(host: Host, base: Path) -> dict[str, Any]:
+    """Return the files of this machine by their whole paths: they are used from any folder."""
+    files = {"ssh_key": host.ssh_key, "known_hosts": host.known_hosts}
+    return {
+        key: str((base / Path(file).expanduser()).absolute()) for key, file in files.items() if file
+    }
+
+
+def _at_home(host: Host) -> dict[str, Any]:
+    """Return the paths of the host such that they mean the same in any folder there."""
+    paths = {key: getattr(host, key) for key in ("venv", "workdir", "data", "keys")}
+    return {key: _from_home(path) for key, path in paths.items() if path}
+
+
+def _from_home(path: str) -> str:
+    return path if path.startswith(("/", "~")) else f"~/{path}"
+
+
+def _refuse_apart(hosts: list[Host]) -> None:
+    """Refuse addresses of loopback beside others: neither side could dial the other."""
+    inside = [host for host in hosts if ipaddress.ip_address(host.address).is_loopback]
+    outside = [host for host in hosts if host not in inside]
+    if inside and outside:
+        raise UserError(
+            f"{inside[0].name} has the address {inside[0].address}, at which only peers of the"
+            f" same machine reach it, but {outside[0].name} has {outside[0].address}"
+        )
 
 
 def _seats(host: Host, place: str, first: int) -> list[Seat]:
@@ -196,7 +237,7 @@ def _seats(host: Host, place: str, first: int) -> list[Seat]:
                 host.name,
                 host.name if len(host.ports) == 1 else f"{host.name}-{port}",
                 f"tcp://{host.address}:{port}",
-                mine.data or host.data,
+                _from_home(mine.data) if mine.data else host.data,
                 mine.device or host.device,
                 threads,
                 _keys(host, port),

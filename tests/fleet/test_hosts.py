@@ -1,5 +1,7 @@
 """The hosts file, and what is made of it."""
 
+from pathlib import Path
+
 import pytest
 
 from p2pfl.errors import UserError
@@ -70,6 +72,10 @@ def test_no_two_peers_have_the_same_keys(tmp_path):
         ('name = "b"', 'name = "101"', "peer 2: name = '101' must be .* not a number"),
         ('name = "b"', 'name = "a-7001"', "name = 'a-7001' is listed twice"),
         ('"10.0.0.2"', '"ward-b.lan"', r"hosts\[1\].address = 'ward-b.lan': expected an IPv4"),
+        ('"10.0.0.2"', '"0.0.0.0"', r"hosts\[1\].address = '0.0.0.0' is that of no machine"),
+        ('"10.0.0.2"', '"239.1.1.1"', "address = '239.1.1.1' is that of no machine"),
+        ('"10.0.0.2"', '"255.255.255.255"', "address = '255.255.255.255' is that of no machine"),
+        ('"10.0.0.2"', '"127.0.0.1"', "b has the address 127.0.0.1, .* but a has 10.0.0.1"),
         ("ports = [7000]", "ports = [70000]", "70000 is no port"),
         ("ports = [7000]", "ports = []", r"hosts\[1\].ports is missing"),
         ("ports = [7000]", 'ports = "7000"', r"hosts\[1\].ports = '7000': expected array"),
@@ -91,6 +97,26 @@ def test_mistakes_are_told_in_one_line(tmp_path, old, new, said):
         read(tmp_path, text)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(str(tmp_path / "hosts.toml"))
+
+
+def test_files_of_this_machine_start_at_the_hosts_file(tmp_path, monkeypatch):
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "id").touch()
+    (tmp_path / "known").touch()
+    files = 'ssh_key = "keys/id"\nknown_hosts = "~/known"\n'
+    (tmp_path / "hosts.toml").write_text(GOOD.replace("[[hosts]]", f"{files}[[hosts]]", 1))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path.parent)
+    host = read_hosts(Path(tmp_path.name, "hosts.toml")).hosts[0]
+    assert (host.ssh_key, host.known_hosts) == (f"{tmp_path}/keys/id", f"{tmp_path}/known")
+
+
+def test_relative_paths_of_a_host_start_at_the_home_there(tmp_path):
+    text = GOOD.replace("~/keys", "keys").replace("/srv/", "").replace("/opt/", "venvs/")
+    fleet = read(tmp_path, text.replace("threads = 2", 'data = "own"'))
+    assert [seat.data for seat in fleet.seats] == ["~/data", "~/own", "/data"]
+    assert fleet.seats[2].keys == "~/keys.toml"
+    assert fleet.hosts[0].interpreter == "~/venvs/p2pfl/bin/python"
 
 
 def test_keys_of_some_only(tmp_path):
