@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from pathlib import Path, PurePosixPath
 
 import asyncssh
 
-from p2pfl.errors import RunError
+from p2pfl.errors import P2pflError, RunError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.fleet.hosts import Fleet, Host, Seat, read_hosts
 from p2pfl.fleet.parcel import parcel
@@ -63,7 +64,7 @@ async def run_peer(
     words += ["--insecure"] if insecure else []
     command = f"cd {folder} && exec {' '.join(map(quoted, words))}"
     async with shell.create_process(command, stderr=asyncssh.STDOUT) as peer:
-        async for line in peer.stdout:
+        while line := await peer.stdout.readline():
             print(f"{seat.node:>3} {host.name}: {line}", end="", flush=True)
         code = (await peer.wait()).returncode
     if code:
@@ -76,4 +77,10 @@ if __name__ == "__main__":
     parser.add_argument("hosts", type=Path)
     parser.add_argument("--insecure", action="store_true", help="talk in clear between machines")
     given = parser.parse_args()
-    asyncio.run(main(Experiment.load(given.experiment), read_hosts(given.hosts), given.insecure))
+    try:
+        experiment, fleet = Experiment.load(given.experiment), read_hosts(given.hosts)
+        asyncio.run(main(experiment, fleet, given.insecure))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (P2pflError, asyncssh.Error, OSError, ValueError) as error:
+        sys.exit(f"spawn_lan: {error}")
