@@ -179,7 +179,7 @@ def read_run(path: str | Path) -> Run:
     """
     folder = Path(path)
     summary, experiment = read_summary(folder), read_experiment(folder)
-    rows = _read_rows(folder / METRICS)
+    rows = read_rows(folder / METRICS)
     if not rows and (folder / PEERS).is_dir():
         rows = merge_peers(folder)
     metrics = columns(rows)
@@ -222,7 +222,7 @@ def merge_peers(folder: Path) -> list[Row]:
     peers = sorted(path for path in (folder / PEERS).glob("*") if (path / METRICS).is_file())
     by_round: dict[int, list[tuple[Row, Tensor]]] = {}
     for peer in peers:
-        rows = _read_rows(peer / METRICS)
+        rows = read_rows(peer / METRICS)
         for row, mark in zip(rows, models_of(peer, len(rows)), strict=True):
             by_round.setdefault(row.round, []).append((row, mark))
     merged = []
@@ -235,10 +235,16 @@ def merge_peers(folder: Path) -> list[Row]:
     return merged
 
 
-def _read_rows(path: Path) -> list[Row]:
-    """Read metrics; a last line that was not written to its end is left out."""
+def read_rows(path: Path) -> list[Row]:
+    """Read metrics; a last line that was not written to its end is left out.
+
+    Without a whole first line there are no rows: the disk may have been full.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     header, *lines = _read(path.parent, path.name).split("\n")
-    if header.split(",") != list(Row._fields):
+    if lines and header.split(",") != list(Row._fields):
         raise UserError(f"{path}: its columns are not those of a run of this version")
     return [_row(path, number, line) for number, line in enumerate(lines[:-1], start=2)]
 
