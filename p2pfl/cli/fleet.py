@@ -73,6 +73,8 @@ def up(  # noqa: PLR0913 - every parameter is an option of the command
     def make() -> Path:
         return out or new_folder(Path(checked.output.dir), checked.name)
 
+    if launch.warning:
+        typer.echo(launch.warning, err=True)
     title = f"{checked.name} on {len(launch.fleet.hosts)} hosts"
     view = LiveView(checked.nodes, checked.rounds, title, quiet)
     with view:
@@ -95,7 +97,7 @@ def status(run: RunArgument) -> None:
         table.add_column(heading, justify="right" if heading in ("peer", "round") else "left")
     for peer in asyncio.run(ask(run)):
         table.add_row(*_cells(peer))
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print(table, soft_wrap=True)
 
 

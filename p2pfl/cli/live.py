@@ -26,7 +26,7 @@ class LiveView:
 
     def __init__(self, nodes: int, rounds: int, title: str, quiet: bool = False) -> None:
         self.nodes, self.rounds, self.title = nodes, rounds, title
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = Console(stderr=True, quiet=quiet, emoji=False)
         self._last: dict[int, Row] = {}
         self._measured: dict[int, Row] = {}
         self._phase: dict[int, str] = {}

@@ -6,7 +6,6 @@ measured themselves, and the mean model is put together from theirs without bein
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from p2pfl.results.runs import (
     columns,
     merge_peers,
     read_experiment,
+    read_rows,
     read_summary,
     summarise,
 )
@@ -41,8 +41,11 @@ from p2pfl.results.saved import load, save_tensors
 from p2pfl.runtime.setup import Status
 
 ON = "lan"
+COUNTS = ("node_updates", "missed", "rejected")
+TOLD = {"reason", *COUNTS}  # by the summary of a peer that has trained
 LOG = "peer.log"
 DRAFT = ".collected"
+DAMAGED = ".damaged"  # is added to the name of a file that cannot be read
 
 
 def open_folder(folder: Path, experiment: Experiment) -> None:
@@ -73,6 +76,22 @@ async def fetch(folder: Path, place: Place, shell: Shell) -> None:
     await shell.fetch(wanted)
 
 
+def set_aside(folder: Path) -> dict[int, str]:
+    """Rename fetched metrics that are damaged, which would keep the others from being merged.
+
+    Returns:
+        What is wrong with those of each peer that has such.
+    """
+    faults = {}
+    for path in (folder / PEERS).glob(f"*/{METRICS}"):
+        try:
+            read_rows(path)
+        except UserError as error:
+            aside = path.rename(path.with_name(METRICS + DAMAGED))
+            faults[int(path.parent.name)] = f"its metrics are damaged: {error}; kept as {aside}"
+    return faults
+
+
 def gather(folder: Path, endings: Mapping[int, Ending], status: Status, error: str | None) -> None:
     """Put together what was fetched, as any other run folder holds it.
 
@@ -96,7 +115,7 @@ def gather(folder: Path, endings: Mapping[int, Ending], status: Status, error: s
     sums = [read_summary(home) for home in sorted((folder / PEERS).glob("*")) if _ended(home)]
     facts = _facts(tables)._replace(
         reason=", ".join(sorted({part["reason"] for part in sums})),
-        **{key: sum(part[key] for part in sums) for key in ("node_updates", "missed", "rejected")},
+        **{key: sum(part[key] for part in sums) for key in COUNTS},
     )
     summary = summarise(columns(rows), facts)
     honest = set(range(facts.nodes)).difference(facts.attackers or ())
@@ -155,8 +174,8 @@ def _move(draft: Path, folder: Path) -> None:
 def _ended(home: Path) -> bool:
     """Say whether a peer has left a summary that tells how training went."""
     try:
-        return "node_updates" in json.loads((home / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return TOLD.issubset(read_summary(home))
+    except UserError:
         return False
 
 

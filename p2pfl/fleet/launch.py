@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from p2pfl.errors import RunError, UserError
 from p2pfl.experiment.experiment import Experiment
-from p2pfl.fleet.collect import fetch, gather, open_folder
+from p2pfl.fleet.collect import fetch, gather, open_folder, set_aside
 from p2pfl.fleet.hosts import Fleet, Host
 from p2pfl.fleet.parcel import data_files, parcel
 from p2pfl.fleet.preflight import Checks, preflight, refuse_shared
 from p2pfl.fleet.record import Ending, Place, Record, locked, read_record
 from p2pfl.fleet.ssh import HostError, Shell
 from p2pfl.fleet.watch import OnFailure, View, Watching
+from p2pfl.launch.membership import IN_CLEAR
 from p2pfl.results.runs import read_summary
 from p2pfl.runtime.setup import Status
 
@@ -46,6 +47,12 @@ class Launch:
     on_failure: OnFailure = "stop"
     detach: bool = False
 
+    @property
+    def warning(self) -> str:
+        """What to tell who asked for links in clear, if these leave a machine."""
+        in_clear = self.insecure and not (self.fleet.seats[0].keys or self.fleet.is_loopback)
+        return IN_CLEAR if in_clear else ""
+
     def check(self) -> None:
         """Check what can be checked before any host is asked.
 
@@ -53,6 +60,11 @@ class Launch:
             UserError: experiment and hosts do not go together.
         """
         seats, nodes = self.fleet.seats, self.experiment.nodes
+        if self.insecure and seats[0].keys:
+            raise UserError(
+                "the hosts file has `keys`, which encrypt every link, --insecure none: give one of"
+                " them"
+            )
         if len(seats) != nodes:
             raise UserError(
                 f"the hosts file has {len(seats)} ports, one for each peer, but the experiment"
@@ -79,7 +91,8 @@ class Ended(NamedTuple):
 async def up(launch: Launch, make: Callable[[], Path], view: View) -> Ended:
     """Run an experiment on the hosts.
 
-    SIGINT and SIGTERM end all peers; SIGHUP, a terminal that was closed, leaves them alone.
+    SIGINT and SIGTERM end all peers, or the sending of files before there are any; SIGHUP, a
+    terminal that was closed, leaves them alone.
 
     Args:
         launch: what is to be started.
@@ -97,14 +110,15 @@ async def up(launch: Launch, make: Callable[[], Path], view: View) -> Ended:
         files = parcel(launch.experiment, launch.fleet, keys)
         folder = make()
         open_folder(folder, launch.experiment)
-        try:
-            record = await _send(launch, files, shells)
-        except RunError as error:
-            gather(folder, {}, "failed", str(error))
-            raise
-        record.save(folder)
-        watching = Watching(record, shells, view, launch.on_failure)
-        with _heeding_signals(watching):
+        detach = asyncio.Event()
+        with _completing(folder):
+            record = await _unless_interrupted(_send(launch, files, shells), detach)
+            if record is None:
+                gather(folder, {}, "interrupted", None)
+                return Ended(folder, "interrupted")
+            record.save(folder)
+        watching = Watching(record, shells, view, launch.on_failure, detach)
+        with _heeding_signals(watching.interrupt, detach):
             await _start(launch, watching)
             if launch.detach and not watching.endings:
                 return Ended(folder, "running")
@@ -142,18 +156,21 @@ async def conclude(
 ) -> Ended:
     """Collect what is there, and say how the run has ended.
 
-    A host that is out of reach keeps its part, and `p2pfl down` can fetch it later. What
-    somebody else has collected meanwhile is left as it is.
+    A host that is out of reach keeps its part, and `p2pfl down` can fetch it later. A peer whose
+    metrics are damaged has failed. What somebody else has collected meanwhile is left as it is.
     """
     async with locked(folder):
         if read_record(folder).collected:
             return ended_before(folder)
-        error = record.error(endings)
+        away = None
         try:
             await everywhere(_fetch(folder, place, shells) for place in record.places)
             record.collected = True
         except RunError as fault:
-            error = "; ".join(filter(None, (error, str(fault).replace("\n", ": "))))
+            away = str(fault).replace("\n", ": ")
+        damaged = {n: _damaged(endings.get(n), why) for n, why in set_aside(folder).items()}
+        endings = {**endings, **damaged}
+        error = "; ".join(filter(None, (record.error(endings), away))) or None
         status: Status = "interrupted" if interrupted else "failed" if error else "finished"
         gather(folder, endings, status, error)
         record.save(folder)
@@ -166,6 +183,11 @@ def ended_before(folder: Path) -> Ended:
     return Ended(folder, summary["status"], summary.get("error"))
 
 
+def _damaged(ending: Ending | None, fault: str) -> Ending:
+    before = f"{ending['why']}; " if ending and ending["status"] == "failed" else ""
+    return {"status": "failed", "why": before + fault}
+
+
 async def _fetch(folder: Path, place: Place, shells: Mapping[str, Shell]) -> None:
     if place.host.name not in shells:
         raise HostError(f"{place.host.name}: nothing was collected, because it is out of reach")
@@ -174,7 +196,7 @@ async def _fetch(folder: Path, place: Place, shells: Mapping[str, Shell]) -> Non
 
 async def _check_all(launch: Launch, shells: dict[str, Shell]) -> dict[int, str]:
     """Connect to all hosts and check them; return the public keys of all peers."""
-    checks = Checks(launch.experiment, launch.fleet, launch.max_skew, launch.insecure)
+    checks = Checks(launch.experiment, launch.fleet, launch.max_skew)
 
     async def ready(host: Host) -> dict[int, str]:
         shells[host.name] = await Shell.connect(host)
@@ -210,7 +232,7 @@ async def _start(launch: Launch, watching: Watching) -> None:
                 "data": seat.data,
                 "device": seat.device,
                 "threads": seat.threads,
-                "keys": None if launch.insecure else seat.keys,
+                "keys": seat.keys,
                 "insecure": launch.insecure,
             }
             for seat in launch.fleet.on(place.host)
@@ -235,19 +257,36 @@ async def _undone(place: Place) -> str:
 
 
 @contextmanager
-def _heeding_signals(watching: Watching) -> Iterator[None]:
+def _completing(folder: Path) -> Iterator[None]:
+    """Complete a run folder if this fails, whatever the cause: nothing has started yet."""
+    try:
+        yield
+    except BaseException as error:
+        gather(folder, {}, "failed", str(error) or type(error).__name__)
+        raise
+
+
+async def _unless_interrupted(work: Coroutine[Any, Any, T], detach: asyncio.Event) -> T | None:
+    """Return None if SIGINT or SIGTERM has ended it."""
+    task = asyncio.create_task(work)
+    with _heeding_signals(task.cancel, detach):
+        await asyncio.wait((task,))
+    return None if task.cancelled() else task.result()
+
+
+@contextmanager
+def _heeding_signals(interrupt: Callable[[], object], detach: asyncio.Event) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     politely = (signal.SIGINT, signal.SIGTERM)
 
-    def interrupt() -> None:
+    def once() -> None:
         for number in politely:  # a second one ends us at once
             loop.remove_signal_handler(number)
-        watching.view.note("stopping all peers ...")
-        watching.interrupt()
+        interrupt()
 
     for number in politely:
-        loop.add_signal_handler(number, interrupt)
-    loop.add_signal_handler(signal.SIGHUP, watching.detach.set)
+        loop.add_signal_handler(number, once)
+    loop.add_signal_handler(signal.SIGHUP, detach.set)
     try:
         yield
     finally:

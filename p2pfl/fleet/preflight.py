@@ -15,6 +15,10 @@ from p2pfl.fleet.parcel import data_files
 from p2pfl.fleet.ssh import Done, HostError, Shell, last_line, quoted
 
 NOT_FOUND = (126, 127)  # a shell's codes for commands that are not there or cannot be run
+NEEDED = ("p2pfl.cli.peer", "p2pfl.launch.local", "safetensors.torch")  # to run a peer
+VERSION = "from p2pfl import __version__; print(__version__)"
+# What Python says where p2pfl is not installed; of a folder ~/p2pfl it makes an empty package.
+ABSENT = ("No module named 'p2pfl'", "from 'p2pfl' (unknown location)")
 
 
 class Checks(NamedTuple):
@@ -23,7 +27,6 @@ class Checks(NamedTuple):
     experiment: Experiment
     fleet: Fleet
     max_skew: float  # seconds that a clock may be off
-    insecure: bool  # no keys are made
 
 
 async def preflight(shell: Shell, checks: Checks) -> dict[int, str]:
@@ -32,7 +35,8 @@ async def preflight(shell: Shell, checks: Checks) -> dict[int, str]:
     Keys that are missing are made, once all else is well.
 
     Raises:
-        HostError: its first fault, or for ports and data all of them, a line each.
+        HostError: its first fault, or for what `p2pfl.fleet.remote.look` looks at all of them,
+            a line each.
     """
     host, seats = shell.host, checks.fleet.on(shell.host)
     await _check_python(shell)
@@ -43,11 +47,12 @@ async def preflight(shell: Shell, checks: Checks) -> dict[int, str]:
         ports=[(host.address, port) for port in host.ports],
         folders=sorted({seat.data for seat in seats if seat.data}),
         files=sorted(set(files)),
+        modules=NEEDED,
+        devices=sorted({seat.device for seat in seats}),
     )
     if answer["faults"]:
         raise HostError("\n".join(f"{host.name}: {fault}" for fault in answer["faults"]))
-    if checks.insecure:
-        return {}
+    await shell.fetch(())  # nothing: whether files can be copied at all
     return {seat.node: await _key(shell, seat) for seat in seats if seat.keys}
 
 
@@ -69,10 +74,10 @@ def refuse_shared(fleet: Fleet, keys: Mapping[int, str]) -> None:
 
 async def _check_python(shell: Shell) -> None:
     name, python = shell.host.name, shell.host.interpreter
-    done = await shell.python("-c 'import p2pfl; print(p2pfl.__version__)'")
+    done = await shell.python(f"-c '{VERSION}'")
     if done.code in NOT_FOUND:
         raise HostError(f"{name}: there is no Python at {python}: {last_line(done.err)}")
-    if "No module named 'p2pfl'" in done.err:
+    if any(text in done.err for text in ABSENT):
         raise HostError(f"{name}: {python} has no p2pfl; install p2pfl-gossip {__version__} there")
     if done.code:
         raise HostError(f"{name}: {python} cannot import p2pfl: {last_line(done.err)}")

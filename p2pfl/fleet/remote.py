@@ -1,23 +1,23 @@
 """What is done on a host itself: ``python -m p2pfl.fleet.remote VERB``, JSON in and JSON out.
 
-Only the standard library is needed, so it answers at once and weighs little beside training.
+Only `look` imports more than the standard library, so the others answer at once and weigh little
+beside training.
 A run folder holds, for peer 3::
 
     003/          the peer's own run folder
     003.jsonl     what it says, a JSON object a line
     003.log       what goes wrong, in words
     003.pid       its process, and when that started: a number alone may be used again
+    003.stop      only where it was asked to end: how it took that
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,25 +25,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from p2pfl.fleet.look import look, path
+
 GRACE = 10.0  # seconds a peer has to end by itself before it is killed
 POLL = 0.1  # seconds between two looks at a file
 BEAT = 2.0  # seconds without news after which we say that we are there
 PIECE = 1 << 16  # bytes of a file that are read at a time; no line of a peer is that long
 
 
-def look(ports: list[tuple[str, int]], folders: list[str], files: list[str]) -> dict[str, Any]:
-    """Say what of that which peers need is not there: free ports, data folders, data files."""
-    faults = [fault for address, port in ports if (fault := _taken(address, port))]
-    faults += [f"there is no data folder {f}" for f in folders if not _path(f).is_dir()]
-    if not faults:
-        faults += [f"there is no data file {f}" for f in files if not _path(f).exists()]
-    return {"faults": faults}
-
-
 def make(workdir: str, name: str) -> dict[str, Any]:
     """Make a new run folder that nobody else can read."""
     for number in itertools.count(1):
-        folder = _path(workdir) / (name if number == 1 else f"{name}-{number}")
+        folder = path(workdir) / (name if number == 1 else f"{name}-{number}")
         try:
             folder.mkdir(0o700, parents=True)
         except FileExistsError:
@@ -135,6 +128,7 @@ def stop(folder: str, nodes: list[int], grace: float = GRACE) -> dict[str, Any]:
     """Ask peers to end, and kill those that have not after some seconds."""
     places = [Path(folder, f"{node:03d}") for node in nodes]
     for place in places:
+        _note_stop(place, "it was asked to end")
         _signal(place, signal.SIGTERM)
         _signal(place, signal.SIGCONT)  # a stopped process cannot hear
     deadline = time.monotonic() + grace
@@ -142,6 +136,7 @@ def stop(folder: str, nodes: list[int], grace: float = GRACE) -> dict[str, Any]:
         time.sleep(POLL)  # they are nobody's children here, so there is nothing to wait on
     killed = [node for node, place in zip(nodes, places, strict=True) if pid(place)]
     for place in places:
+        _note_stop(place, "it was asked to end, did not, and was killed")
         _signal(place, signal.SIGKILL)
     return {"killed": killed}
 
@@ -169,6 +164,8 @@ def ending(place: Path) -> dict[str, str]:
     last = lines[-1] if lines else ""
     if last.startswith("p2pfl: "):
         return {"status": "failed", "why": last.removeprefix("p2pfl: ")}
+    with contextlib.suppress(OSError):  # it may have ended before it could say how
+        return {"status": "interrupted", "why": place.with_suffix(".stop").read_text()}
     more = f"; its log ends with: {last}" if last else ""
     return {"status": "failed", "why": f"it was killed or broke down{more}"}
 
@@ -200,27 +197,14 @@ def _command(peer: dict[str, Any], fair: int) -> list[str]:
     words += ["--device", peer["device"], "--threads", str(peer["threads"] or fair)]
     for option in ("data", "keys"):
         if peer[option]:
-            words += [f"--{option}", str(_path(peer[option]))]
+            words += [f"--{option}", str(path(peer[option]))]
     return [*words, "--insecure"] if peer["insecure"] else words
 
 
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
-
-
-def _taken(address: str, port: int) -> str | None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-            probe.listen()  # with REUSEADDR, only this finds another listener
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return f"port {port} is in use"
-            if error.errno == errno.EADDRNOTAVAIL:
-                return f"{address} is none of its addresses"
-            return f"cannot listen on {address}:{port}: {error.strerror}"
-    return None
+def _note_stop(place: Path, why: str) -> None:
+    if pid(place) is not None:
+        with contextlib.suppress(OSError):  # a full disk is no reason not to stop it
+            place.with_suffix(".stop").write_text(why)
 
 
 def _process(number: int) -> tuple[str, int]:

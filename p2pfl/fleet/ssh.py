@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -22,6 +23,7 @@ except ImportError as missing:
 
 PATIENCE = 10.0  # seconds to wait for a connection, and for a login
 KEEPALIVE = 5.0  # seconds between two signs of life; three missed ones are a lost connection
+ANSWER = 60.0  # seconds a command may take; to import torch from a cold disk takes some
 SILENCE = 30.0  # seconds without news after which whoever we follow is taken for lost
 
 
@@ -56,9 +58,9 @@ class Shell:
         if host.user:
             options["username"] = host.user
         if host.ssh_key:
-            options["client_keys"] = [str(Path(host.ssh_key).expanduser())]
+            options["client_keys"] = [host.ssh_key]
         if host.known_hosts:
-            options["known_hosts"] = str(Path(host.known_hosts).expanduser())
+            options["known_hosts"] = host.known_hosts
         with _telling(host):
             connection = await asyncssh.connect(
                 host.ssh_host or host.address,
@@ -88,9 +90,19 @@ class Shell:
         self._connection.abort()
 
     async def run(self, command: str, text: str = "") -> Done:
-        """Run a line of shell with this text on standard input."""
+        """Run a line of shell with this text on standard input.
+
+        Raises:
+            HostError: it does not end in time, or the connection is lost.
+        """
         with _telling(self.host):
-            done = await self._connection.run(command, input=text)
+            try:
+                async with asyncio.timeout(ANSWER):
+                    done = await self._connection.run(command, input=text)
+            except TimeoutError:
+                raise HostError(
+                    f"{self.host.name}: its shell, or Python, does not answer within {ANSWER:g} s"
+                ) from None
         code = -1 if done.returncode is None else done.returncode  # None: it was killed
         return Done(code, str(done.stdout), str(done.stderr))
 
@@ -136,22 +148,34 @@ class Shell:
 
     async def send(self, folder: str, files: Mapping[str, bytes]) -> None:
         """Write files below a folder that is there."""
-        with _telling(self.host):
-            async with self._connection.start_sftp_client() as sftp:
-                for name, content in files.items():
-                    path = f"{folder}/{name}"
-                    await sftp.makedirs(path.rpartition("/")[0], exist_ok=True)
-                    async with sftp.open(path, "wb") as file:
-                        await file.write(content)
+        async with self._files() as sftp:
+            for name, content in files.items():
+                path = f"{folder}/{name}"
+                await sftp.makedirs(path.rpartition("/")[0], exist_ok=True)
+                async with sftp.open(path, "wb") as file:
+                    await file.write(content)
 
     async def fetch(self, names: Iterable[tuple[str, Path]]) -> None:
         """Copy files from there to here; those that are not there are left out."""
+        async with self._files() as sftp:
+            for there, here in names:
+                if await sftp.isfile(there):
+                    here.parent.mkdir(parents=True, exist_ok=True)
+                    await sftp.get(there, here)
+
+    @asynccontextmanager
+    async def _files(self) -> AsyncIterator[asyncssh.SFTPClient]:
         with _telling(self.host):
-            async with self._connection.start_sftp_client() as sftp:
-                for there, here in names:
-                    if await sftp.isfile(there):
-                        here.parent.mkdir(parents=True, exist_ok=True)
-                        await sftp.get(there, here)
+            try:
+                async with asyncio.timeout(ANSWER):
+                    client = await self._connection.start_sftp_client()
+            except asyncssh.ChannelOpenError as error:
+                raise HostError(
+                    f"{self.host.name}: its SSH server has no SFTP, which copies files:"
+                    f" {error.reason} (`Subsystem sftp` in its sshd_config)"
+                ) from error
+            async with client as sftp:
+                yield sftp
 
 
 def last_line(text: str) -> str:
@@ -200,6 +224,8 @@ def _why(host: Host, error: Exception) -> str:
             return f"{where} does not answer"
         case asyncssh.SFTPError():
             return f"a file cannot be copied: {error.reason}"
+        case OSError(filename=str() | bytes() as file):  # a key; the network has no names
+            return f"{os.fsdecode(file)} on this machine: {error.strerror}"
         case OSError():
             return f"{where} cannot be reached: {error.strerror or error}"
     return f"ssh: {error}"

@@ -41,18 +41,23 @@ class Watching:
         shells: a connection to each host, by name; a lost one is replaced.
         view: shown what happens.
         on_failure: whether the others are stopped when one fails.
+        detach: set it to leave the peers alone.
 
     Attributes:
-        detach: set it to leave the peers alone.
         endings: how the peers have ended that have.
         interrupted: whether the user wanted it, here or elsewhere.
     """
 
     def __init__(
-        self, record: Record, shells: dict[str, Shell], view: View, on_failure: OnFailure
+        self,
+        record: Record,
+        shells: dict[str, Shell],
+        view: View,
+        on_failure: OnFailure,
+        detach: asyncio.Event,
     ) -> None:
         self.record, self.shells, self.view, self.on_failure = record, shells, view, on_failure
-        self.detach = asyncio.Event()
+        self._detach = detach
         self.endings: dict[int, Ending] = {}
         self.interrupted = False
         self._stop = asyncio.Event()
@@ -77,6 +82,7 @@ class Watching:
 
     def interrupt(self) -> None:
         """End all peers, because the user wants it."""
+        self.view.note("stopping all peers ...")
         self.interrupted = True
         self._end()
 
@@ -86,7 +92,7 @@ class Watching:
             self._ended(node, {"status": "failed", "why": why})
 
     async def _leave(self) -> None:
-        await self.detach.wait()
+        await self._detach.wait()
 
     async def _follow_all(self) -> None:
         await asyncio.gather(*map(self._follow, self.record.places))

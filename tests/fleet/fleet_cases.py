@@ -113,6 +113,7 @@ class Sshd:
             stderr=asyncio.subprocess.PIPE,
             env=env | {"OMP_NUM_THREADS": "1"},
             cwd=home,
+            start_new_session=True,
         )
         pairs = ((child.stdout, process.stdout), (child.stderr, process.stderr))
         pumps = [asyncio.create_task(_pump(source, sink)) for source, sink in pairs]
@@ -123,7 +124,8 @@ class Sshd:
         if said.done() and not any(said.result()):
             process.exit(await child.wait())
         else:  # nobody listens any more
-            child.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
         for task in (feed, gone, *pumps):
             task.cancel()
         await asyncio.gather(feed, gone, *pumps, child.wait(), return_exceptions=True)

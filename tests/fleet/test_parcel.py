@@ -1,5 +1,7 @@
 """What is sent to hosts, and what is made of what they leave."""
 
+import asyncio
+
 import pytest
 import torch
 import zmq
@@ -8,7 +10,8 @@ from fleet_cases import experiment, small, summary
 import p2pfl
 from p2pfl.errors import UserError
 from p2pfl.experiment.experiment import Experiment
-from p2pfl.fleet.collect import gather, mean_model, open_folder
+from p2pfl.fleet import launch
+from p2pfl.fleet.collect import gather, mean_model, open_folder, set_aside
 from p2pfl.fleet.hosts import read_hosts
 from p2pfl.fleet.parcel import data_files, parcel
 from p2pfl.fleet.record import Place, Record, read_record
@@ -104,6 +107,47 @@ def test_a_run_without_any_model_is_a_valid_folder(tmp_path):
     gather(folder, endings, "failed", "no power anywhere")
     assert read_run(folder).summary["error"] == "no power anywhere"
     assert summary(folder)["mean_model_missing"] == "no peer has got through"
+
+
+@pytest.mark.parametrize("text", ["", "round,no", "round,node\n"])
+def test_a_host_with_a_full_disk_keeps_no_other_from_being_collected(
+    tmp_path, fleet, text, monkeypatch
+):
+    folder, places = tmp_path / "run", [Place(fleet.hosts[0], "/there", [0, 1, 2])]
+    open_folder(folder, experiment())
+    Record("now", 3, places).save(folder)
+    p2pfl.run(experiment(), out=tmp_path / "done")
+    lines = (tmp_path / "done" / "metrics.csv").read_text().splitlines(keepends=True)
+
+    async def fetch(folder, place, shell):
+        for node in place.nodes:
+            home = folder / "peers" / f"{node:03d}"
+            home.mkdir(parents=True)
+            own = [line for line in lines[1:] if line.split(",")[1] == str(node)]
+            (home / "metrics.csv").write_text(text if node == 1 else "".join(lines[:1] + own))
+        (home / "summary.json").write_text("[1")
+
+    monkeypatch.setattr(launch, "fetch", fetch)
+    endings = {node: {"status": "finished", "why": "all rounds"} for node in (0, 2)}
+    endings[1] = {"status": "failed", "why": "no space"}
+    ended = asyncio.run(
+        launch.conclude(folder, read_record(folder), {"a": None}, endings, interrupted=False)
+    )
+    assert ended.error.startswith("peer 1 on a failed: no space")
+    assert ("damaged" in ended.error) == text.endswith("\n")
+    assert read_record(folder).collected
+    assert set(read_run(folder).metrics["node"]) == {0, 2}
+
+
+def test_a_peer_with_damaged_metrics_has_failed(tmp_path):
+    home = tmp_path / "peers" / "002"
+    home.mkdir(parents=True)
+    (home / "metrics.csv").write_text("round,node\n")
+    faults = set_aside(tmp_path)
+    assert list(faults) == [2]
+    assert faults[2].endswith(f"of this version; kept as {home}/metrics.csv.damaged")
+    assert not (home / "metrics.csv").exists()
+    assert set_aside(tmp_path) == {}
 
 
 def test_the_record_survives(tmp_path, fleet):

@@ -9,9 +9,9 @@ import pytest
 from fleet_cases import experiment, fleet, free_port
 
 from p2pfl.errors import RunError, UserError
+from p2pfl.fleet import preflight, ssh
 from p2pfl.fleet.launch import Launch, up
-from p2pfl.fleet.preflight import Checks, preflight
-from p2pfl.fleet.ssh import Shell
+from p2pfl.fleet.ssh import HostError, Shell
 from p2pfl.security.keys import read_keys
 
 pytestmark = pytest.mark.processes  # not peers, but shells
@@ -50,6 +50,15 @@ def test_what_is_no_ssh_key(sshd):
     assert f"ward-b: the ssh key {sshd.folder / 'other'} cannot be read" in said
 
 
+def test_an_ssh_key_that_is_there_no_more(sshd):
+    key = sshd.folder / "other"
+    key.touch()
+    host = fleet(sshd, b={"ssh_key": str(key)}).hosts[1]
+    key.unlink()
+    with pytest.raises(HostError, match=f"^ward-b: {key} on this machine: No such file"):
+        asyncio.run(Shell.connect(host))
+
+
 def test_an_unknown_host_key(sshd):
     (sshd.folder / "empty").touch()
     said = refusal(sshd, c={"known_hosts": str(sshd.folder / "empty")})
@@ -67,6 +76,39 @@ def test_the_package_is_missing(sshd):
     assert f"ward-a: {path} has no p2pfl; install p2pfl-gossip" in refusal(
         sshd, a={"python": str(path)}
     )
+
+
+def test_a_folder_with_the_name_of_the_package(sshd):
+    (sshd.home("ward-a") / "p2pfl").mkdir()
+    bare = f'unset PYTHONPATH; exec {sys.executable} -S "$@"'
+    path = sshd.fake("ward-a", "bare", bare)
+    assert f"ward-a: {path} has no p2pfl; install p2pfl-gossip" in refusal(
+        sshd, a={"python": str(path)}
+    )
+
+
+def test_something_that_a_peer_imports_is_missing(sshd, monkeypatch):
+    monkeypatch.setattr(preflight, "NEEDED", ("none_such",))
+    said = refusal(sshd)
+    assert said.count("cannot run a peer: No module named 'none_such'") == 3
+
+
+def test_a_device_that_is_not_there(sshd):
+    said = refusal(sshd, b={"device": "cuda:99"})
+    assert "ward-b: device cuda:99 cannot be used: " in said
+
+
+def test_a_host_that_hangs(sshd, monkeypatch):
+    monkeypatch.setattr(ssh, "ANSWER", 0.5)
+    path = sshd.fake("ward-a", "python", "exec sleep 60")
+    said = refusal(sshd, a={"python": str(path)})
+    assert "ward-a: its shell, or Python, does not answer within 0.5 s" in said
+
+
+def test_an_ssh_server_that_copies_no_files(sshd, monkeypatch):
+    session = asyncssh.stream.SSHServerStreamSession
+    monkeypatch.setattr(session, "subsystem_requested", lambda *_: False)
+    assert refusal(sshd).count("its SSH server has no SFTP, which copies files") == 3
 
 
 def test_another_version(sshd):
@@ -89,15 +131,16 @@ def test_a_port_in_use(sshd):
 
 
 def test_an_address_of_another_machine(sshd):
-    found = refusal_insecure(sshd, a={"address": "192.0.2.1", "ssh_host": "127.0.0.1"})
-    assert "ward-a: 192.0.2.1 is none of its addresses" in found
-
-
-def refusal_insecure(sshd, **changes):
-    launch = Launch(experiment(), fleet(sshd, **changes), insecure=True)
-    with pytest.raises(RunError) as caught:
+    launch = Launch(experiment(), beyond(sshd), insecure=True)
+    with pytest.raises(RunError, match=r"ward-a: 192.0.2.1 is none of its addresses"):
         asyncio.run(up(launch, lambda: pytest.fail("a run folder was made"), None))
-    return str(caught.value)
+
+
+def beyond(sshd):
+    """Return hosts with addresses of other machines."""
+    addresses = {letter: f"192.0.2.{number}" for number, letter in enumerate("abc", 1)}
+    places = {key: {"address": place, "ssh_host": "127.0.0.1"} for key, place in addresses.items()}
+    return fleet(sshd, **places)
 
 
 CSV = {"data": {"name": "csv", "path": "x.csv", "target": "y"}}
@@ -145,12 +188,12 @@ def test_a_file_that_cannot_be_sent_is_told_before_a_run_folder_is_made(tmp_path
 def test_keys_are_made_once_and_stay_where_they_are(sshd):
     keys = {"keys": "~/.config/keys.toml"}
     hosts = fleet(sshd, a=keys, b=keys, c=keys)
-    checks = Checks(experiment(), hosts, max_skew=5.0, insecure=False)
+    checks = preflight.Checks(experiment(), hosts, max_skew=5.0)
 
     async def ask(host):
         shell = await Shell.connect(host)
         try:
-            return await preflight(shell, checks), await preflight(shell, checks)
+            return [await preflight.preflight(shell, checks) for _ in range(2)]
         finally:
             shell.close()
 
@@ -167,7 +210,6 @@ def test_ports_and_nodes_must_agree(sshd):
 
 
 def test_machines_do_not_talk_in_clear_unasked(sshd):
-    beyond = fleet(sshd, a={"address": "192.0.2.1"})
     with pytest.raises(UserError, match="would talk in clear"):
-        Launch(experiment(), beyond).check()
-    Launch(experiment(), beyond, insecure=True).check()
+        Launch(experiment(), beyond(sshd)).check()
+    Launch(experiment(), beyond(sshd), insecure=True).check()

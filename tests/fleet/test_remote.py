@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from p2pfl.fleet import remote
+from p2pfl.fleet.look import look
 
 SLEEPER = [sys.executable, "-c", "print('ready', flush=True); import time; time.sleep(60)"]
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEPER[2]
@@ -33,6 +34,7 @@ def test_a_process_is_stopped(tmp_path, sleeper):
     assert remote.stop(str(tmp_path), [3]) == {"killed": []}
     assert sleeper.wait(10) == -15
     assert remote.pid(place) is None
+    assert remote.ending(place) == {"status": "interrupted", "why": "it was asked to end"}
 
 
 def test_a_stubborn_process_is_killed(tmp_path):
@@ -41,6 +43,41 @@ def test_a_stubborn_process_is_killed(tmp_path):
         register(tmp_path, process)
         assert remote.stop(str(tmp_path), [3], grace=0.2) == {"killed": [3]}
         assert process.wait(10) == -9
+    ending = remote.ending(tmp_path / "003")
+    assert ending["status"] == "interrupted"
+    assert ending["why"].endswith("did not, and was killed")
+
+
+def test_one_that_broke_down_before_it_was_asked_to_end_has_failed(tmp_path, sleeper):
+    place = register(tmp_path, sleeper)
+    sleeper.kill()
+    sleeper.wait(10)
+    assert remote.stop(str(tmp_path), [3]) == {"killed": []}
+    assert remote.ending(place)["status"] == "failed"
+
+
+def faults(ports=(), modules=(), devices=("cpu",)):
+    return look(ports, [], [], modules, devices)["faults"]
+
+
+def test_what_a_peer_cannot_import_is_told_once():
+    assert faults(modules=["json"]) == []
+    (fault,) = faults(modules=["none_such", "none_either"], devices=["nonsense"])
+    assert "cannot run a peer: No module named 'none_such'; install" in fault
+
+
+def test_devices_that_are_not_there():
+    told = faults(devices=["cpu", "cuda:99", "nonsense"])
+    assert [fault.split(" cannot be used: ")[0] for fault in told] == [
+        "device cuda:99",
+        "device nonsense",
+    ]
+    assert not any("\n" in fault for fault in told)
+
+
+def test_a_wrong_address_is_told_once_for_all_its_ports():
+    ports = [("192.0.2.1", 7000), ("192.0.2.1", 7001)]
+    assert faults(ports) == ["192.0.2.1 is none of its addresses"]
 
 
 def asked(*nodes):

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import p2pfl
 from p2pfl.cli import app
 from p2pfl.errors import RunError
+from p2pfl.fleet import launch
 from p2pfl.fleet.collect import gather, open_folder
 from p2pfl.fleet.launch import Launch, conclude
 from p2pfl.fleet.launch import up as launch_up
@@ -167,8 +168,7 @@ def test_training_goes_on_without_the_launcher(tmp_path, sshd, run):
 
 
 def test_detached_peers_are_collected_when_they_have_ended(tmp_path, sshd, run):
-    keys = {"keys": "~/keys.toml"}
-    hosts = hosts_file(sshd, a=keys, b=keys, c=keys)
+    hosts = hosts_file(sshd, a={"keys": "keys.toml"}, b=(keys := {"keys": "~/keys.toml"}), c=keys)
     code, told = up(tmp_path, run, hosts, "--detach")
     assert code == 0, told
     assert f"p2pfl status {run}" in told
@@ -185,6 +185,35 @@ def test_ctrl_c_stops_all_peers(sshd, run):
     assert "stopping all peers ..." in watcher.notes
     assert not any(map(pid, sshd.places()))
     assert json.loads((run / "fleet.json").read_text())["collected"]
+
+
+def test_ctrl_c_while_files_are_sent(sshd, run, monkeypatch):
+    async def send(shell, folder, files):
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(launch.Shell, "send", send)
+    ended = asyncio.run(launch_up(Launch(experiment(), fleet(sshd)), lambda: run, Watcher(None)))
+    assert ended.status == summary(run)["status"] == "interrupted"
+    assert not sshd.places()
+
+
+def test_a_mishap_while_files_are_sent(sshd, run, monkeypatch):
+    async def send(shell, folder, files):
+        raise MemoryError
+
+    monkeypatch.setattr(launch.Shell, "send", send)
+    with pytest.raises(MemoryError):
+        asyncio.run(launch_up(Launch(experiment(), fleet(sshd)), lambda: run, Watcher(None)))
+    assert (summary(run)["status"], summary(run)["error"]) == ("failed", "MemoryError")
+
+
+def test_peers_that_are_stopped_before_they_heed_it_are_interrupted(sshd, run):
+    wanted = Launch(experiment(pace=LONG), fleet(sshd), detach=True)
+    assert asyncio.run(launch_up(wanted, lambda: run, Watcher(None))).status == "running"
+    assert call("down", run)[0] == 0
+    assert summary(run)["status"] == "interrupted"
+    assert "error" not in summary(run)
 
 
 def test_down_while_up_follows(sshd, run):
@@ -235,9 +264,11 @@ def test_peers_survive_the_terminal(sshd, run):
     assert all(map(pid, sshd.places()))
 
 
+SCRIPT = Path(__file__).parents[2] / "scripts" / "spawn_lan.py"
+
+
 def test_the_short_script_works(tmp_path, sshd):
-    script = Path(__file__).parents[2] / "scripts" / "spawn_lan.py"
-    words = [script, write(tmp_path), hosts_file(sshd)]
+    words = [SCRIPT, write(tmp_path), hosts_file(sshd)]
     done = subprocess.run(
         [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=120
     )
@@ -246,3 +277,26 @@ def test_the_short_script_works(tmp_path, sshd):
     for node, name in enumerate(NAMES):
         assert any(f"{node} {name}: round 3" in line for line in lines), done.stdout
         assert any(f"{node} {name}: peer {node}: finished" in line for line in lines)
+    assert not any(line.endswith(": ") for line in lines)
+
+
+def test_the_short_script_says_what_is_wrong_in_one_line(tmp_path):
+    words = [sys.executable, SCRIPT, "none.toml", "none.toml"]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "spawn_lan: there is no experiment file none.toml\n",
+    )
+
+
+def test_the_short_script_ends_with_ctrl_c(tmp_path, sshd):
+    sleeper = {"python": str(sshd.fake("ward-a", "python", "echo here; exec sleep 60"))}
+    hosts = hosts_file(sshd, a=sleeper, b=sleeper, c=sleeper)
+    words = [sys.executable, SCRIPT, write(tmp_path), hosts]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(list(map(str, words)), **pipes) as script:
+        while "here" not in script.stdout.readline():
+            pass
+        script.send_signal(signal.SIGINT)
+        _, err = script.communicate(timeout=60)
+    assert (script.returncode, err) == (130, "")
