@@ -18,7 +18,7 @@ NOT_FOUND = (126, 127)  # a shell's codes for commands that are not there or can
 NEEDED = ("p2pfl.cli.peer", "p2pfl.launch.local", "safetensors.torch")  # to run a peer
 VERSION = "from p2pfl import __version__; print(__version__)"
 # What Python says where p2pfl is not installed; of a folder ~/p2pfl it makes an empty package.
-ABSENT = ("No module named 'p2pfl'", "from 'p2pfl' (unknown location)")
+ABSENT = ("No module named 'p2pfl'", "cannot import name '__version__'")
 
 
 class Checks(NamedTuple):
@@ -35,8 +35,7 @@ async def preflight(shell: Shell, checks: Checks) -> dict[int, str]:
     Keys that are missing are made, once all else is well.
 
     Raises:
-        HostError: its first fault, or for what `p2pfl.fleet.remote.look` looks at all of them,
-            a line each.
+        HostError: its first fault, or of what `p2pfl.fleet.look` looks at several, a line each.
     """
     host, seats = shell.host, checks.fleet.on(shell.host)
     await _check_python(shell)
