@@ -49,3 +49,12 @@ class LocalProtocolError(ProtocolError):
 
 class RemoteProtocolError(ProtocolError):
     """Another peer sent something it must not send: drop it and count it, but go on."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an exception says, in one line.
+
+    >>> first_line(ValueError("too many\\nmore about it"))
+    'ValueError: too many'
+    """
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -92,6 +92,8 @@ def build_model(section: Section, seed: int, shape: tuple[int, ...], outputs: in
         raise UserError(f"model{own}: {error}") from error
     except Exception as error:  # it may be the user's own code: whatever it raises is theirs
         raise UserError(f"model{own}: {type(error).__name__}: {error}") from error
+    if not isinstance(made, Tensor):
+        raise UserError(f"model{own} makes a {type(made).__name__} of examples, not a tensor")
     if tuple(made.shape) != (2, outputs):
         raise UserError(f"model{own} makes {list(made.shape[1:])} of an example, not [{outputs}]")
     return model

@@ -15,17 +15,17 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from p2pfl.errors import RunError, UserError
+from p2pfl.errors import RunError, UserError, first_line
 from p2pfl.learning.chain import Into, NotAChain, layers_of, value_and_grad
 from p2pfl.learning.losses import Loss
-from p2pfl.learning.modules import Pure, forward
+from p2pfl.learning.modules import ModelFailed, Pure, forward
 from p2pfl.learning.scratch import Scratch
 from p2pfl.learning.tree import wide
 
 Batch = tuple[Tensor, Tensor, Tensor]  # examples [rows, b, ...], targets [rows, b], keys [rows]
 
 # What a model that cannot be stacked makes `vmap` raise.
-REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError)
+REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, ModelFailed)
 
 
 class Backend(ABC):
@@ -119,8 +119,9 @@ class Vmapped(Backend):
     def compute(self, params: Tensor, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Stack the rows, and lay their gradients end to end."""
         losses, parts = self._stacked(params, x, y, keys)
-        grads = torch.empty_like(params)
-        torch.cat([parts[name].flatten(1) for name in self.model.spec.names], 1, out=grads)
+        grads, spec = torch.empty_like(params), self.model.spec
+        sizes = zip(spec.names, spec.sizes, strict=True)
+        torch.cat([parts[name].reshape(len(params), size) for name, size in sizes], 1, out=grads)
         return losses, grads
 
     def _descend(self, params: Tensor, batch: Batch, factor: Tensor) -> Tensor:
@@ -216,7 +217,7 @@ class Auto(Backend):
 
     def __init__(self, model: Pure, loss: Loss, dtype: torch.dtype | None = None) -> None:
         super().__init__(model, loss, dtype)
-        self.reason = "not tried yet: so far there was one row at a time"
+        self.reason = f"{Looped.reason}: so far there was one at a time"
         self._looped = Looped(model, loss, dtype)
         self._chosen: Backend | None = None
         try:
@@ -260,7 +261,8 @@ class Auto(Backend):
         try:
             results = found(*batch)
         except REFUSALS as error:
-            return self._looped, f"{Looped.reason}: vmap refused the model ({_first_line(error)})"
+            why = first_line(error.__cause__ or error)
+            return self._looped, f"{Looped.reason}: vmap refused the model ({why})"
         dtype = self.dtype or batch[0].dtype
         pairs = zip(results, expected, strict=True)
         if not all(close(one, two, dtype) for one, two in pairs):
@@ -344,10 +346,6 @@ def _check_finite(what: str, values: Tensor) -> None:
 def _check_named(model: Pure, what: str, rows: Tensor) -> None:
     for name, values in model.spec.unflatten(rows).items():
         _check_finite(f"{what} {name}", values)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _convolves(model: Pure) -> bool:

@@ -26,10 +26,14 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from p2pfl import rng
-from p2pfl.errors import UserError
+from p2pfl.errors import UserError, first_line
 from p2pfl.learning.spec import Spec
 
 _WHOLE_CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+class ModelFailed(UserError):
+    """The forward pass of a model has raised something."""
 
 
 class KeyedDropout(nn.Module):
@@ -62,12 +66,13 @@ class KeyedDropout(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Pure:
-    """A model made pure: three copies of its structure, with the parameters shared.
+    """A model made pure: copies of its structure, with the parameters shared.
 
     Attributes:
         spec: how its parameters lie in one vector.
         training: keyed dropout, normalisation by the batch.
         evaluating: in evaluation mode, otherwise as the user built it.
+        pattern: the same, never called: a forward pass may leave something in a module.
         estimating: collects the statistics of batch normalisation; None without such.
         dropouts: the names of the buffers which take the key.
         statistics: the names of the buffers which `estimate_buffers` estimates.
@@ -76,6 +81,7 @@ class Pure:
     spec: Spec
     training: nn.Module
     evaluating: nn.Module
+    pattern: nn.Module
     estimating: nn.Module | None
     dropouts: tuple[str, ...]
     statistics: tuple[str, ...]
@@ -98,8 +104,9 @@ def pure(model: nn.Module) -> Pure:
         module.running_mean = module.running_var = module.num_batches_tracked = None
     dropouts = [f"{name}.key".lstrip(".") for name, _ in _of_kind(training, KeyedDropout)]
     estimating = _estimator(model) if statistics else None
-    evaluating = _copy(model).eval()
-    return Pure(spec, training, evaluating, estimating, tuple(dropouts), tuple(statistics))
+    evaluating, pattern = _copy(model).eval(), _copy(model).eval()
+    buffers = tuple(dropouts), tuple(statistics)
+    return Pure(spec, training, evaluating, pattern, estimating, *buffers)
 
 
 def forward(model: Pure, params: dict[str, Tensor], key: Tensor, x: Tensor) -> Tensor:
@@ -111,16 +118,14 @@ def forward(model: Pure, params: dict[str, Tensor], key: Tensor, x: Tensor) -> T
         if isinstance(module, KeyedDropout):
             module.calls = 0
     values = params | _constants(model.training) | dict.fromkeys(model.dropouts, key)
-    outputs: Tensor = functional_call(model.training, values, (x,))
-    return outputs
+    return _called(model.training, values, x, "training")
 
 
 def predict(
     model: Pure, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor
 ) -> Tensor:
     """Return the outputs ``[b, k]`` of a row in evaluation, with its estimated buffers."""
-    outputs: Tensor = functional_call(model.evaluating, params | buffers, (x,))
-    return outputs
+    return _called(model.evaluating, params | buffers, x, "evaluation")
 
 
 def estimate_buffers(model: Pure, params: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
@@ -133,19 +138,28 @@ def estimate_buffers(model: Pure, params: dict[str, Tensor], x: Tensor) -> dict[
         return {}
     buffers = _constants(model.estimating)
     with torch.no_grad():  # the forward pass writes into the buffers it is given
-        functional_call(model.estimating, params | buffers, (x,))
+        _called(model.estimating, params | buffers, x, "evaluation")
     return {name: buffers[name] for name in model.statistics}
 
 
 def assemble(model: Pure, params: dict[str, Tensor], buffers: dict[str, Tensor]) -> nn.Module:
     """Return a plain module in evaluation mode, with copies of a row's values in it."""
-    made = copy.deepcopy(model.evaluating)
+    made = copy.deepcopy(model.pattern)
     values = params | buffers
     with torch.no_grad():
         for name, place in [*made.named_parameters(), *made.named_buffers()]:
             if name in values:
                 place.copy_(values[name])
     return made
+
+
+def _called(module: nn.Module, values: dict[str, Tensor], x: Tensor, when: str) -> Tensor:
+    """Call a module with other values; what it raises is told as the model's."""
+    try:
+        outputs: Tensor = functional_call(module, values, (x,))
+    except Exception as error:  # it may be the user's own code
+        raise ModelFailed(f"model: in {when}, {first_line(error)}") from error
+    return outputs
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -74,6 +74,6 @@ class Spec(NamedTuple):
         """Return the parameters in ``[d]`` or ``[rows, d]`` by name, as views: no copies."""
         lead, views, start = vector.shape[:-1], {}, 0
         for name, shape, size in zip(self.names, self.shapes, self.sizes, strict=True):
-            views[name] = vector.narrow(-1, start, size).view(*lead, *shape)
+            views[name] = vector.narrow(-1, start, size).view((*lead, *shape))
             start += size
         return views

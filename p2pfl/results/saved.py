@@ -62,7 +62,7 @@ def load(run: str | Path, node: int | None = None) -> Predictor:
         signature = Signature.from_metadata(texts)
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: its metadata are damaged: {error!r}") from error
-    module = _build(experiment.get("model", {}), signature, summary.get("base"))
+    module = _build(experiment, signature, summary.get("base"))
     module.to(tensors["shift"].dtype if "shift" in tensors else torch.float32)
     features = torch.empty(math.prod(signature.shape))
     affine = Affine(features, features) if texts.get("standardises") == "1" else None
@@ -104,13 +104,17 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, texts
 
 
-def _build(table: Any, signature: Signature, base: str | None) -> nn.Module:  # noqa: ANN401
-    """Build the model that the section says, as yet without its weights."""
-    section = config.read("model", table, config.Kind(MODEL_FACTORIES))
+def _build(experiment: Mapping[str, Any], signature: Signature, base: str | None) -> nn.Module:
+    """Build the model of an experiment, as yet without its weights.
+
+    What a model of the user's draws and does not save is drawn from the same seed again.
+    """
+    section = config.read("model", experiment.get("model", {}), config.Kind(MODEL_FACTORIES))
     if "factory" in section.values:
         factory = _located(section.values["factory"], base)
         section = section._replace(values={**section.values, "factory": factory})
-    return build_model(section, 0, signature.shape, signature.outputs)
+    seed = experiment.get("seed", 0)
+    return build_model(section, seed, signature.shape, signature.outputs)
 
 
 def _located(factory: str, base: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,15 +13,19 @@ from torch import Tensor
 from p2pfl.algorithm import Rows, newest
 from p2pfl.errors import UserError
 from p2pfl.learning.cache import cache_bytes
-from p2pfl.learning.tree import leaves
+from p2pfl.learning.tree import leaves, wide
 from p2pfl.runtime.setup import Setup
 from p2pfl.topology.schedule import in_degrees
 
 WORKING = 256 << 20  # torch's own, activations and evaluation
 BLOCKS = 4  # of the size of the cache: gradients and activations beside the parameters
-EMULATED = 3  # models of each node in the emulator: its own, those on the way, those it heard
+# The rest was measured, as models of each node (`scripts/benchmarks/memory.py`).
+EMULATED = 3  # in the emulator: its own, those on the way, those it heard
+UNEVEN = 5  # the same where nobody waits, and some are ahead of others
 OVERLAPPED = 2  # states beside its own that a node holds while it trains and exchanges
-DIFFERENCES = 3  # models of each node where messages are differences: taken, decoded, added
+DIFFERENCES = 3  # where messages are differences: taken, decoded, added
+QUANTISED = 6  # where numbers become small integers: scaled, rounded, packed, and back
+COMPARED = 3  # of each neighbour, where models are compared: side by side, and their differences
 CGROUP = Path("/sys/fs/cgroup")  # where Linux tells how much a container may use
 
 
@@ -61,21 +66,36 @@ def needed(setup: Setup, held: int, emulated: bool = False, twice: bool = False)
     heard = algorithm.absorb(None, algorithm.send(state), params.shape[1])
     own = sum(leaf.nbytes for leaf in leaves(state))
     more = _beyond(heard, state) + _beyond((algorithm.model(state),), state)
-    if algorithm.absorb is not newest:  # differences are taken, and decoded, of all at once
-        more += DIFFERENCES * params.nbytes
     if twice:
         more += params.nbytes
     if emulated:
-        more += (EMULATED - 1) * own
+        waits = getattr(setup.pace, "patience", 0.0) == math.inf
+        more += ((EMULATED if waits else UNEVEN) - 1) * own
     elif not algorithm.columnwise:
         more += own
-    if algorithm.needs.rule and not algorithm.columnwise:  # side by side, and compared
-        most = int(in_degrees(setup.topology.links(0)).max()) + 1
-        more += 2 * most * params.nbytes // (held if emulated else 1)
     if getattr(setup.pace, "overlap", False):
         more += OVERLAPPED * own
-    working = WORKING + BLOCKS * cache_bytes(params.device)
+    at_once = _at_once(setup, params, algorithm.send(state))
+    block = min(setup.task.block, held) * params.nbytes  # which can be asked for
+    working = WORKING + max(BLOCKS * cache_bytes(params.device), 2 * block)
+    working += at_once if emulated else 0  # there it is one node after the other
+    more += 0 if emulated else at_once
     return Needed(held * own, held * more, working, free(params.device))
+
+
+def _at_once(setup: Setup, params: Tensor, message: tuple[Tensor, ...]) -> int:
+    """Return the bytes of one node where all are encoded, or compared, at once."""
+    algorithm, full = setup.algorithm, params.numel() * wide(params).itemsize
+    models = 0
+    if algorithm.absorb is not newest:
+        models += DIFFERENCES
+    if any(8 * f.numel() >= params.numel() and not f.is_floating_point() for f in message):
+        models += QUANTISED
+    if algorithm.needs.rule and not algorithm.columnwise:
+        models += COMPARED * (int(in_degrees(setup.topology.links(0)).max()) + 1)
+    if full > params.nbytes:  # of two bytes, which are reckoned with in four
+        models += 1 + models // 6
+    return models * full
 
 
 def check(need: Needed) -> None:

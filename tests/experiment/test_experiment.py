@@ -316,6 +316,7 @@ def test_the_default_optimiser_makes_way_for_another(change, rate):
         ("wide", "mine.py:wide): RuntimeError: mat1 and mat2"),
         ("few", "makes [3] of an example, not [10]"),
         ("nothing", "not an nn.Module"),
+        ("two", "mine.py:two) makes a tuple of examples, not a tensor"),
     ],
 )
 def test_what_is_wrong_with_a_model_of_the_users_own_is_told_in_one_line(tmp_path, name, words):
@@ -325,6 +326,9 @@ def test_what_is_wrong_with_a_model_of_the_users_own_is_told_in_one_line(tmp_pat
         "def wide(shape, outputs): return nn.Sequential(nn.Flatten(), nn.Linear(3, outputs))\n"
         "def few(shape, outputs): return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
         "def nothing(shape, outputs): return None\n"
+        "class Two(nn.Module):\n"
+        "    def forward(self, x): return x, x\n"
+        "def two(shape, outputs): return Two()\n"
     )
     tables = {"nodes": 2, "model": {"name": "custom", "factory": f"mine.py:{name}"}}
     experiment = Experiment.from_dict(tables, tmp_path)

@@ -62,6 +62,21 @@ class Odd(nn.Module):
         return self.head(torch.tanh(self.frozen(x)))
 
 
+class Shared(nn.Module):
+    """One layer under two names, a parameter without dimensions, and a forward pass that writes."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(inputs, 5)
+        self.layers = nn.ModuleList([self.first, nn.Linear(5, outputs)])
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.hidden: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.hidden = torch.tanh(self.first(x.flatten(1)))
+        return self.layers[1](self.hidden) * self.scale
+
+
 def _batchnorm(shape, outputs):
     conv = nn.Conv2d(shape[0], 4, 3)
     return nn.Sequential(
@@ -83,6 +98,7 @@ MODELS = {
     "lenet": ((1, 12, 12), models.lenet()),
     "batchnorm": ((2, 6, 6), _batchnorm),
     "odd": ((6,), lambda shape, outputs: Odd(shape[0], outputs)),
+    "shared": ((6,), lambda shape, outputs: Shared(shape[0], outputs)),
 }
 
 

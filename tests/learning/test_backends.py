@@ -14,7 +14,7 @@ from p2pfl.learning import backends, losses
 from p2pfl.learning.modules import pure
 
 LOSS = losses.cross_entropy()
-NO_CHAINS = ("batchnorm", "odd")
+NO_CHAINS = ("batchnorm", "odd", "shared")
 
 
 def assert_same(one, two):
@@ -195,11 +195,19 @@ def test_unknown_randomness_is_drawn_from_the_key():
     assert not torch.equal(backends.Looped(made, LOSS)(*batch)[1], expected[1])
 
 
+@pytest.mark.parametrize("backend", [backends.Looped, backends.Vmapped, backends.Auto])
+def test_what_a_model_raises_in_training_is_told_as_its_own(backend):
+    model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)).double()
+    made, params, x, y, keys = block((6,), model, b=1)  # one example has no variance
+    with pytest.raises(UserError, match="model: in training, ValueError: Expected more than 1"):
+        backend(made, LOSS)(params, x, y, keys)
+
+
 def test_auto_says_why():
     made, *batch = lstm_block()
     auto = backends.Auto(made, LOSS)
     auto(*(part[:1] for part in batch))
-    assert "not tried yet" in auto.reason
+    assert "so far there was one at a time" in auto.reason
     found = auto(*batch)
     assert auto.reason.startswith("one row after the other: vmap refused the model")
     assert_same(found, backends.Looped(made, LOSS)(*batch))

@@ -9,6 +9,8 @@ from torch import nn
 
 from p2pfl import rng
 from p2pfl.errors import UserError
+from p2pfl.learning.evaluation import Evaluator
+from p2pfl.learning.losses import cross_entropy
 from p2pfl.learning.modules import (
     KeyedDropout,
     assemble,
@@ -38,6 +40,15 @@ def test_flat_vector_and_back(name):
     for parameter, view in spec.unflatten(rows).items():
         assert torch.equal(view[2], 3 * own[parameter])
         assert view.untyped_storage().data_ptr() == rows.untyped_storage().data_ptr()
+
+
+def test_what_a_forward_pass_leaves_behind_is_in_no_model_made_of_it():
+    made, params, x, y, _ = block(*build("shared"))
+    Evaluator(made, cross_entropy())(params, {}, x, y[0])  # stacks the rows
+    values = made.spec.unflatten(params[2])
+    module = assemble(made, values, {})
+    assert module.hidden is None
+    torch.testing.assert_close(module(x[2]), predict(made, values, {}, x[2]))
 
 
 def test_tied_once_and_frozen_never():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import p2pfl
 from p2pfl.cli.predict import Format, predict
 from p2pfl.data import PARTITIONERS, Affine, Dataset, federate, moments_by_node, standardise
 from p2pfl.data.datasets import DATASETS
@@ -148,6 +149,33 @@ def test_batch_statistics_and_all_else_of_an_own_model_come_back(tmp_path, monke
     (tmp_path / "model.py").unlink()
     with pytest.raises(UserError, match=r"no file model\.py"):
         load(folder)
+
+
+DRAWN = """
+import torch
+from torch import nn
+
+class Scrambled(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.register_buffer("order", torch.randperm(inputs), persistent=False)
+        self.head = nn.Linear(inputs, outputs)
+
+    def forward(self, x):
+        return self.head(x[:, self.order])
+
+def make(shape, outputs):
+    return Scrambled(shape[0], outputs)
+"""
+
+
+def test_what_a_model_draws_and_does_not_save_is_drawn_again(tmp_path):
+    (tmp_path / "drawn.py").write_text(DRAWN)
+    model = {"name": "custom", "factory": "drawn.py:make"}
+    about = {"seed": 3, "nodes": 2, "data": "wine", "model": model, "pace": {"rounds": 1}}
+    result = p2pfl.run(p2pfl.Experiment.from_dict(about, tmp_path), out=tmp_path / "run")
+    x = torch.randn(5, 13)
+    assert torch.equal(load(tmp_path / "run")(x), result.model()(x))
 
 
 def test_a_csv_gives_what_the_tensors_give(heart, tmp_path):
