@@ -24,7 +24,7 @@ EMULATED = 3  # in the emulator: its own, those on the way, those it heard
 UNEVEN = 5  # the same where nobody waits, and some are ahead of others
 OVERLAPPED = 2  # states beside its own that a node holds while it trains and exchanges
 DIFFERENCES = 3  # where messages are differences: taken, decoded, added
-QUANTISED = 6  # where numbers become small integers: scaled, rounded, packed, and back
+QUANTISED = 7  # where numbers become small integers: scaled, rounded, packed, and back
 COMPARED = 3  # of each neighbour, where models are compared: side by side, and their differences
 CGROUP = Path("/sys/fs/cgroup")  # where Linux tells how much a container may use
 
@@ -65,12 +65,15 @@ def needed(setup: Setup, held: int, emulated: bool = False, twice: bool = False)
     state = algorithm.init(params, rows)
     heard = algorithm.absorb(None, algorithm.send(state), params.shape[1])
     own = sum(leaf.nbytes for leaf in leaves(state))
-    more = _beyond(heard, state) + _beyond((algorithm.model(state),), state)
+    remembered = _beyond(heard, state)
+    more = remembered + _beyond((algorithm.model(state),), state)
     if twice:
         more += params.nbytes
     if emulated:
         waits = getattr(setup.pace, "patience", 0.0) == math.inf
         more += ((EMULATED if waits else UNEVEN) - 1) * own
+        if algorithm.absorb is not newest:  # of every sender by itself
+            more += _degree(setup) * remembered
     elif not algorithm.columnwise:
         more += own
     if getattr(setup.pace, "overlap", False):
@@ -92,10 +95,16 @@ def _at_once(setup: Setup, params: Tensor, message: tuple[Tensor, ...]) -> int:
     if any(8 * f.numel() >= params.numel() and not f.is_floating_point() for f in message):
         models += QUANTISED
     if algorithm.needs.rule and not algorithm.columnwise:
-        models += COMPARED * (int(in_degrees(setup.topology.links(0)).max()) + 1)
+        models += COMPARED * (_degree(setup) + 1)
+    models += algorithm.needs.addressed  # of which each neighbour gets another
     if full > params.nbytes:  # of two bytes, which are reckoned with in four
-        models += 1 + models // 6
+        models += 1 + math.ceil(models / 5)
     return models * full
+
+
+def _degree(setup: Setup) -> int:
+    """Return how many neighbours a node hears at most."""
+    return int(in_degrees(setup.topology.links(0)).max())
 
 
 def check(need: Needed) -> None:
