@@ -195,6 +195,17 @@ def new_folder(base: Path, name: str) -> Path:
     raise AssertionError("unreachable")
 
 
+def check_idle(folder: Path) -> None:
+    """Refuse a run folder, or one of its peers', that a process is writing to.
+
+    Raises:
+        UserError: it names the folder.
+    """
+    for path in folder.rglob(METRICS):
+        with path.open(encoding="utf-8") as file:
+            _lock(file, path.parent)
+
+
 def _line(row: Row) -> str:
     return ",".join(map(_cell, row, ROW_TYPES.values())) + "\n"
 
@@ -249,7 +260,7 @@ def _flushed(path: Path) -> int:
         return file.seek(0, io.SEEK_END)
 
 
-def _lock(file: io.TextIOWrapper, folder: Path) -> None:
+def _lock(file: io.TextIOBase, folder: Path) -> None:
     """Keep others from going on with this run; when the process ends, however, they may."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +25,8 @@ from p2pfl.sweep import folder as folders
 from p2pfl.sweep.combine import Run, runs
 from p2pfl.sweep.plan import Plan, read_plan
 from p2pfl.sweep.table import Row, aggregate, row, write_csv
+
+LOOK = 0.05  # seconds between two looks of a worker at whether its parent is there
 
 Outcome = tuple[int, str]
 """Which of the jobs has ended, and what went wrong, if anything."""
@@ -142,9 +148,9 @@ def _outcomes(jobs: Sequence[Job], most: int) -> Iterator[Outcome]:
         yield from map(_run, jobs)
         return
     threads = max(1, min(joblib.cpu_count() // workers, torch.get_num_threads()))
-    parallel = joblib.Parallel(workers, return_as="generator_unordered", batch_size=1)
+    parallel = joblib.Parallel(workers, "loky", "generator_unordered", batch_size=1)
     try:
-        yield from parallel(joblib.delayed(_work)(job, threads) for job in jobs)
+        yield from parallel(joblib.delayed(_work)(job, threads, os.getpid()) for job in jobs)
     except TerminatedWorkerError as error:
         raise RunError(
             "a worker process was killed, perhaps for want of memory; the same command with"
@@ -152,10 +158,27 @@ def _outcomes(jobs: Sequence[Job], most: int) -> Iterator[Outcome]:
         ) from error
 
 
-def _work(job: Job, threads: int) -> Outcome:
-    """Run a job in a worker process."""
+def _work(job: Job, threads: int, parent: int) -> Outcome:
+    """Run a job in a worker process of this parent."""
+    if os.getpid() != parent:  # joblib starts none where it may not
+        _end_with(parent)
     torch.set_num_threads(threads)
     return _run(job)
+
+
+@cache  # a worker runs one job after another
+def _end_with(parent: int) -> None:
+    """Let this process end as soon as its parent has.
+
+    A parent that is killed cannot end its workers, and its lock of the folder goes with it.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run(job: Job) -> Outcome:

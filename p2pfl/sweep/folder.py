@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import UserError
-from p2pfl.results.record import SUMMARY, new_folder
+from p2pfl.results.record import SUMMARY, check_idle, new_folder
 from p2pfl.results.runs import read_experiment, read_summary
 from p2pfl.sweep.combine import Run, seeds
 from p2pfl.sweep.plan import Plan, read_plan
@@ -30,7 +30,7 @@ def opened(plan: Plan, runs: Sequence[Run], out: Path | None) -> Iterator[Path]:
 
     Raises:
         UserError: the folder holds something else, or runs that this plan does not ask for,
-            or another sweep is at work in it.
+            or another sweep is at work in it, or a process that a sweep has left.
     """
     folder = new_folder(Path(RUNS), plan.name) if out is None else out
     try:
@@ -43,6 +43,7 @@ def opened(plan: Plan, runs: Sequence[Run], out: Path | None) -> Iterator[Path]:
             if not is_new:
                 _check_grown(read_plan(folder / PLAN), plan, folder)
                 _check_same(runs, folder)
+                _check_idle(runs, folder)
             (folder / PLAN).write_text(plan.to_toml(seeds(plan)), encoding="utf-8")
             yield folder
     except OSError as error:
@@ -95,6 +96,13 @@ def _check_same(runs: Sequence[Run], folder: Path) -> None:
                     f"{key} of the experiment was changed since {run.name} was run in {folder};"
                     " choose another --out"
                 )
+
+
+def _check_idle(runs: Sequence[Run], folder: Path) -> None:
+    """Refuse to clear away what a worker or a peer writes whose sweep was killed."""
+    for run in runs:
+        if summary(folder, run).get("status") == "running":
+            check_idle(folder / RUNS / run.name)
 
 
 def _texts(values: Any) -> set[str]:  # noqa: ANN401

@@ -5,8 +5,12 @@ import fcntl
 import json
 import math
 import statistics
+import subprocess
+import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -39,6 +43,20 @@ def lines(path):
 
 def untimed(table):
     return [{key: value for key, value in row.items() if key != "wall_s"} for row in table]
+
+
+def soon(what, seconds):
+    until = time.monotonic() + seconds
+    while not (done := what()) and time.monotonic() < until:
+        time.sleep(0.05)
+    return done
+
+
+def lives(mark):
+    try:
+        return psutil.Process(int(mark.stem)).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +196,40 @@ def test_a_worker_that_is_killed_ends_the_sweep_in_one_line(tmp_path):
     with pytest.raises(RunError, match="a worker process was killed"):
         run_sweep(sweep, tmp_path / "out", jobs=2)
     assert (tmp_path / "out" / "results.csv").exists()
+
+
+@pytest.mark.processes
+def test_workers_end_with_a_sweep_that_is_killed(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import os, pathlib, time\n"
+        "def make(shape, outputs):\n"
+        f"    pathlib.Path({str(tmp_path)!r}, f'{{os.getpid()}}.pid').touch()\n"
+        "    time.sleep(60)\n"
+    )
+    slow = {"name": "custom", "factory": f"{tmp_path}/slow.py:make"}
+    sweep = {"experiment": EXPERIMENT, "seeds": 2, "set": {"model": slow}}
+    code = f"from p2pfl.sweep import run_sweep; run_sweep({sweep!r}, {str(tmp_path / 'out')!r}, 2)"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        assert soon(lambda: len(list(tmp_path.glob("*.pid"))) == 2, 60)
+    finally:
+        parent.kill()
+        parent.wait()
+    assert soon(lambda: not any(map(lives, tmp_path.glob("*.pid"))), 10)
+
+
+@pytest.mark.parametrize("where", [".", "peers/001"])
+def test_a_run_that_is_still_written_is_not_cleared_away(where, tmp_path):
+    (first,) = run_sweep(ONE, tmp_path, jobs=1).table
+    run = tmp_path / "runs" / first["run"]
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"status": "running"}))
+    (run / where).mkdir(parents=True, exist_ok=True)
+    with (run / where / "metrics.csv").open("a") as orphan:
+        fcntl.flock(orphan, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="is being written by another process"):
+            run_sweep(ONE, tmp_path, jobs=1)
+    assert run_sweep(ONE, tmp_path, jobs=1).skipped == 0
 
 
 def test_help_has_an_example():
