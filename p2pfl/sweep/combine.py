@@ -80,8 +80,8 @@ def runs(plan: Plan) -> list[Run]:
 def combinations(plan: Plan) -> list[Combination]:
     """Return the combinations: all values of the grid for every case."""
     found = list(_unnamed(plan))
-    shared = Counter(combination.slug for combination in found)
-    return [c._replace(slug=_shortened(c, shared[c.slug] > 1)) for c in found]
+    shared = Counter(combination.label for combination in found)
+    return [c._replace(slug=_shortened(c, shared[c.label] > 1)) for c in found]
 
 
 def _unnamed(plan: Plan) -> Iterator[Combination]:
@@ -117,8 +117,14 @@ def _label(case: Case, values: Mapping[str, Value]) -> str:
 
 
 def _shortened(combination: Combination, shared: bool) -> str:
-    """Return a slug that is nobody else's and no longer than a file's name may be."""
-    if not shared and len(combination.slug) <= LONGEST and combination.slug:
+    """Return a slug that is nobody else's and no longer than a file's name may be.
+
+    It does not depend on who else there is: where a sweep grows, its runs keep their folders.
+    Only values that are written alike, as ``"fedavg"`` and ``{name = "fedavg"}``, are told apart
+    when they meet.
+    """
+    exact = combination.slug == combination.label and len(combination.slug) <= LONGEST
+    if exact and not shared:
         return combination.slug
     digest = hashlib.sha256(inline(combination.varied).encode()).hexdigest()[:8]
     return f"{combination.slug[:LONGEST]}-{digest}".lstrip("-")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from p2pfl.errors import UserError
 from p2pfl.experiment.config import Kind, Value, read
 from p2pfl.experiment.files import find, load_toml, shipped
 from p2pfl.launch.books import On
-from p2pfl.sweep.values import flatten, inline
+from p2pfl.sweep.values import flatten, inline, quoted
 
 Seeds = int | list[int]
 
@@ -68,7 +67,7 @@ class Plan:
 
 def _lines(table: Mapping[str, Value]) -> list[str]:
     """Return a table line by line; the order of its keys is that of the parts of labels."""
-    return [f"{json.dumps(key)} = {inline(value)}" for key, value in table.items()]
+    return [f"{quoted(key)} = {inline(value)}" for key, value in table.items()]
 
 
 def read_plan(source: str | Path | Mapping[str, Value]) -> Plan:

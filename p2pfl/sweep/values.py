@@ -31,13 +31,18 @@ def inline(value: Value) -> str:
     '{"name" = "mlp", "hidden" = [64, 32], "bias" = true}'
     """
     if isinstance(value, Mapping):
-        pairs = (f"{json.dumps(key)} = {inline(part)}" for key, part in value.items())
+        pairs = (f"{quoted(key)} = {inline(part)}" for key, part in value.items())
         return f"{{{', '.join(pairs)}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(inline, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+    return quoted(value) if isinstance(value, str) else str(value)
+
+
+def quoted(text: str) -> str:
+    """Return a text as TOML, which escapes what JSON does, and DEL."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def brief(value: Value) -> str:

@@ -84,6 +84,21 @@ def test_names_of_folders_are_safe_and_all_different():
         assert re.fullmatch(r"[A-Za-z0-9_=,+-][A-Za-z0-9._=,+-]{0,200}", combination.slug)
 
 
+def test_a_plan_that_grows_leaves_every_run_in_its_folder():
+    cases = [{"label": label} for label in ("a b", "a-b", "a/b", "c")]
+    few, many = planned(cases=cases[:1]), planned(cases=cases)
+    assert many[0].name == few[0].name
+    assert [run.name for run in many[1::2]] == ["a-b-seed4", "c-seed4"]
+
+
+def test_texts_are_written_as_toml_whatever_is_in_them(tmp_path):
+    odd = "".join(map(chr, range(32))) + '\x7f"\\é😀'
+    plan = read_plan({"experiment": TINY | {"name": odd, odd: 1}, "cases": [{"label": odd}]})
+    (tmp_path / "sweep.toml").write_text(plan.to_toml([1]), encoding="utf-8")
+    assert read_plan(tmp_path / "sweep.toml").cases == plan.cases
+    assert read_plan(tmp_path / "sweep.toml").experiment == plan.experiment
+
+
 def test_the_plan_in_the_folder_asks_for_the_same(tmp_path):
     (tmp_path / "mine.toml").write_text('model = "logistic"\nseed = 3\n')
     file = tmp_path / "plan.toml"
