@@ -45,12 +45,14 @@ def dirichlet(
     """Share out each class by proportions drawn from a Dirichlet distribution.
 
     The smaller `alpha` (one number, or one per node), the fewer classes a node has and the
-    more unequal the sizes. Drawn anew until every node has `min_partition_size` rows.
+    more unequal the sizes. Drawn anew until every node has `min_partition_size` rows, 1 or more.
     With `self_balancing` a node above the mean size gets nothing of the next class.
     Yurochkin et al. (2019), arXiv 1905.12022.
     """
     alphas = np.asarray(alpha, dtype=np.float64)
     _check_alpha("dirichlet", alphas)
+    if min_partition_size < 1:
+        raise ValueError(f"dirichlet: min_partition_size = {min_partition_size} must be at least 1")
 
     def partition(labels: Labels, n: int, seed_: int) -> list[Tensor]:
         count, rand = check_rows("dirichlet", labels, n), generator(seed, seed_)
@@ -62,7 +64,7 @@ def dirichlet(
             )
         # "above the mean" there, "at the mean" in the balanced one: hence the next float
         full = math.nextafter(count / n, math.inf) if self_balancing else math.inf
-        rule = _Rule(np.broadcast_to(alphas, (n,)), max(1, min_partition_size), full)
+        rule = _Rule(np.broadcast_to(alphas, (n,)), min_partition_size, full)
         order = row_order(count, shuffle, rand)
         parts = _share(y[order], rule, rand)
         if parts is None:

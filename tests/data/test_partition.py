@@ -170,6 +170,7 @@ def test_two_shards_hold_few_classes():
         ("natural_id", {}, 4, "3 owners, but nodes = 4; set nodes = 3"),
         ("dirichlet", {"alpha": 0.0}, 3, "alpha = 0.0 must be greater than 0"),
         ("dirichlet", {"alpha": (1.0, 2.0)}, 3, "lists 2 numbers for 3 nodes"),
+        ("dirichlet", {"min_partition_size": 0}, 3, "min_partition_size = 0 must be at least 1"),
         ("dirichlet", {"min_partition_size": 51}, 3, "min_partition_size = 51"),
         ("dirichlet", {"alpha": 1e-4, "min_partition_size": 45}, 3, "balanced_dirichlet"),
         ("balanced_dirichlet", {"alpha": -1}, 3, "greater than 0"),
