@@ -65,7 +65,7 @@ def check_device(device: str) -> None:
         UserError: it names the device.
     """
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # "meta" is there, but holds no numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {device}: {reason}") from error

@@ -134,6 +134,7 @@ def test_experiments_lists_what_ships():
         (["run", "digits", "--set", "pace.rounds=many"], "pace.rounds"),
         (["run", "digits", "--set", "pace.rounds"], "key=value"),
         (["run", "digits", "--device", "abacus"], "--device abacus"),
+        (["run", "digits", "--device", "meta"], "--device meta"),
         (["run", "digits-gossip"], "--on emulate"),
         (["run", "heart"], "heart"),
         (["topology", "show", "torus"], "--nodes"),
