@@ -14,9 +14,11 @@ from torch.distributed.rendezvous import rendezvous
 
 from p2pfl.errors import UserError
 from p2pfl.runtime.distributed import Distributed
+from p2pfl.runtime.parting import exchanging
 from p2pfl.runtime.ranks import Ranks
 
 PATIENCE = timedelta(minutes=30)  # the longest that one rank may keep the others waiting
+TOLD = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # by torchrun, beside how many there are
 LAST_WORDS = timedelta(seconds=10)  # for the first rank to close the books of a failed run
 
 
@@ -33,9 +35,10 @@ def joined(on: str, device: str) -> Iterator[Ranks]:
 
     Raises:
         UserError: torchrun has started several ranks, and it is no simulation, or there are
-            fewer GPUs than ranks.
+            fewer GPUs than ranks; or it has not, and the environment says so all the same.
+        RunError: another rank has gone.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _count() == 1:
         yield Ranks()
         return
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
@@ -45,17 +48,31 @@ def joined(on: str, device: str) -> Iterator[Ranks]:
         if device == "cuda":
             _take_gpu(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-        dist.init_process_group(backend, timeout=PATIENCE, world_size=size, rank=rank, store=store)
+        about = {"timeout": PATIENCE, "world_size": size, "rank": rank, "store": store}
+        with exchanging():
+            dist.init_process_group(backend, **about)
         yield Distributed()
     except BaseException as error:
-        first = store.add("failed", 1) == 1
-        if first:
-            store.set("code", str(_code(error)))
+        first = _first(store, _code(error))
         _part(store, rank)
         if not first:
             raise SystemExit(int(store.get("code"))) from None
         raise
     dist.destroy_process_group()
+
+
+def _count() -> int:
+    """Return how many ranks there are, as torchrun tells each of them."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if not count.isdecimal():
+        raise UserError(f"WORLD_SIZE = {count} in the environment: expected a whole number")
+    lacking = [name for name in TOLD if name not in os.environ]
+    if int(count) != 1 and lacking:
+        raise UserError(
+            f"WORLD_SIZE = {count} in the environment, but not {', '.join(lacking)}: torchrun sets"
+            " them all; for a single process unset WORLD_SIZE"
+        )
+    return int(count)
 
 
 def _take_gpu(place: int) -> None:
@@ -66,6 +83,17 @@ def _take_gpu(place: int) -> None:
     torch.cuda.set_device(place)
 
 
+def _first(store: Store, code: int) -> bool:
+    """Tell the others that this rank has failed; return whether none of them has told before."""
+    try:
+        first: bool = store.add("failed", 1) == 1
+        if first:
+            store.set("code", str(code))
+    except dist.DistError:  # the store went with the rank that kept it: nobody else can tell
+        return True
+    return first
+
+
 def _part(store: Store, rank: int) -> None:
     """Leave the others, whose exchanges with this rank then fail.
 
@@ -74,10 +102,10 @@ def _part(store: Store, rank: int) -> None:
     """
     if dist.is_initialized():
         dist.destroy_process_group()
-    if rank == 0:
-        store.set("closed", "")
-    else:
-        with suppress(dist.DistStoreError):
+    with suppress(dist.DistError):
+        if rank == 0:
+            store.set("closed", "")
+        else:
             store.wait(["closed"], LAST_WORDS)
 
 

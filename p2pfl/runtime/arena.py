@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from p2pfl.runtime.parting import exchanging
+
 SHARED = Path("/dev/shm")
 SLOT = 16 << 20  # bytes of a slot for each rank; blocks of columns are a few megabytes
 ALIGNED = 64  # bytes, at multiples of which tensors begin
@@ -56,11 +58,13 @@ class Arena:
         return sum(_aligned(rows * _row_bytes(field)) for field in like) <= self.bytes
 
     @staticmethod
+    @exchanging()
     def meet() -> None:
         """Wait until all ranks have written."""
         dist.all_reduce(torch.zeros(1))  # Gloo's barrier takes a millisecond every now and then
 
 
+@exchanging()
 def open_arena(rank: int, size: int) -> Arena | None:
     """Return the memory that all ranks share, or None where they are on several machines.
 

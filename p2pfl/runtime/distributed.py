@@ -19,6 +19,7 @@ from p2pfl.algorithm import Inbox, R
 from p2pfl.errors import UserError
 from p2pfl.learning.tree import wide
 from p2pfl.runtime.arena import Arena, open_arena
+from p2pfl.runtime.parting import exchanging
 from p2pfl.runtime.ranks import Fetched, Fields, Neighbourhood, Ranks
 
 SLACK = 4096  # bytes of shared memory that may lie between blocks
@@ -173,12 +174,14 @@ class _Halo:
     bounds: list[list[int]]
     wanted: list[Tensor]
 
+    @exchanging()
     def fetch(self, fields: Fields) -> Fetched:
         """Send rows, and begin to receive others; see `Neighbourhood`."""
         operations: list[dist.P2POp] = []
         whole = tuple(self._begin(field, operations) for field in fields)
         works = dist.batch_isend_irecv(operations) if operations else []
 
+        @exchanging()
         def wait() -> Fields:
             for work in works:
                 work.wait()
@@ -233,6 +236,7 @@ def _rows(weights: Tensor, first: int, last: int, senders: Tensor) -> Tensor:
     )
 
 
+@exchanging()
 def _gathered(mine: Tensor) -> Tensor:
     """Return the rows of all ranks, who may hold unequal numbers of them."""
     length = torch.tensor([len(mine)], device=mine.device)
@@ -262,6 +266,7 @@ def _agreed(width: int, row: int, times: int = FAR, most: int = sys.maxsize) -> 
     return max(1, min(wider, most // max(1, row)))
 
 
+@exchanging()
 def _reduced(mine: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
     """Return the sum, or the like, over all ranks."""
     everybody = mine.clone(memory_format=torch.contiguous_format)

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 import p2pfl
 from p2pfl.algorithms import dpsgd
-from p2pfl.errors import P2pflError
+from p2pfl.errors import P2pflError, RunError
 from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import sgd
 from p2pfl.learning.tree import leaves
@@ -33,6 +33,7 @@ from p2pfl.peer.stopping import target
 from p2pfl.results.runs import read_run
 from p2pfl.runtime import arena, distributed, exchange
 from p2pfl.runtime.distributed import Distributed
+from p2pfl.runtime.parting import exchanging
 from p2pfl.runtime.ranks import Ranks
 from p2pfl.runtime.setup import Setup
 from p2pfl.runtime.simulate import Simulator
@@ -237,12 +238,17 @@ def test_shared_memory_leaves_no_files_and_is_done_without_where_there_is_none(p
 
 def leave_early(rank: int, folder: Path) -> None:
     if rank == 0:
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RunError, match=r"^another rank has gone: [A-Z]"):
             Distributed().total(torch.zeros(1))
 
 
 def test_a_rank_that_leaves_does_not_keep_the_others_waiting(tmp_path):
     spawned(2, tmp_path, leave_early)
+
+
+def test_other_errors_in_an_exchange_come_as_they_are():
+    with pytest.raises(RuntimeError, match="shapes"), exchanging():
+        raise RuntimeError("shapes differ")
 
 
 def torchrun(*words: str) -> subprocess.CompletedProcess:
