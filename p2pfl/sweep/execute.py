@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import threading
@@ -162,6 +163,8 @@ def _work(job: Job, threads: int, parent: int) -> Outcome:
     """Run a job in a worker process of this parent."""
     if os.getpid() != parent:  # joblib starts none where it may not
         _end_with(parent)
+        # Peers would take over how we were started, a way that is joblib's alone.
+        multiprocessing.set_start_method(None, force=True)
     torch.set_num_threads(threads)
     return _run(job)
 
