@@ -77,9 +77,12 @@ def _find(folder: Path, node: int | None, status: str) -> Path:
     saved = {path.stem: path for path in sorted(files)}
     saved |= {path.stem: path for path in sorted((folder / MODELS).glob("*.safetensors"))}
     if not saved:
-        why = "it is not finished" if status == "running" else f"its status is {status!r}"
+        why = {
+            "running": "it is not finished",
+            "finished": "output.models was 'none' in its experiment",
+        }.get(status, f"its status is {status!r}")
         raise UserError(f"{folder} holds no models: {why}")
-    name = "mean" if node is None else f"node-{node:04d}"
+    name = "mean" if node is None else f"node-{node:>04}"
     if name in saved:
         return saved[name]
     if node is None and len(saved) == 1:

@@ -176,6 +176,15 @@ def test_what_a_model_draws_and_does_not_save_is_drawn_again(tmp_path):
     result = p2pfl.run(p2pfl.Experiment.from_dict(about, tmp_path), out=tmp_path / "run")
     x = torch.randn(5, 13)
     assert torch.equal(load(tmp_path / "run")(x), result.model()(x))
+    with pytest.raises(UserError, match="holds no model of node a; there are: "):
+        load(tmp_path / "run", node="a")
+
+
+def test_a_run_that_was_to_keep_no_models_says_so(tmp_path):
+    about = {"nodes": 2, "output": {"models": "none"}, "pace": {"rounds": 1}}
+    p2pfl.run(p2pfl.Experiment.from_dict(about, tmp_path), out=tmp_path / "run")
+    with pytest.raises(UserError, match=r"holds no models: output\.models was 'none'"):
+        load(tmp_path / "run")
 
 
 def test_a_csv_gives_what_the_tensors_give(heart, tmp_path):
