@@ -94,9 +94,9 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
     folder = out or new_folder(Path(checked.output.dir), f"{checked.name}-peer-{post.node:03d}")
     if resume:
         check_home(folder, checked, post.node)
-    if resume and has_finished(folder):
-        typer.echo(f"peer {post.node} has finished, results in {folder}")
-        return
+        if has_finished(folder):
+            typer.echo(f"peer {post.node} has finished, results in {folder}")
+            return
     stop = _Stop()
     say = _print_json if format is Format.json else _print_text
     summary = peer_run(checked, post, folder, say, go_on=stop.go_on, threads=threads)

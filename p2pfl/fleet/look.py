@@ -61,7 +61,7 @@ def _missing(module: str) -> str | None:
     try:
         importlib.import_module(module)
     except Exception as error:  # whatever a broken package raises
-        why = _first_line(error)
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
         return f"{sys.executable} cannot run a peer: {why}; install p2pfl-gossip there anew"
     return None
 
@@ -69,14 +69,7 @@ def _missing(module: str) -> str | None:
 def _unusable(device: str) -> str | None:
     if device == "cpu":
         return None
-    import torch
+    from p2pfl.launch.books import why_unusable  # which takes seconds, and is of no use for a CPU
 
-    try:
-        torch.zeros(1, device=device)
-    except (AssertionError, RuntimeError) as error:
-        return f"device {device} cannot be used: {_first_line(error)}"
-    return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    reason = why_unusable(device)
+    return f"device {device} cannot be used: {reason}" if reason else None

@@ -64,11 +64,17 @@ def check_device(device: str) -> None:
     Raises:
         UserError: it names the device.
     """
+    if reason := why_unusable(device):
+        raise UserError(f"--device {device}: {reason}")
+
+
+def why_unusable(device: str) -> str:
+    """Return in one line why nothing can be computed on a device; empty: it can."""
     try:
         torch.zeros(1, device=device).item()  # "meta" is there, but holds no numbers
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {device}: {reason}") from error
+        return str(error).splitlines()[0]
+    return ""
 
 
 class Books:

@@ -21,7 +21,7 @@ WORKING = 256 << 20  # torch's own, activations and evaluation
 BLOCKS = 4  # of the size of the cache: gradients and activations beside the parameters
 # The rest was measured, as models of each node (`scripts/benchmarks/memory.py`).
 EMULATED = 3  # in the emulator: its own, those on the way, those it heard
-UNEVEN = 5  # the same where nobody waits, and some are ahead of others
+UNEVEN = 5  # the same where nobody waits for ever, and some may be ahead of others
 OVERLAPPED = 2  # states beside its own that a node holds while it trains and exchanges
 DIFFERENCES = 3  # where messages are differences: taken, decoded, added
 QUANTISED = 7  # where numbers become small integers: scaled, rounded, packed, and back
@@ -63,9 +63,12 @@ def needed(setup: Setup, held: int, emulated: bool = False, twice: bool = False)
     known, one = setup.neighbours(one), one.to(params.device)
     rows = Rows(one, torch.ones_like(one), None if known is None else known.to(params.device))
     state = algorithm.init(params, rows)
-    heard = algorithm.absorb(None, algorithm.send(state), params.shape[1])
+    message = algorithm.send(state)
     own = sum(leaf.nbytes for leaf in leaves(state))
-    remembered = _beyond(heard, state)
+    remembered = _beyond(algorithm.absorb(None, message, params.shape[1]), state)
+    at_once = _at_once(setup, params, message)
+    block = min(setup.task.block, held) * params.nbytes  # which can be asked for
+    working = WORKING + max(BLOCKS * cache_bytes(params.device), 2 * block)
     more = remembered + _beyond((algorithm.model(state),), state)
     if twice:
         more += params.nbytes
@@ -74,15 +77,11 @@ def needed(setup: Setup, held: int, emulated: bool = False, twice: bool = False)
         more += ((EMULATED if waits else UNEVEN) - 1) * own
         if algorithm.absorb is not newest:  # of every sender by itself
             more += _degree(setup) * remembered
-    elif not algorithm.columnwise:
-        more += own
+        working += at_once  # there it is one node after the other
+    else:
+        more += at_once if algorithm.columnwise else at_once + own
     if getattr(setup.pace, "overlap", False):
         more += OVERLAPPED * own
-    at_once = _at_once(setup, params, algorithm.send(state))
-    block = min(setup.task.block, held) * params.nbytes  # which can be asked for
-    working = WORKING + max(BLOCKS * cache_bytes(params.device), 2 * block)
-    working += at_once if emulated else 0  # there it is one node after the other
-    more += 0 if emulated else at_once
     return Needed(held * own, held * more, working, free(params.device))
 
 

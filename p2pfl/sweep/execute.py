@@ -178,7 +178,7 @@ def _end_with(parent: int) -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(LOOK)
+            time.sleep(LOOK)  # nothing tells that a parent has gone
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
