@@ -139,6 +139,8 @@ def _print_text(news: dict[str, Any]) -> None:
             if row[name] is not None
         )
         typer.echo(f"round {row['round'] + 1}{scores}")
+    elif "refused" in news:
+        typer.echo("peer {peer} turns us away: {reason}".format(**news["refused"]), err=True)
 
 
 def _print_json(news: dict[str, Any]) -> None:

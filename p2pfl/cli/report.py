@@ -74,4 +74,5 @@ def show(runs: list[Run]) -> None:
         console.print(node_table(runs[0]))
     for run in runs:
         if run.summary.get("error"):
-            console.print(f"{run.folder}: {run.summary['error']}", style="red", markup=False)
+            said = f"{run.folder}: {run.summary['error']}"
+            console.print(said, style="red", markup=False, emoji=False)

@@ -217,8 +217,8 @@ def peer_run(
         post: which peer this is, and where. If it resumes, it goes on in the folder of its
             earlier life.
         folder: what it leaves.
-        say: told ``{"phase": ...}``, ``{"row": {...}}``, ``{"noticed": {...}}`` and
-            ``{"membership": {...}}``.
+        say: told ``{"phase": ...}``, ``{"row": {...}}``, ``{"noticed": {...}}``,
+            ``{"refused": {...}}`` and ``{"membership": {...}}``.
         go_on: asked a few times a second.
         threads: how many to compute with; 0: all.
 
@@ -280,7 +280,7 @@ class _Notes:
     def on_event(self, kind: str, **fields: Any) -> None:  # noqa: ANN401
         """Take note of anything else; of the others, say it too."""
         self._recorder.event(kind, **fields)
-        if kind in ("noticed", "membership"):
+        if kind in ("noticed", "refused", "membership"):
             self._say({kind: fields})
 
 

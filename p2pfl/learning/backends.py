@@ -104,7 +104,7 @@ class Looped(Backend):
             self._random = draws_by_itself(self.model, params[0], x[0], keys[0])
         losses, grads = [], torch.empty_like(params)
         for i, row in enumerate(zip(params, x, y, keys, strict=True)):
-            with _seeded(x, int(keys[i]) if self._random else None):
+            with seeded(x, int(keys[i]) if self._random else None):
                 value, parts = _row_grad(self.model, self.loss, *row)
             torch.cat([part.reshape(-1) for part in parts], out=grads[i])
             losses.append(value)
@@ -284,7 +284,7 @@ def draws_by_itself(model: Pure, vector: Tensor, x: Tensor, key: Tensor) -> bool
     with torch.no_grad():
         found = []
         for seed in (1, 2):
-            with _seeded(x, seed):
+            with seeded(x, seed):
                 found.append(forward(model, params, key, x))
     return not torch.equal(found[0].nan_to_num(), found[1].nan_to_num())
 
@@ -306,7 +306,7 @@ def _row_grad(
 
 
 @contextmanager
-def _seeded(x: Tensor, seed: int | None) -> Iterator[None]:
+def seeded(x: Tensor, seed: int | None) -> Iterator[None]:
     """Seed torch's generators for a while, those of the device of `x`; None does nothing."""
     if seed is None:
         yield

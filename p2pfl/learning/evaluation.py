@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from p2pfl.learning.backends import REFUSALS, close
+from p2pfl.learning.backends import REFUSALS, close, seeded
 from p2pfl.learning.chain import NotAChain, layers_of, outputs_of
 from p2pfl.learning.layers import Layer
 from p2pfl.learning.losses import Loss
 from p2pfl.learning.modules import Pure, predict
 
 _BATCH_BYTES = 4 << 20  # examples evaluated together, times the rows of a block
+
+Views: TypeAlias = dict[str, Tensor]
+Way: TypeAlias = Callable[[Views, Views, Tensor, Tensor], Tensor]
 
 
 class Scores(NamedTuple):
@@ -29,6 +33,9 @@ class Evaluator:
 
     Chains of well-known layers are stacked by hand. Of other models several rows are stacked
     by `torch.func.vmap` if that works, which is tried once; a single row never is.
+
+    A model that draws random numbers even in evaluation finds torch's global generator seeded
+    alike for every row, and the generator is left as it was.
     """
 
     def __init__(self, model: Pure, loss: Loss) -> None:
@@ -47,31 +54,33 @@ class Evaluator:
         are ``[rows, b, ...]``, each row having its own, or ``[1, b, ...]`` for all; the
         targets, ``[b]``, are the same for all. Without examples the scores are NaN.
         """
+        if not len(y):
+            return Scores(*params.new_full((2, len(params)), math.nan))
         views = self._model.spec.unflatten(params)
         sums = params.new_zeros(len(params), 2)
         with torch.no_grad():
-            for part in _chunks(x, len(params)):
-                sums += self._sums(views, buffers, x[:, part], y[part])
+            way = self._way(views, buffers, x, y)
+            # One at a time, a row's examples are cut up as if it were alone.
+            together = 1 if way == self._loop else len(params)
+            for part in _chunks(x, together):
+                sums += way(views, buffers, x[:, part], y[part])
         loss, acc = (sums / len(y)).unbind(1)
         return Scores(loss, acc)
 
-    def _sums(
-        self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor
-    ) -> Tensor:
+    def _way(self, params: Views, buffers: Views, x: Tensor, y: Tensor) -> Way:
+        """Return how to compute the sums of these rows."""
         if self._layers is not None:
-            return self._chain(self._layers, params, x, y)
-        if len(next(iter(params.values()))) <= 1 or self._stacked is False:
-            return self._loop(params, buffers, x, y)
+            return self._chain
+        if len(next(iter(params.values()))) <= 1:
+            return self._loop
         if self._stacked is None:
             self._stacked = self._works(params, buffers, x[:2, :8], y[:8])
-            return self._sums(params, buffers, x, y)
-        return self._stack(params, buffers, x, y)
+        return self._stack if self._stacked else self._loop
 
-    def _chain(
-        self, layers: list[Layer], params: dict[str, Tensor], x: Tensor, y: Tensor
-    ) -> Tensor:
+    def _chain(self, params: Views, buffers: Views, x: Tensor, y: Tensor) -> Tensor:
+        assert self._layers is not None
         rows = len(next(iter(params.values())))
-        outputs = outputs_of(layers, params, x.expand(rows, *x.shape[1:]))
+        outputs = outputs_of(self._layers, params, x.expand(rows, *x.shape[1:]))
         return self._summed(outputs.flatten(0, 1), y.repeat(rows, *[1] * (y.ndim - 1)), rows)
 
     def _summed(self, outputs: Tensor, y: Tensor, rows: int) -> Tensor:
@@ -83,9 +92,7 @@ class Evaluator:
         hits = correct(outputs, y).view(rows, -1).sum(1)
         return torch.stack([loss, hits.to(loss.dtype)], 1)
 
-    def _works(
-        self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor
-    ) -> bool:
+    def _works(self, params: Views, buffers: Views, x: Tensor, y: Tensor) -> bool:
         two = ({name: value[:2] for name, value in part.items()} for part in (params, buffers))
         params, buffers = two
         try:
@@ -94,33 +101,21 @@ class Evaluator:
             return False
         return close(found, self._loop(params, buffers, x, y))
 
-    def _stack(
-        self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor
-    ) -> Tensor:
+    def _stack(self, params: Views, buffers: Views, x: Tensor, y: Tensor) -> Tensor:
         own = len(x) > 1  # else the examples are shared, and need not be repeated
         stacked = torch.func.vmap(self._row, in_dims=(0, 0, 0 if own else None, None))
         sums: Tensor = stacked(params, buffers, x if own else x[0], y)
         return sums
 
-    def _loop(
-        self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor
-    ) -> Tensor:
-        rows = len(next(iter(params.values())))
-        return torch.stack(
-            [
-                self._row(
-                    {name: value[i] for name, value in params.items()},
-                    {name: value[i] for name, value in buffers.items()},
-                    x[i] if len(x) > 1 else x[0],
-                    y,
-                )
-                for i in range(rows)
-            ]
-        )
+    def _loop(self, params: Views, buffers: Views, x: Tensor, y: Tensor) -> Tensor:
+        sums = []
+        for i in range(len(next(iter(params.values())))):
+            own, its = ({name: value[i] for name, value in v.items()} for v in (params, buffers))
+            with seeded(x, 0):
+                sums.append(self._row(own, its, x[i] if len(x) > 1 else x[0], y))
+        return torch.stack(sums)
 
-    def _row(
-        self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor
-    ) -> Tensor:
+    def _row(self, params: Views, buffers: Views, x: Tensor, y: Tensor) -> Tensor:
         """Return the sum of the losses and the number of correct answers, ``[2]``."""
         return self._summed(predict(self._model, params, buffers, x), y, 1)[0]
 

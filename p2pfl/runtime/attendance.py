@@ -13,7 +13,7 @@ from p2pfl.runtime.lookout import Lookout
 from p2pfl.runtime.meeting import Meeting
 from p2pfl.runtime.neighbour import Neighbour
 from p2pfl.runtime.presence import Presence
-from p2pfl.runtime.sockets import Listener
+from p2pfl.runtime.sockets import NOT_ADMITTED, Listener
 from p2pfl.runtime.wire import Header, Kind
 
 # A link that broke is dialled again by ZeroMQ; if that has not helped after so many seconds,
@@ -34,6 +34,7 @@ class Attendance:
     Attributes:
         lookout: who is there, as others tell; None: nobody asks.
         leaving: whether we leave ourselves, and have no use for what is under way.
+        refusing: who does not admit our key any more; to be taken out.
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class Attendance:
         self._meeting, self._listener, self._about = meeting, listener, about
         self.lookout: Lookout | None = None
         self.leaving = False
+        self.refusing: list[PeerId] = []
+        self._refused: set[PeerId] = set()  # by whom we were, and have not been let in since
         self._unreachable: set[PeerId] = set()
 
     def changes(self, busy: Busy, room: int) -> list[Presence]:
@@ -54,6 +57,7 @@ class Attendance:
         Raises:
             RunError: most others say that another process of ours was started later.
         """
+        self._note_refusals(busy)
         return [*self._left(busy), *self._lost(busy, room), *self._looked_out(busy)]
 
     def leave(self) -> None:
@@ -61,6 +65,14 @@ class Attendance:
         self.leaving = True
         if self.lookout:
             self.lookout.leave(self._tell)
+
+    def _note_refusals(self, busy: Busy) -> None:
+        for peer, one in busy.items():
+            if one.link.welcomed:
+                self._refused.discard(peer)
+            elif one.link.trouble == NOT_ADMITTED and peer not in self._refused:
+                self._refused.add(peer)
+                self.refusing.append(peer)
 
     def _left(self, busy: Busy) -> list[PeerDown]:
         """Take leave of those who have said goodbye and have nothing more on its way."""

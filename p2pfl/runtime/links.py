@@ -169,6 +169,11 @@ class Links:
         """Who is there, once all have met; None: nobody asks."""
         return self._attendance.lookout
 
+    def refusing(self) -> list[PeerId]:
+        """Return who does not admit our key any more, once until it lets us in again."""
+        found, self._attendance.refusing = self._attendance.refusing, []
+        return found
+
     def look_out(self) -> None:
         """Begin to look after the others, which is to be there for them."""
         if self._roll is None:

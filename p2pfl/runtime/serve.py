@@ -48,6 +48,7 @@ from p2pfl.runtime.links import Links
 from p2pfl.runtime.reader import Asked
 from p2pfl.runtime.rows import Rows
 from p2pfl.runtime.setup import Ending, Row, Setup
+from p2pfl.runtime.sockets import NOT_ADMITTED
 from p2pfl.runtime.streams import Stream, streaming, wide_field
 from p2pfl.runtime.wire import TRAINING
 from p2pfl.runtime.worker import Give, Given, Keep, Kept, Result, Worker, model
@@ -209,6 +210,8 @@ class Server:
 
     def _tell_noticed(self) -> None:
         """Pass on what has become known of the others."""
+        for peer in self.links.refusing():
+            self._on_event("refused", peer=peer, reason=NOT_ADMITTED)
         if self.links.lookout and not self.part.strict:
             for at, peer, status in self.links.lookout.noticed:
                 self._on_event("noticed", at=at, peer=peer, status=status.name.lower())

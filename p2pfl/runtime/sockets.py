@@ -38,8 +38,9 @@ TRY_AGAIN = 1.0  # seconds after which a neighbour that has turned us away is di
 SOURCE = 2  # ZMQ_SRCFD: the descriptor a message came from
 # As plain numbers: pyzmq's flags are sets of names, and slow to put together and to compare.
 _NOW, _MORE, _READABLE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE), int(zmq.POLLIN)
+NOT_ADMITTED = "it does not admit our key"
 _TURNED_AWAY: dict[int, str] = {
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "it does not admit our key",
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: NOT_ADMITTED,
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "it does not prove the key that is listed for it",
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "it does not prove the key that is listed for it",
 }

@@ -8,7 +8,16 @@ from torch import nn
 from p2pfl.data.batches import batch_indices
 from p2pfl.data.shards import Shards
 from p2pfl.data.statistics import Affine
-from p2pfl.learning import ModelTask, Quadratics, backends, losses, models, per_node, task
+from p2pfl.learning import (
+    ModelTask,
+    Quadratics,
+    backends,
+    evaluation,
+    losses,
+    models,
+    per_node,
+    task,
+)
 
 COUNTS = [9, 4, 7, 9, 2, 1]
 NODES = torch.arange(len(COUNTS))
@@ -117,6 +126,32 @@ def test_scores_of_what_cannot_be_stacked():
     for i in range(3):
         value = nn.functional.cross_entropy(made.predictor(params[i], i)(test.x.double()), test.y)
         assert loss[i].item() == pytest.approx(value.item(), rel=1e-11)
+
+
+class Noisy(nn.Module):
+    """Draws whenever it is called, in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x + torch.randn_like(x))
+
+
+def test_who_draws_in_evaluation_has_the_same_scores_alone_as_among_others(monkeypatch):
+    monkeypatch.setattr(evaluation, "_BATCH_BYTES", 40 * 6 * 8)  # 40 examples of one row
+    torch.manual_seed(0)
+    made = ModelTask(Noisy(), LOSS, shards([3, 3, 3], (6,)), examples(100, (6,)))
+    nodes = torch.arange(3)
+    params = moved(made, nodes).float()
+    before = torch.get_rng_state()
+    loss, _ = made.evaluate(params, nodes)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    alone = [made.evaluate(params[i : i + 1], nodes[i : i + 1]).loss for i in range(3)]
+    assert torch.equal(loss, torch.cat(alone))
+    assert len(set(loss.tolist())) == 3
 
 
 def test_scores_without_test_examples_or_rows():
