@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shlex
@@ -208,7 +209,7 @@ def _telling(host: Host) -> Iterator[None]:
         raise HostError(f"{host.name}: {_why(host, error)}") from error
 
 
-def _why(host: Host, error: Exception) -> str:
+def _why(host: Host, error: Exception) -> str:  # noqa: C901 - a line for each
     where = f"{host.ssh_host or host.address}" + (f" port {host.ssh_port}" if host.ssh_port else "")
     match error:
         case asyncssh.HostKeyNotVerifiable():
@@ -224,6 +225,8 @@ def _why(host: Host, error: Exception) -> str:
             return f"{where} does not answer"
         case asyncssh.SFTPError():
             return f"a file cannot be copied: {error.reason}"
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):  # SFTP has words of its own for theirs
+            return f"its files cannot be kept on this machine: {error.strerror}"
         case OSError(filename=str() | bytes() as file):  # a key; the network has no names
             return f"{os.fsdecode(file)} on this machine: {error.strerror}"
         case OSError():

@@ -59,6 +59,18 @@ def test_an_ssh_key_that_is_there_no_more(sshd):
         asyncio.run(Shell.connect(host))
 
 
+def test_a_full_disk_of_this_machine_is_no_fault_of_a_host(sshd):
+    (sshd.home("ward-b") / "log").write_text("words")
+    (sshd.folder / "here").symlink_to("/dev/full")
+
+    async def fetch() -> None:
+        async with Shell.to(fleet(sshd).hosts[1]) as shell:
+            await shell.fetch([(str(sshd.home("ward-b") / "log"), sshd.folder / "here")])
+
+    with pytest.raises(HostError, match=r"^ward-b: its files cannot be kept on this machine: No"):
+        asyncio.run(fetch())
+
+
 def test_an_unknown_host_key(sshd):
     (sshd.folder / "empty").touch()
     said = refusal(sshd, c={"known_hosts": str(sshd.folder / "empty")})
