@@ -189,9 +189,14 @@ def _check_address(text: str, place: str) -> None:
 def _located(host: Host, base: Path) -> dict[str, Any]:
     """Return the files of this machine by their whole paths: they are used from any folder."""
     files = {"ssh_key": host.ssh_key, "known_hosts": host.known_hosts}
-    return {
-        key: str((base / Path(file).expanduser()).absolute()) for key, file in files.items() if file
-    }
+    try:
+        return {
+            key: str((base / Path(file).expanduser()).absolute())
+            for key, file in files.items()
+            if file
+        }
+    except RuntimeError as error:  # ~ of somebody who is not there
+        raise UserError(f"host {host.name}: ssh_key or known_hosts: {error}") from error
 
 
 def _at_home(host: Host) -> dict[str, Any]:

@@ -191,7 +191,11 @@ def _damaged(ending: Ending | None, fault: str) -> Ending:
 async def _fetch(folder: Path, place: Place, shells: Mapping[str, Shell]) -> None:
     if place.host.name not in shells:
         raise HostError(f"{place.host.name}: nothing was collected, because it is out of reach")
-    await fetch(folder, place, shells[place.host.name])
+    try:
+        await fetch(folder, place, shells[place.host.name])
+    except HostError:  # nobody may have followed it any more when its connection was lost
+        async with Shell.to(place.host) as shell:
+            await fetch(folder, place, shell)
 
 
 async def _check_all(launch: Launch, shells: dict[str, Shell]) -> dict[int, str]:
@@ -261,6 +265,9 @@ def _completing(folder: Path) -> Iterator[None]:
     """Complete a run folder if this fails, whatever the cause: nothing has started yet."""
     try:
         yield
+    except (asyncio.CancelledError, KeyboardInterrupt):  # a second Ctrl-C
+        gather(folder, {}, "interrupted", None)
+        raise
     except BaseException as error:
         gather(folder, {}, "failed", str(error) or type(error).__name__)
         raise

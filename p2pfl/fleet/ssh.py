@@ -171,6 +171,8 @@ class Shell:
                 async with asyncio.timeout(ANSWER):
                     client = await self._connection.start_sftp_client()
             except asyncssh.ChannelOpenError as error:
+                if error.code != asyncssh.OPEN_REQUEST_SESSION_FAILED:
+                    raise HostError(f"{self.host.name}: {error.reason}") from error
                 raise HostError(
                     f"{self.host.name}: its SSH server has no SFTP, which copies files:"
                     f" {error.reason} (`Subsystem sftp` in its sshd_config)"

@@ -72,7 +72,7 @@ def why_unusable(device: str) -> str:
     """Return in one line why nothing can be computed on a device; empty: it can."""
     try:
         torch.zeros(1, device=device).item()  # "meta" is there, but holds no numbers
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         return str(error).splitlines()[0]
     return ""
 

@@ -61,11 +61,6 @@ class Comeback:
         return self._keeper.offer(position.round, lambda: position)
 
 
-def has_lived(home: Path | None) -> bool:
-    """Say whether a peer has been there before in its run folder."""
-    return home is not None and (home / LIFE).is_file()
-
-
 def next_life(home: Path | None) -> int:
     """Return a number larger than that of any earlier life of the peer, and write it down.
 

@@ -12,13 +12,14 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from p2pfl.errors import UserError
+from p2pfl.errors import RunError, UserError, first_line
 from p2pfl.runtime.distributed import Distributed
 from p2pfl.runtime.parting import exchanging
 from p2pfl.runtime.ranks import Ranks
 
 PATIENCE = timedelta(minutes=30)  # the longest that one rank may keep the others waiting
-TOLD = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # by torchrun, beside how many there are
+# By torchrun, beside how many there are.
+TOLD = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LAST_WORDS = timedelta(seconds=10)  # for the first rank to close the books of a failed run
 
 
@@ -41,12 +42,15 @@ def joined(on: str, device: str) -> Iterator[Ranks]:
     if _count() == 1:
         yield Ranks()
         return
-    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    except dist.DistError as error:
+        raise RunError(f"the ranks cannot meet: {first_line(error)}") from error
     try:
         if on != "simulate":
             raise UserError(f"--on {on}: torchrun spreads simulations only, use --on simulate")
         if device == "cuda":
-            _take_gpu(int(os.environ["LOCAL_RANK"]))
+            _take_gpu(_number("LOCAL_RANK"))
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
         about = {"timeout": PATIENCE, "world_size": size, "rank": rank, "store": store}
         with exchanging():
@@ -63,16 +67,24 @@ def joined(on: str, device: str) -> Iterator[Ranks]:
 
 def _count() -> int:
     """Return how many ranks there are, as torchrun tells each of them."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    if not count.isdecimal():
-        raise UserError(f"WORLD_SIZE = {count} in the environment: expected a whole number")
-    lacking = [name for name in TOLD if name not in os.environ]
-    if int(count) != 1 and lacking:
+    count = _number("WORLD_SIZE", "1")
+    if count == 1:
+        return count
+    if lacking := [name for name in TOLD if name not in os.environ]:
         raise UserError(
             f"WORLD_SIZE = {count} in the environment, but not {', '.join(lacking)}: torchrun sets"
             " them all; for a single process unset WORLD_SIZE"
         )
-    return int(count)
+    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
+        _number(name)
+    return count
+
+
+def _number(name: str, default: str = "") -> int:
+    told = os.environ.get(name, default)
+    if not told.isdecimal():
+        raise UserError(f"{name} = {told} in the environment: expected a whole number")
+    return int(told)
 
 
 def _take_gpu(place: int) -> None:

@@ -237,15 +237,15 @@ def peer_run(
     post = replace(post, home=folder, elapsed=before.wall_s)
     try:
         served = serve(experiment, post, notes.on_row, go_on, notes.on_phase, notes.on_event)
+        summary = {**_summary(served.ending, notes.rows), **served.links}
+        if served.began:
+            signature = Signature.of(served.federation, experiment.loss(served.federation))
+            predictor = Predictor.of(served.task, signature, served.ending.params[0], post.node)
+            recorder.model(post.node, *save_tensors(predictor, summary["rounds"]))
     except Exception as error:  # even one of ours: no folder says for ever that it is running
         links = error.links if isinstance(error, P2pflError) else {}
         recorder.finish("failed", links, str(error) or type(error).__name__)
         raise
-    summary = {**_summary(served.ending, notes.rows), **served.links}
-    if served.began:
-        signature = Signature.of(served.federation, experiment.loss(served.federation))
-        predictor = Predictor.of(served.task, signature, served.ending.params[0], post.node)
-        recorder.model(post.node, *save_tensors(predictor, summary["rounds"]))
     recorder.finish(summary["status"], summary)
     if summary["status"] == "finished":  # there is nothing to come back to
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

@@ -16,7 +16,7 @@ from p2pfl.errors import P2pflError, RunError, UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch.averaging import Averaging, Interrupted
 from p2pfl.launch.catching_up import Patience, catch_up, constants
-from p2pfl.launch.comeback import Comeback, has_lived, next_life
+from p2pfl.launch.comeback import Comeback, next_life
 from p2pfl.launch.resuming import digest
 from p2pfl.learning.task import ModelTask, per_node
 from p2pfl.runtime import finding
@@ -208,7 +208,7 @@ def open_links(experiment: Experiment, post: Post, terms: Terms) -> Links:
         RunError: an address is taken, or strangers could come in.
     """
     # Nobody begins without those who were revoked, but the others have gone on without them.
-    away = post.revoked if post.resume and has_lived(post.home) else frozenset[int]()
+    away = post.revoked if post.elapsed > 0 else frozenset[int]()
     roll = _roll(experiment, post, away)
     neighbours = awaited = set[int]().union(*experiment.topology.contacts(post.node))
     if roll:  # whoever is there may become a neighbour, and all look after all

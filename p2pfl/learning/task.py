@@ -16,7 +16,7 @@ from p2pfl import rng
 from p2pfl.data.batches import BatchSize, EpochOrders, batch_indices, batch_sizes
 from p2pfl.data.shards import Examples, Shards
 from p2pfl.data.statistics import Affine
-from p2pfl.learning.backends import Auto, BackendFactory, Batch
+from p2pfl.learning.backends import Auto, BackendFactory, Batch, seeded
 from p2pfl.learning.cache import cache_bytes
 from p2pfl.learning.evaluation import Evaluator, Scores
 from p2pfl.learning.losses import Loss
@@ -327,7 +327,8 @@ class ModelTask(Task):
             x = x[torch.arange(_ENOUGH, device=x.device) * len(x) // _ENOUGH]
         who = torch.tensor([node], device=self.device)
         own = self.standardised(x.unsqueeze(0), who, self._wide)[0]
-        return estimate_buffers(self._judged, params, own)
+        with seeded(own, 0):  # a model may draw here, too
+            return estimate_buffers(self._judged, params, own)
 
 
 class _Plan(NamedTuple):

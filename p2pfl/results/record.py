@@ -295,8 +295,12 @@ def _writing(path: Path) -> Iterator[None]:
 def _replace(path: Path, data: bytes) -> None:
     """Write a file so that at every moment either the old or the new one is there, whole."""
     draft = path.with_name(f".{path.name}.tmp")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise

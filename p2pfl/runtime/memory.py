@@ -14,6 +14,7 @@ from p2pfl.algorithm import Rows, newest
 from p2pfl.errors import UserError
 from p2pfl.learning.cache import cache_bytes
 from p2pfl.learning.tree import leaves, wide
+from p2pfl.runtime.exchange import block_width
 from p2pfl.runtime.setup import Setup
 from p2pfl.topology.schedule import in_degrees
 
@@ -25,7 +26,9 @@ UNEVEN = 5  # the same where nobody waits for ever, and some may be ahead of oth
 OVERLAPPED = 2  # states beside its own that a node holds while it trains and exchanges
 DIFFERENCES = 3  # where messages are differences: taken, decoded, added
 QUANTISED = 7  # where numbers become small integers: scaled, rounded, packed, and back
-COMPARED = 3  # of each neighbour, where models are compared: side by side, and their differences
+COMPARED = 5  # of each neighbour, where models are compared: side by side, and their differences
+SORTED = 6  # of each neighbour, where columns are: side by side, in order, and what came where
+LOOKED_AT = 8  # rounds of a topology that changes
 CGROUP = Path("/sys/fs/cgroup")  # where Linux tells how much a container may use
 
 
@@ -67,8 +70,9 @@ def needed(setup: Setup, held: int, emulated: bool = False, twice: bool = False)
     own = sum(leaf.nbytes for leaf in leaves(state))
     remembered = _beyond(algorithm.absorb(None, message, params.shape[1]), state)
     at_once = _at_once(setup, params, message)
+    working = WORKING + _sorted(setup, params, held, emulated)
     block = min(setup.task.block, held) * params.nbytes  # which can be asked for
-    working = WORKING + max(BLOCKS * cache_bytes(params.device), 2 * block)
+    working += max(BLOCKS * cache_bytes(params.device), 2 * block)
     more = remembered + _beyond((algorithm.model(state),), state)
     if twice:
         more += params.nbytes
@@ -101,9 +105,21 @@ def _at_once(setup: Setup, params: Tensor, message: tuple[Tensor, ...]) -> int:
     return models * full
 
 
+def _sorted(setup: Setup, params: Tensor, held: int, emulated: bool) -> int:
+    """Return the bytes of a rule that looks at some columns of all neighbours side by side."""
+    if not (setup.algorithm.needs.rule and setup.algorithm.columnwise):
+        return 0
+    d = params.shape[1]
+    numbers = d if emulated else held * min(d, block_width((params.expand(held, d),), d))
+    models = SORTED * torch.get_num_threads() * (_degree(setup) + 1)
+    return models * numbers * wide(params).itemsize
+
+
 def _degree(setup: Setup) -> int:
-    """Return how many neighbours a node hears at most."""
-    return int(in_degrees(setup.topology.links(0)).max())
+    """Return how many neighbours a node hears at most, as far as its first rounds tell."""
+    topology = setup.topology
+    rounds = range(min(topology.period or LOOKED_AT, LOOKED_AT))
+    return max(int(in_degrees(topology.links(round)).max()) for round in rounds)
 
 
 def check(need: Needed) -> None:

@@ -2,9 +2,9 @@
 
     python scripts/benchmarks/memory.py [--nodes 1000] [--only krum "choco qsgd"]
 
-Every run is a process of its own: an MLP 784-100-10 at each node, random 4-regular graph, two
-rounds. Taken is by how much the most memory the process ever had grows from before the nodes are
-there until the end.
+Every run is a process of its own: an MLP 784-100-10 at each node, random 4-regular graph if
+nothing else is said, two rounds. Taken is by how much the most memory the process ever had grows
+from before the nodes are there until the end.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from p2pfl.runtime.simulate import Simulator
 HALF = {"training": {"dtype": "bfloat16"}}
 ADAM = {"optimiser": {"name": "adam", "lr": 0.001}}
 KRUM = {"algorithm": {"name": "dpsgd", "aggregate": "krum:f=1"}}
+MEDIAN = {"algorithm": {"name": "dpsgd", "aggregate": "median"}}
 TOP = {"algorithm": {"name": "choco", "codec": "top_k:share=0.1"}}
 
 
@@ -41,6 +42,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "adam, bfloat16": {**HALF, **ADAM},
     "krum": KRUM,
     "krum, bfloat16": {**HALF, **KRUM},
+    "geometric_median": {"algorithm": {"name": "dpsgd", "aggregate": "geometric_median"}},
+    "median": MEDIAN,
+    "median, degree 40": {**MEDIAN, "topology": {"name": "random_regular", "degree": 40}},
+    "emulated median, degree 40": {
+        "on": "emulate",
+        **MEDIAN,
+        "topology": {"name": "random_regular", "degree": 40},
+    },
     "balance": {"algorithm": "balance"},
     "quantised int8": coded("quantised"),
     "quantised int8, bfloat16": {**HALF, **coded("quantised")},

@@ -111,6 +111,12 @@ def test_files_of_this_machine_start_at_the_hosts_file(tmp_path, monkeypatch):
     assert (host.ssh_key, host.known_hosts) == (f"{tmp_path}/keys/id", f"{tmp_path}/known")
 
 
+def test_a_home_of_nobody_is_one_line(tmp_path):
+    text = GOOD.replace("[[hosts]]", 'ssh_key = "~nobody-at-all/id"\n[[hosts]]', 1)
+    with pytest.raises(UserError, match="ssh_key or known_hosts: Could not determine home"):
+        read(tmp_path, text)
+
+
 def test_relative_paths_of_a_host_start_at_the_home_there(tmp_path):
     text = GOOD.replace("~/keys", "keys").replace("/srv/", "").replace("/opt/", "venvs/")
     fleet = read(tmp_path, text.replace("threads = 2", 'data = "own"'))

@@ -9,8 +9,10 @@ import pytest
 from fleet_cases import experiment, fleet, free_port
 
 from p2pfl.errors import RunError, UserError
-from p2pfl.fleet import preflight, ssh
+from p2pfl.fleet import launch, preflight, ssh
+from p2pfl.fleet.collect import LOG
 from p2pfl.fleet.launch import Launch, up
+from p2pfl.fleet.record import Place
 from p2pfl.fleet.ssh import HostError, Shell
 from p2pfl.security.keys import read_keys
 
@@ -69,6 +71,30 @@ def test_a_full_disk_of_this_machine_is_no_fault_of_a_host(sshd):
 
     with pytest.raises(HostError, match=r"^ward-b: its files cannot be kept on this machine: No"):
         asyncio.run(fetch())
+
+
+def test_a_connection_that_was_lost_is_not_told_as_a_server_without_sftp(sshd):
+    async def fetch() -> None:
+        async with Shell.to(fleet(sshd).hosts[1]) as shell:
+            shell.close()
+            await shell.fetch([])
+
+    with pytest.raises(HostError, match="ward-b: SSH connection closed"):
+        asyncio.run(fetch())
+
+
+def test_results_are_collected_although_the_connection_was_lost_meanwhile(sshd, tmp_path):
+    (sshd.home("ward-b") / "001.log").write_text("words")
+
+    async def collect() -> None:
+        host = fleet(sshd).hosts[1]
+        shell = await Shell.connect(host)
+        shell.close()
+        place = Place(host, str(sshd.home("ward-b")), [1])
+        await launch._fetch(tmp_path / "run", place, {host.name: shell})
+
+    asyncio.run(collect())
+    assert (tmp_path / "run" / "peers" / "001" / LOG).read_text() == "words"
 
 
 def test_an_unknown_host_key(sshd):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from launch_cases import free_address, small, summary
@@ -121,11 +122,15 @@ def test_a_neighbour_lost_while_statistics_are_averaged_is_named(tmp_path: Path)
     assert summary(stage.folder)["status"] == "failed"
 
 
-def test_a_mistake_of_ours_is_a_failure_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("part", ["serve", "_summary"])
+def test_a_mistake_of_ours_is_a_failure_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+):
     def broken(*given: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(local, "serve", broken)
+    monkeypatch.setattr(local, "serve", lambda *given: SimpleNamespace(ending=None))
+    monkeypatch.setattr(local, part, broken)
     stage = Stage(tmp_path / "out")
     with pytest.raises(ZeroDivisionError):
         stage.run(SOON)

@@ -133,7 +133,9 @@ def slow(*more: str, told: str) -> Any:
     [
         (("--bind", "tcp://0.0.0.0:7"), "tcp://0.0.0.0:7 is beyond this machine"),
         (("--bind", "tcp://127.0.0.1:70000"), "there is no port 70000"),
-        slow("--bind", "udp://127.0.0.1:7000", told="udp://127.0.0.1:7000: expected tcp://HOST:PORT"),
+        slow(
+            "--bind", "udp://127.0.0.1:7000", told="udp://127.0.0.1:7000: expected tcp://HOST:PORT"
+        ),
         slow("--bind", "tcp://256.1.1.1:7", "--insecure", told="cannot listen on tcp://256.1.1.1"),
         slow("--id", "2", told="where does peer 2 listen?"),
     ],

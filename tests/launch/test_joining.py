@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import torch.distributed as dist
 
-from p2pfl.errors import UserError
+from p2pfl.errors import RunError, UserError
 from p2pfl.launch.joining import _first, joined
 
 
 @pytest.mark.parametrize(
-    ("size", "told"),
-    [("2", r"WORLD_SIZE = 2 .* but not RANK, MASTER_ADDR, MASTER_PORT"), ("two", "whole number")],
+    ("changes", "told"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE = two in the environment: expected a whole number"),
+        ({"RANK": "x"}, "RANK = x in the environment: expected a whole number"),
+        ({"MASTER_PORT": "abc"}, "MASTER_PORT = abc in the environment: expected a whole number"),
+        ({"LOCAL_RANK": None}, "WORLD_SIZE = 2 in the environment, but not LOCAL_RANK: torchrun"),
+        ({"RANK": None, "MASTER_ADDR": None}, "but not RANK, MASTER_ADDR: torchrun sets them all"),
+    ],
 )
-def test_half_of_what_torchrun_says_is_refused(size, told, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", size)
+def test_half_of_what_torchrun_says_is_refused(changes, told, monkeypatch):
+    whole = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    whole |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "7000"}
+    for name, value in (whole | changes).items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=told), joined("simulate", "cpu"):
         pass
+
+
+def test_a_port_that_is_taken_is_told_in_one_line(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        about = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in (about | {"MASTER_PORT": str(other.getsockname()[1])}).items():
+            monkeypatch.setenv(name, value)
+        with (
+            pytest.raises(RunError, match=r"^the ranks cannot meet: .*"),
+            joined("simulate", "cpu"),
+        ):
+            pass
 
 
 class Gone:

@@ -131,18 +131,19 @@ def test_scores_of_what_cannot_be_stacked():
 class Noisy(nn.Module):
     """Draws whenever it is called, in evaluation too."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: nn.Module) -> None:
         super().__init__()
-        self.head = nn.Linear(6, 3)
+        self.norm, self.head = norm, nn.Linear(6, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(x + torch.randn_like(x))
+        return self.head(self.norm(x + torch.randn_like(x)))
 
 
-def test_who_draws_in_evaluation_has_the_same_scores_alone_as_among_others(monkeypatch):
+@pytest.mark.parametrize("norm", [nn.Identity, lambda: nn.BatchNorm1d(6)])
+def test_who_draws_in_evaluation_has_the_same_scores_alone_as_among_others(norm, monkeypatch):
     monkeypatch.setattr(evaluation, "_BATCH_BYTES", 40 * 6 * 8)  # 40 examples of one row
     torch.manual_seed(0)
-    made = ModelTask(Noisy(), LOSS, shards([3, 3, 3], (6,)), examples(100, (6,)))
+    made = ModelTask(Noisy(norm()), LOSS, shards([3, 3, 3], (6,)), examples(100, (6,)))
     nodes = torch.arange(3)
     params = moved(made, nodes).float()
     before = torch.get_rng_state()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -14,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pfl.errors import UserError
+from p2pfl.errors import RunError, UserError
 from p2pfl.results.record import Recorder, new_folder
 from p2pfl.results.runs import (
     Facts,
@@ -104,6 +106,18 @@ def test_the_summary_says_running_until_the_end(tmp_path):
     summary = strictly((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], summary["error"]) == ("failed", "node 3 died")
     assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_what_cannot_be_written_leaves_no_draft(tmp_path, monkeypatch):
+    recorder = Recorder(tmp_path / "run", TOML, **FACTS._asdict())
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="safetensors cannot be written: No space left"):
+        recorder.model("mean", {"weight": torch.ones(2)}, {})
+    assert not list((tmp_path / "run").rglob(".*"))
 
 
 @pytest.mark.parametrize("there", ["experiment.toml", "thesis.tex"])

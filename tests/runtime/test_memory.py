@@ -16,6 +16,8 @@ from p2pfl.peer.plan import Pace
 from p2pfl.runtime import memory
 from p2pfl.runtime.memory import check, needed
 from p2pfl.runtime.simulate import Simulator
+from p2pfl.topology import el_local
+from p2pfl.topology.schedule import in_degrees
 
 D, N = 100, 6
 MATRIX = Spec(("weight",), ((20, 5),), ("float64",))
@@ -57,6 +59,22 @@ def test_who_trains_and_exchanges_at_once_holds_three_states(emulated):
     overlapped = replace(plain, pace=Pace(2, overlap=True))
     more = needed(overlapped, N, emulated).total - needed(plain, N, emulated).total
     assert more == 2 * needed(plain, N).state
+
+
+@pytest.mark.parametrize("emulated", [False, True])
+def test_a_rule_lays_some_columns_of_all_neighbours_side_by_side(emulated):
+    plain = case("dpsgd ring", sgd(0.1))
+    needs = plain.algorithm.needs._replace(rule="the median of 3")
+    ruled = replace(plain, algorithm=plain.algorithm._replace(needs=needs))
+    more = needed(ruled, N, emulated).total - needed(plain, N, emulated).total
+    senders, rows = 2 + 1, 1 if emulated else N
+    assert more == memory.SORTED * torch.get_num_threads() * senders * rows * D * 8
+
+
+def test_the_degree_of_a_topology_that_changes_is_the_largest_of_some_rounds():
+    setup = replace(case("dpsgd ring", sgd(0.1)), topology=el_local(40, 2))
+    degrees = [int(in_degrees(setup.topology.links(round)).max()) for round in range(8)]
+    assert memory._degree(setup) == max(degrees) > degrees[0]
 
 
 def test_what_cannot_fit_is_refused(monkeypatch):
