@@ -58,3 +58,12 @@ def first_line(error: BaseException) -> str:
     'ValueError: too many'
     """
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def reason(error: BaseException) -> str:
+    """Return the same without its type, which stands for an exception that says nothing.
+
+    >>> reason(ValueError("too many\\nmore about it")), reason(ValueError())
+    ('too many', 'ValueError')
+    """
+    return str(error).strip().partition("\n")[0] or type(error).__name__

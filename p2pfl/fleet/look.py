@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from p2pfl.errors import reason
+
 
 def look(
     ports: list[tuple[str, int]],
@@ -61,7 +63,7 @@ def _missing(module: str) -> str | None:
     try:
         importlib.import_module(module)
     except Exception as error:  # whatever a broken package raises
-        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        why = reason(error)
         return f"{sys.executable} cannot run a peer: {why}; install p2pfl-gossip there anew"
     return None
 
@@ -71,5 +73,5 @@ def _unusable(device: str) -> str | None:
         return None
     from p2pfl.launch.books import why_unusable  # which takes seconds, and is of no use for a CPU
 
-    reason = why_unusable(device)
-    return f"device {device} cannot be used: {reason}" if reason else None
+    why = why_unusable(device)
+    return f"device {device} cannot be used: {why}" if why else None

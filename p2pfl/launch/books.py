@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl.errors import UserError
+from p2pfl.errors import UserError, reason
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.experiment.sections import Timer
 from p2pfl.launch.outcome import Outcome
@@ -64,8 +64,8 @@ def check_device(device: str) -> None:
     Raises:
         UserError: it names the device.
     """
-    if reason := why_unusable(device):
-        raise UserError(f"--device {device}: {reason}")
+    if why := why_unusable(device):
+        raise UserError(f"--device {device}: {why}")
 
 
 def why_unusable(device: str) -> str:
@@ -73,7 +73,7 @@ def why_unusable(device: str) -> str:
     try:
         torch.zeros(1, device=device).item()  # "meta" is there, but holds no numbers
     except (RuntimeError, AssertionError, ImportError) as error:
-        return str(error).splitlines()[0]
+        return reason(error)
     return ""
 
 

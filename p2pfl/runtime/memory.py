@@ -70,9 +70,9 @@ def needed(setup: Setup, held: int, emulated: bool = False, twice: bool = False)
     own = sum(leaf.nbytes for leaf in leaves(state))
     remembered = _beyond(algorithm.absorb(None, message, params.shape[1]), state)
     at_once = _at_once(setup, params, message)
-    working = WORKING + _sorted(setup, params, held, emulated)
     block = min(setup.task.block, held) * params.nbytes  # which can be asked for
-    working += max(BLOCKS * cache_bytes(params.device), 2 * block)
+    working = WORKING + max(BLOCKS * cache_bytes(params.device), 2 * block)
+    working += _sorted(setup, params, held, emulated)
     more = remembered + _beyond((algorithm.model(state),), state)
     if twice:
         more += params.nbytes
