@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from p2pfl import files
 from p2pfl.errors import UserError
 from p2pfl.fleet.hosts import Host
 
@@ -46,9 +47,8 @@ class Record(msgspec.Struct):
 
     def save(self, folder: Path) -> None:
         """Write it, so that at every moment the old or the new one is there, whole."""
-        draft = folder / f".{NAME}.tmp"
-        draft.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
-        draft.replace(folder / NAME)
+        text = msgspec.json.format(msgspec.json.encode(self), indent=2)
+        files.replace(folder / NAME, text + b"\n")
 
     @property
     def hosts(self) -> dict[int, str]:

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl import __version__
+from p2pfl import __version__, files
 from p2pfl.errors import RunError, UserError
 from p2pfl.results.durable import Disk
 from p2pfl.runtime.setup import Row, Status
@@ -85,7 +85,7 @@ class Recorder:
         _lock(self._metrics, folder)
         if resume is not None:
             _cut_back(folder, resume)
-            _replace(folder / EXPERIMENT, experiment_toml.encode())
+            files.replace(folder / EXPERIMENT, experiment_toml.encode())
         self._events = _append(folder / EVENTS)
         self._sketches: io.BufferedWriter | None = None
         if resume is None or resume.metrics == 0:
@@ -147,7 +147,7 @@ class Recorder:
         data = save(dict(tensors), {**metadata, "node": str(which)})
         with _writing(path):
             path.parent.mkdir(exist_ok=True)
-            _replace(path, data)
+            files.replace(path, data)
 
     def finish(self, status: Status, summary: Mapping[str, Any], error: str | None = None) -> None:
         """Write the summary for good and close the files.
@@ -169,7 +169,7 @@ class Recorder:
             about["error"] = error
         text = json.dumps(strict(about), indent=2, ensure_ascii=False, allow_nan=False)
         with _writing(self.folder / SUMMARY):
-            _replace(self.folder / SUMMARY, f"{text}\n".encode())
+            files.replace(self.folder / SUMMARY, f"{text}\n".encode())
 
 
 def new_folder(base: Path, name: str) -> Path:
@@ -290,17 +290,3 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file so that at every moment either the old or the new one is there, whole."""
-    draft = path.with_name(f".{path.name}.tmp")
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise

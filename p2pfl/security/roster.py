@@ -26,6 +26,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import AoT
 
+from p2pfl import files
 from p2pfl.errors import UserError
 from p2pfl.security.keys import is_key
 from p2pfl.topology import read_network
@@ -158,26 +159,12 @@ def _changing(path: Path) -> Iterator[tomlkit.TOMLDocument]:
         yield document
         text = tomlkit.dumps(document).encode()
         _members(path, _parsed(path, text))  # what is written, and not what was meant
-        _replace(path, text)
+        files.replace(path, text)
         os.fsync(folder)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
     finally:
         os.close(folder)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), path.stat().st_mode & 0o777 if path.exists() else 0o644)
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def _parse(path: Path) -> tomlkit.TOMLDocument:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from p2pfl import files
 from p2pfl.errors import UserError
 from p2pfl.results.record import SUMMARY, check_idle, new_folder
 from p2pfl.results.runs import read_experiment, read_summary
@@ -44,7 +45,7 @@ def opened(plan: Plan, runs: Sequence[Run], out: Path | None) -> Iterator[Path]:
                 _check_grown(read_plan(folder / PLAN), plan, folder)
                 _check_same(runs, folder)
                 _check_idle(runs, folder)
-            (folder / PLAN).write_text(plan.to_toml(seeds(plan)), encoding="utf-8")
+            files.replace(folder / PLAN, plan.to_toml(seeds(plan)).encode())
             yield folder
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error

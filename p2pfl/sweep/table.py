@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from p2pfl import files
 from p2pfl.results.report import UNKNOWN, seconds, size
 from p2pfl.sweep.combine import Run
 from p2pfl.sweep.values import brief
@@ -91,9 +92,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(text.getvalue(), encoding="utf-8")
-    draft.replace(path)
+    files.replace(path, text.getvalue().encode())
 
 
 def summary_table(rows: Sequence[Row]) -> Table:
