@@ -42,6 +42,8 @@ class Inbox(Generic[R]):
     are the peer itself and the neighbours it has heard, in the order of their ids, and
     `weights` is one line of that matrix. A wide field of what was heard may be a tuple of
     rows there: it is for the methods of the inbox alone.
+
+    Who has a weight of 0 was not heard. Only oneself always is: some rules keep nothing of it.
     """
 
     weights: Tensor  # [rows, senders]
@@ -66,7 +68,7 @@ class Inbox(Generic[R]):
 
         The mixing weights only say who was heard. ``[senders, d], [senders, 1] -> [rows, d]``
         """
-        return Inbox(_ones_where(self.weights), self.heard, self.own).mix(field, by)
+        return Inbox(self._ones(), self.heard, self.own).mix(field, by)
 
     def largest(self, field: Tensor) -> Tensor:
         """Return the largest value among the senders heard, ``[senders, 1] -> [rows, 1]``."""
@@ -99,7 +101,7 @@ class Inbox(Generic[R]):
         if self.weights.layout is torch.sparse_csr:
             at, mask = self._slots()
             return self.weights.col_indices()[at], mask
-        mask, order = (self.weights != 0).sort(dim=1, descending=True, stable=True)
+        mask, order = self._is_heard().sort(dim=1, descending=True, stable=True)
         k = int(mask.sum(1).max())
         return order[:, :k], mask[:, :k]
 
@@ -114,7 +116,21 @@ class Inbox(Generic[R]):
         count = start.diff()
         slots = torch.arange(int(count.max()), device=start.device)
         at = (start[:-1, None] + slots).clamp(max=int(start[-1]) - 1)
-        return at, (slots < count[:, None]) & (self.weights.values()[at] != 0)
+        return at, (slots < count[:, None]) & self._is_heard()[at]
+
+    def _is_heard(self) -> Tensor:
+        """Return which weights are those of senders a row has heard: of sparse ones the values."""
+        if self.weights.layout is torch.sparse_csr:
+            own = self.own.repeat_interleave(self.weights.crow_indices().diff())
+            return (self.weights.values() != 0) | (self.weights.col_indices() == own)
+        return (self.weights != 0).scatter(1, self.own.unsqueeze(1), value=True)
+
+    def _ones(self) -> Tensor:
+        """Return weights of 1 for all that were heard."""
+        if _is_one_row(self.weights):  # of equal weights none is 0
+            return torch.ones_like(self.weights[:1]).expand_as(self.weights)
+        ones = self._is_heard().to(self.weights.dtype)
+        return _csr_like(self.weights, ones) if ones.ndim == 1 else ones
 
 
 def _scaled(weights: Tensor, by: Tensor) -> Tensor:
@@ -149,14 +165,6 @@ def _weighted_sum(weights: Tensor, field: Tensor) -> Tensor:
 
 def _is_one_row(weights: Tensor) -> bool:
     return len(weights) > 1 and weights.layout is torch.strided and weights.stride(0) == 0
-
-
-def _ones_where(weights: Tensor) -> Tensor:
-    if _is_one_row(weights):
-        return _ones_where(weights[:1]).expand_as(weights)
-    if weights.layout is torch.sparse_csr:
-        return _csr_like(weights, (weights.values() != 0).to(weights.dtype))
-    return (weights != 0).to(weights.dtype)
 
 
 def _csr_like(weights: Tensor, values: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from p2pfl.aggregation.distances import between, lowest
 from p2pfl.aggregation.rule import Aggregation, Heard
 from p2pfl.learning.checks import at_least
 
+_THEN = 1 << 20  # tells the lots of the rule that follows from those of the next rounds
+
 
 def nnm(f: int, then: Aggregation | None = None) -> Aggregation:
     """Replace every model by the mean of the ``n - f`` nearest to it (Allouah et al. 2023).
@@ -60,7 +62,7 @@ def bucketing(then: Aggregation, s: int = 2) -> Aggregation:
         full = size > 0
         even = full.to(heard.weights.dtype) / full.sum(1, keepdim=True)
         means = shares @ without_padding(heard)
-        keys = rng.fold(heard.keys, 1)
+        keys = rng.fold(heard.keys, _THEN)
         return then.combine(Heard(means, full, even, heard.own, keys))
 
     needs = s * (then.needs - 1) + 1

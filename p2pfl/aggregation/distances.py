@@ -49,7 +49,10 @@ def nna(f: int) -> Aggregation:
 def geometric_median(
     tolerance: float = 1e-6, smoothing: float = 1e-6, iterations: int = 100
 ) -> Aggregation:
-    """Take the point whose distances from all models have the least sum (Weiszfeld 1937).
+    """Take the point whose distances from all models have the least sum.
+
+    By the steps of Weiszfeld (1937), as Vardi and Zhang (2000) mend them where a step comes upon
+    a model: there the others pull against it, and the point stays if they are no stronger.
 
     Withstands fewer attackers than half of the models, with
     ``kappa = 4 (1 + f / (n - 2 f))^2`` (Pillutla et al. 2022; Allouah et al. 2023).
@@ -57,7 +60,7 @@ def geometric_median(
     Args:
         tolerance: stop when a step is shorter than this share of the models' usual distance, the
             median of those from the median of each parameter, where it begins.
-        smoothing: shorter distances than this share of it count as that long.
+        smoothing: a model nearer than this share of it counts as being where the point is.
         iterations: steps at most.
     """
     for name, value in (("tolerance", tolerance), ("smoothing", smoothing)):
@@ -69,12 +72,18 @@ def geometric_median(
         scale = middle(heard._replace(models=_from(heard, point).unsqueeze(2)))
         short = smoothing * scale
         going = scale[:, 0] > 0  # else more than half of the models are the same
+        tiny = torch.finfo(point.dtype).tiny
         for _ in range(iterations):
-            pull = torch.where(heard.mask, short / _from(heard, point).maximum(short), 0.0)
-            pull = pull / pull.sum(1, keepdim=True)
-            new = mean_of(heard.models, pull)
+            far = _from(heard, point)
+            here = far <= short
+            pull = torch.where(heard.mask & ~here, short / far, 0.0)
+            total = pull.sum(1, keepdim=True).clamp(min=tiny)
+            way = mean_of(heard.models, pull / total) - point
+            # As strong as the unit vectors towards the others add up to; who is here holds back.
+            strength = (way.norm(dim=1, keepdim=True) * total / short).clamp(min=tiny)
+            held = (heard.mask & here).sum(1, keepdim=True) / strength
             # A row stops by itself: it must not depend on who else is in the block.
-            step = torch.where(going.unsqueeze(1), new - point, 0.0)
+            step = torch.where(going.unsqueeze(1), (1 - held).clamp(min=0) * way, 0.0)
             point = point + step
             going = going & (step.norm(dim=1) > tolerance * scale[:, 0])
             if not bool(going.any()):

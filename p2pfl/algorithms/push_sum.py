@@ -27,6 +27,7 @@ class PushSumState(NamedTuple):
     x: Tensor
     w: Tensor
     opt: Any
+    counts: Tensor  # [rows, 1]: what an update counts
 
 
 def push_sum(
@@ -35,11 +36,12 @@ def push_sum(
     """Stochastic gradient push, for directed graphs (Assran et al. 2019; Kempe et al. 2003).
 
     Every peer splits ``(x, w)`` among itself and those it sends to; ``x / w`` tends to the
-    mean. With ``weight = "examples"`` it starts from ``(n_i x, n_i)`` and scales its updates
-    by ``w``, so that the limit is the mean in proportion to the examples. On a timer a peer
-    keeps one half and pushes the other. Messages are ``4 d + 4`` bytes (float32).
+    mean. With ``weight = "examples"`` it starts from ``(n_i x, n_i)`` and adds ``n_i u`` to x
+    for an update u, so that it seeks the optimum over all examples; a node with twice as many
+    as others takes steps about twice as long. On a timer a peer keeps one half and pushes the
+    other. Messages are ``4 d + 4`` bytes (float32).
     """
-    return _sharing(opt, counts=weight == "examples", scaled=weight == "examples", carry=_by_sums)
+    return _sharing(opt, counts=weight == "examples", scaled=False, carry=_by_sums)
 
 
 def gosgd(opt: Optimiser) -> Algorithm[PushSumState, Mass, Mass]:
@@ -77,7 +79,7 @@ def _sharing(
 
     Args:
         opt: the optimiser.
-        counts: whether weights start from numbers of examples.
+        counts: whether a node counts in proportion to its examples.
         scaled: whether an update is that of the quotient, not of its numerator.
         carry: as of `Algorithm`.
     """
@@ -85,16 +87,16 @@ def _sharing(
     def init(x: Tensor, rows: Rows) -> PushSumState:
         examples = rows.examples.to(wide(x)).unsqueeze(1)
         w = examples if counts else torch.ones_like(examples)
-        return PushSumState((x * w).to(x.dtype), w, opt.init(x))
+        return PushSumState((x * w).to(x.dtype), w, opt.init(x), w.clone())
 
     def model(s: PushSumState) -> Tensor:
         return (s.x / s.w).to(s.x.dtype)
 
     def step(s: PushSumState, grads: Tensor) -> PushSumState:
         update, state = opt.update(grads, s.opt, model(s))
-        if scaled:
-            update = (update * s.w).to(s.x.dtype)
-        return PushSumState(s.x + update, s.w, state)
+        if scaled or counts:
+            update = (update * (s.w if scaled else s.counts)).to(s.x.dtype)
+        return s._replace(x=s.x + update, opt=state)
 
     def receive(s: PushSumState, inbox: Inbox[Mass]) -> PushSumState:
         return s._replace(x=inbox.mix(inbox.heard.x), w=inbox.mix(inbox.heard.w))

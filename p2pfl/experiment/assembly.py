@@ -63,16 +63,18 @@ def _pace(experiment: Experiment) -> Pace | Tempo:
     pace, every = experiment.pace, experiment.evaluation.every
     if isinstance(pace, Timer):
         return Tempo(pace.period, pace.ticks, evaluate_every=every, seed=experiment.seed)
-    width = experiment.topology.reach() if pace.stop else 1
+    topology = experiment.topology
+    width = max(topology.reach(), 1) if pace.stop else 1
     return Pace(
         pace.rounds,
         patience=pace.patience,
         seconds=pace.seconds,
         evaluate_every=every,
         stop=pace.stop,
-        width=max(width, 1),
+        width=width,
         overlap=pace.overlap,
         train_every=pace.train_every,
+        floods=lambda round: topology.floods(round, width),
     )
 
 

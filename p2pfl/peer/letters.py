@@ -59,8 +59,7 @@ class Letters(Inbox[R]):
 
     def mean(self, field: Field, by: Tensor) -> Tensor:
         """Return the mean over the senders in proportion to `by`; as of `Inbox`."""
-        heard = (self.weights != 0).to(self.weights.dtype)
-        return Letters(heard, self.heard, self.own).mix(field, by)
+        return Letters(self._ones(), self.heard, self.own).mix(field, by)
 
     def mine(self, field: Field) -> Tensor:
         """Return what the others know of the row itself, ``[1, ...]``."""

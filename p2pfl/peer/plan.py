@@ -59,6 +59,7 @@ class Pace(NamedTuple):
             0: never.
         stop: when to stop before that, or None.
         width: rounds after which what anybody said has reached everybody.
+        floods: where that is not certain, whether it is so of what is said in a given round.
         backlog: unopened messages of one sender that are kept, where only the newest counts
             and patience is finite.
         seconds: begin no further round after so many.
@@ -76,6 +77,7 @@ class Pace(NamedTuple):
     seconds: float = math.inf
     overlap: bool = False
     train_every: int = 1
+    floods: Callable[[int], bool] = lambda round: True
 
     def steps_in(self, round: int) -> int:
         """Return how many local steps a round has."""

@@ -133,7 +133,7 @@ class Peer(Generic[S, M, R]):
         self._sent: S | None = None  # what it started from, if the exchange goes on meanwhile
         self._unjudged = False  # whether the next score asks for an `Evaluated` first
         self._loss = math.nan
-        self._agreement = Agreement(pace.stop, pace.width)
+        self._agreement = Agreement(pace.stop, pace.width, floods=pace.floods)
 
     @property
     def params(self) -> Tensor:

@@ -5,7 +5,8 @@ into a score, and asks for the run to stop once *every* node's score has reached
 threshold. Peers find the lowest score without a server: each message carries the lowest
 its sender has heard of, and after as many rounds as the network is wide everybody holds
 the same number, so everybody stops after the same round. Who misses a message cannot know
-what it would have said, and takes it for a no.
+what it would have said, and takes it for a no. Nor is anything concluded from rounds in which,
+as links were drawn, not everybody could hear of everybody.
 """
 
 from __future__ import annotations
@@ -95,12 +96,23 @@ STOP_RULES: dict[str, Callable[..., StopRule]] = {"plateau": plateau, "target": 
 class Agreement:
     """The part of some nodes in finding the lowest score, in windows of `width` rounds.
 
-    `width` is the number of rounds after which what anybody said has reached everybody. A
-    peer is one node and hears the others; the simulator is all of them and hears nobody.
+    A peer is one node and hears the others; the simulator is all of them and hears nobody.
+
+    Args:
+        rule: when to stop; None: never.
+        width: the number of rounds after which what anybody said has reached everybody.
+        nodes: how many this is.
+        floods: where that is not certain, whether it is so of what is said in a given round.
     """
 
-    def __init__(self, rule: StopRule | None, width: int, nodes: int = 1) -> None:
-        self._rule, self._width = rule, width
+    def __init__(
+        self,
+        rule: StopRule | None,
+        width: int,
+        nodes: int = 1,
+        floods: Callable[[int], bool] = lambda round: True,
+    ) -> None:
+        self._rule, self._width, self._floods = rule, width, floods
         self.progress = rule.start(nodes) if rule else None
         self.lowest = -math.inf
 
@@ -126,5 +138,6 @@ class Agreement:
 
     def reached(self, round: int) -> bool:
         """Say, at the end of a round, whether everybody stops here."""
-        last = round % self._width == self._width - 1
-        return bool(self._rule and last and self.lowest >= self._rule.threshold)
+        if self._rule is None or (round + 1) % self._width or self.lowest < self._rule.threshold:
+            return False
+        return self._floods(round + 1 - self._width)

@@ -85,7 +85,8 @@ class Simulator:
         self.scores: Scores | None = None
         self._traffic = Traffic(setup)
         self._clock = time.perf_counter()
-        self._agreement = Agreement(self.pace.stop, self.pace.width, setup.topology.n)
+        told = self.pace.stop, self.pace.width, setup.topology.n, self.pace.floods
+        self._agreement = Agreement(*told)
         self._around: tuple[Tensor, Neighbourhood] | None = None
         self._heard: Any = None  # what is remembered of the senders
         self._sent: Any = None  # the last state that was sent, where training goes on from it

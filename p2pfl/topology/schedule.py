@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -14,6 +15,7 @@ from torch import Tensor
 
 EXACT_REACH = 2000  # nodes up to which `reach` follows every message
 SAMPLE = 16  # rounds looked at of a topology which never repeats
+FEW = 4  # of a large one
 REMEMBERED = 64  # rounds of it whose neighbours are kept at hand
 STALE = 1000  # rounds without news after which such a topology counts as disconnected
 
@@ -125,8 +127,8 @@ class Topology:
 
         The directed diameter of a static graph; of a periodic topology the worst case over the
         rounds in which it may have been said. Above 2000 nodes it is an upper bound, the way
-        to node 0 and on from there (at most twice the diameter). Without a period it is what
-        happens from round 0 on.
+        to node 0 and on from there (at most twice the diameter). Without a period it is the
+        worst of the first few, which is usual and not certain: see `floods`.
 
         Raises:
             ValueError: some node never hears of some other.
@@ -134,7 +136,8 @@ class Topology:
         if self.is_complete:
             return min(1, self.n - 1)
         if self.period is None or self.n <= EXACT_REACH:
-            return max(_flood(self, start) for start in range(self.period or 1))
+            some = SAMPLE if self.n <= EXACT_REACH else FEW
+            return max(_flood(self, start) for start in range(self.period or some))
         period = [self.links(round) for round in range(self.period)]
         starts = range(self.period)
         gather = max(
@@ -143,6 +146,14 @@ class Topology:
         return gather + max(
             _spread(period[start:] + period[:start], False, self.name) for start in starts
         )
+
+    def floods(self, start: int, rounds: int) -> bool:
+        """Say whether what is said in a round has reached everybody after so many rounds.
+
+        As of `reach`, which it is to be true of: only without a period there is anything to find
+        out.
+        """
+        return self.period is not None or _flood(self, start, rounds) <= rounds
 
     @cached_property
     def _neighbours(self) -> Callable[[int], _Neighbours]:
@@ -232,13 +243,16 @@ def _is_tree(links: Links) -> bool:
     return bool(nx.is_tree(graph))
 
 
-def _flood(topology: Topology, start: int) -> int:
-    """Return the rounds from `start` on until everybody knows what everybody said then."""
+def _flood(topology: Topology, start: int, most: float = math.inf) -> int:
+    """Return the rounds from `start` on until everybody knows what everybody said then.
+
+    It is given up after one round more than `most`.
+    """
     everything = (1 << topology.n) - 1
     # One integer per node, one bit for everybody it has heard of: a round is a few "or"s.
     known = [1 << node for node in range(topology.n)]
     round, news = start, start
-    while any(bits != everything for bits in known):
+    while round - start <= most and any(bits != everything for bits in known):
         links = topology.links(round)
         before = known.copy()
         for sender, receiver in zip(links.senders.tolist(), links.receivers.tolist(), strict=True):

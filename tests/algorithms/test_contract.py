@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from p2pfl.algorithm import Inbox, Rows
-from p2pfl.algorithms import ALGORITHMS, choco, proximal, weighed
+from p2pfl.algorithms import ALGORITHMS, choco, dpsgd, proximal, weighed
 from p2pfl.algorithms.averaging import Params
+from p2pfl.attacks import ATTACKS, hostile
 from p2pfl.codec import CODECS, random_k
 from p2pfl.learning.optim import chain, clip_norm, sgd
 from p2pfl.learning.schedules import exponential
@@ -324,31 +325,33 @@ def inboxes(draw):
     w = torch.rand(rows, senders, generator=made, dtype=torch.float64)
     w = w * (torch.rand(rows, senders, generator=made) < draw(st.sampled_from([0.3, 0.7, 1.0])))
     w[torch.arange(rows), torch.randint(senders, (rows,), generator=made)] = 0.25
+    own = torch.randint(senders, (rows,), generator=made)  # which may have no weight
     field = torch.randn(senders, 3, generator=made, dtype=torch.float64)
     by = torch.rand(senders, 1, generator=made, dtype=torch.float64) + 0.1
-    return w, field, by
+    return w, field, by, own
 
 
-def sparse(w: Tensor, explicit_zeros: bool) -> Tensor:
-    if not explicit_zeros:
-        return w.to_sparse_csr()
-    rows, senders = w.shape
-    start, columns = torch.arange(rows + 1) * senders, torch.arange(senders).repeat(rows)
-    return torch.sparse_csr_tensor(start, columns, w.flatten(), w.shape, check_invariants=True)
+def sparse(w: Tensor, own: Tensor, explicit_zeros: bool) -> Tensor:
+    """Return the same matrix, in which one's own entries stand in any case."""
+    stored = (w != 0) | explicit_zeros
+    stored[torch.arange(len(w)), own] = True
+    start = torch.cat([torch.zeros(1, dtype=torch.int64), stored.sum(1).cumsum(0)])
+    columns = stored.nonzero()[:, 1]
+    return torch.sparse_csr_tensor(start, columns, w[stored], w.shape, check_invariants=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*[Ss]parse CSR")
 @given(inboxes(), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_dense_and_sparse_weights_are_the_same(case, explicit_zeros):
-    w, field, by = case
-    own = torch.zeros(len(w), dtype=torch.int64)
-    dense, csr = Inbox(w, (field,), own), Inbox(sparse(w, explicit_zeros), (field,), own)
+    w, field, by, own = case
+    dense, csr = Inbox(w, (field,), own), Inbox(sparse(w, own, explicit_zeros), (field,), own)
     close(csr.mix(field), dense.mix(field))
     close(csr.mix(field, by), dense.mix(field, by))
     close(csr.mean(field, by), dense.mean(field, by))
     close(csr.largest(by), dense.largest(by))
     close(csr.mine(field), dense.mine(field))
+    assert torch.equal(csr.others().sum(1), dense.others().sum(1))
     for i in range(len(w)):
         (a, masked), (b, mask) = csr.gather(field), dense.gather(field)
         close(a[i][masked[i]], b[i][mask[i]])
@@ -357,11 +360,11 @@ def test_dense_and_sparse_weights_are_the_same(case, explicit_zeros):
 @given(inboxes())
 @settings(max_examples=60, deadline=None)
 def test_the_inbox_by_hand(case):
-    w, field, by = case
-    inbox = Inbox(w, (field,), torch.arange(len(w)).clamp(max=w.shape[1] - 1))
+    w, field, by, own = case
+    inbox = Inbox(w, (field,), own)
     block, mask = inbox.gather(field)
     for i, line in enumerate(w):
-        who = [j for j in range(w.shape[1]) if line[j]]
+        who = [j for j in range(w.shape[1]) if line[j] or j == own[i]]
         scaled = [float(line[j] * by[j]) for j in who]
         mixed = sum(s * field[j] for s, j in zip(scaled, who, strict=True)) / sum(scaled)
         close(inbox.mix(field, by)[i], mixed)
@@ -403,3 +406,26 @@ def test_counts_and_masses_are_not_kept_in_half_precision(name):
         assert narrow.flatten().tolist() == [1001, 1002, 1003, 1004, 1005]
     else:
         assert narrow.sum().item() == pytest.approx(5015 if "examples" in name else 5, rel=1e-4)
+
+
+# On a chain, the weights that agree fastest leave nothing of one's own model.
+ALONE = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.0, 0.5], [0.0, 0.5, 0.5]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ["dpsgd median", "fedasync", "balance", "gossip limited"])
+def test_who_takes_nothing_of_its_own_has_heard_itself(name):
+    """These go by who was heard, and not by the weights."""
+    a, x = ALL[name](sgd(0.1)), torch.tensor([[1.0, 1.1], [1.0, 0.9], [1.1, 1.0]]).double()
+    rows = Rows(torch.arange(3), torch.ones(3, dtype=torch.int64))
+    state = a.init(x, rows)
+    after = [a.model(exchange(a, state, None, w, 2)[0]) for w in (ALONE, ALONE + torch.eye(3) / 9)]
+    close(after[0][1], after[1][1])
+
+
+def test_an_attacker_may_take_nothing_of_its_own():
+    honest = dpsgd(sgd(0.1))
+    a = hostile(honest, ATTACKS["ipm"](), [1])
+    x = torch.arange(6.0, dtype=torch.float64).view(3, 2)
+    rows = Rows(torch.arange(3), torch.ones(3, dtype=torch.int64))
+    state, _ = exchange(a, a.init(x, rows), None, ALONE, 2)
+    close(a.model(state), ALONE @ x)
