@@ -41,7 +41,7 @@ from p2pfl.runtime.meeting import Meeting
 from p2pfl.runtime.neighbour import Neighbour
 from p2pfl.runtime.reader import Asked, Reader
 from p2pfl.runtime.streams import Stream
-from p2pfl.runtime.wire import MOST_REASON, OFFERS, Header, Kind
+from p2pfl.runtime.wire import MOST_REASON, OFFERS, TRAINING, Header, Kind
 
 KEPT = 1 << 28  # bytes of memory for models that are kept to be used again
 # What may wait for one neighbour to ask for it.
@@ -209,6 +209,7 @@ class Links:
             heard: of how many neighbours messages come at the same time; None: of all.
         """
         self._phase, self._replaceable = phase, replaceable
+        self._reader.is_training = phase >= TRAINING
         self._room = max(MANY, PLENTY // max(1, schema.nbytes))
         window = flows.window(schema, len(self._neighbours) if heard is None else heard)
         self._expected = Expected(schema, window, self.pool.empty, stay, news)

@@ -110,6 +110,10 @@ class Meeting:
         there = [p for p in links if links[p].welcomed and self.handshake.is_known(p)]
         return sorted(self._awaited - set(there))
 
+    def awaits(self, peer: PeerId) -> bool:
+        """Say whether the run cannot begin without a peer: others may come late, or not at all."""
+        return peer in self._awaited and (peer in self.neighbours or not self.handshake.done)
+
     def described(self, peer: PeerId) -> str:
         """Return what an error says of somebody who is absent."""
         one = self.neighbours.get(peer)

@@ -95,7 +95,7 @@ class Neighbour:
             RemoteProtocolError: it is none that a neighbour sends.
         """
         match header.kind:
-            case Kind.BYE:  # it leaves once we have all it has sent
+            case Kind.BYE | Kind.ABORT:  # it leaves once we have all it has sent
                 self._goodbye = connection, (header.phase, header.round - 1)
                 self.is_done = bool(header.degree)
             case Kind.PING if not self.link.unsent:  # else it does not read what we say

@@ -39,6 +39,7 @@ class Reader:
         rejected: how many messages were refused, by sender and reason.
         heard: from whom anything has come lately.
         unusual: how many messages lately were neither credit nor chunks that others follow.
+        is_training: whether it is too late to call the run off.
         lookout: takes in what is said of who is there; None: nobody does.
     """
 
@@ -50,6 +51,7 @@ class Reader:
         self.rejected = Rejections()
         self.heard: set[PeerId] = set()
         self.unusual = 0
+        self.is_training = False
         self.lookout: Lookout | None = None
         self._quota = Quota()
         self._happened: list[Skipped | Asked] = []
@@ -101,7 +103,7 @@ class Reader:
 
     def _hear_from(self, sender: PeerId, mail: Mail, header: Header) -> None:
         one = self._meeting.neighbours.get(sender)
-        if header.kind is Kind.ABORT and not self._is_too_late(one):
+        if header.kind is Kind.ABORT and not self.is_training and self._meeting.awaits(sender):
             self._meeting.called_off(mail, header, wire.pack(self._about(Kind.BYE)))
         elif header.kind is Kind.MEMBERS:
             self._hear_of_members(sender, mail)
@@ -114,7 +116,7 @@ class Reader:
             self.unusual -= 1
         elif one:
             one.hear(mail.connection, header, self._about(Kind.PONG))
-        elif header.kind is Kind.BYE:
+        elif header.kind in (Kind.BYE, Kind.ABORT):
             self._listener.answer(mail.connection, wire.pack(self._about(Kind.BYE)))
 
     def _hear_of_members(self, sender: PeerId, mail: Mail) -> None:
@@ -122,10 +124,6 @@ class Reader:
             raise RemoteProtocolError("a message about members without any")
         if self.lookout:
             self.lookout.hear(sender, mail.frames[1])
-
-    def _is_too_late(self, one: Neighbour | None) -> bool:
-        """Say whether somebody cannot call the run off any more."""
-        return self._handshake.done if one is None else one.inflow.has_begun
 
     def models(self, readable: Container[zmq.Socket[bytes]]) -> list[Received]:
         """Read what has come on the links we dialled, as far as `readable`; return the models."""

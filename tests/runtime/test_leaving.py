@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from links_cases import events_until, frames, model, rounds_of, send, small, turn
+from links_cases import events_until, expect, frames, model, rounds_of, send, small, turn
 
 from p2pfl.errors import UserError
 from p2pfl.peer.events import PeerDown
@@ -23,6 +23,22 @@ def test_who_has_left_cannot_call_the_run_off(stage):
         other.say(small(Kind.ABORT, other.me), b"and now for something else")
         b.send(send(0))
         assert rounds_of(events_until(bool, a, b)) == [0]
+
+
+def test_nobody_calls_off_a_run_that_trains(stage):
+    """Even who was there from the start and has sent no model yet; it is taken for a goodbye."""
+    with stage(3).scripted() as (a, other, b):
+        expect(a, b, phase=wire.TRAINING)
+        other.say(small(Kind.ABORT, other.me), b"nothing heard of you")
+        assert events_until(bool, a, b) == [PeerDown(other.me)]
+        assert a.events() == []
+
+
+def test_nor_does_who_was_not_to_be_there_from_the_start(stage):
+    with stage(2).scripted() as (a, other):
+        a._meeting._awaited = frozenset()  # as where it comes late
+        other.say(small(Kind.ABORT), b"nothing heard of the others")
+        assert events_until(bool, a) == [PeerDown(1)]
 
 
 def test_a_goodbye_waits_for_the_last_model_also_over_a_connection_that_broke(stage, monkeypatch):
