@@ -13,7 +13,7 @@ from p2pfl.runtime.addresses import is_loopback, is_wildcard
 from p2pfl.runtime.endpoint import Keyring
 from p2pfl.security.keys import KeyPair, default_path, read_keys
 from p2pfl.security.roster import Roster, read_roster
-from p2pfl.topology.files import ADDRESS
+from p2pfl.topology.files import is_address
 
 LOOK_EVERY = 1.0  # seconds between two looks at the file of peers
 IN_CLEAR = (
@@ -83,7 +83,7 @@ class Membership:
         if friend:
             addresses.setdefault(friend[0], friend[1])
         listen = bind or addresses.get(node)
-        if bind and not (ADDRESS.fullmatch(bind) or is_wildcard(bind)):
+        if bind and not (is_address(bind) or is_wildcard(bind)):
             raise UserError(f"--bind {bind}: expected tcp://HOST:PORT, as in tcp://10.0.0.1:7000")
         if listen is None:
             raise UserError(f"where does peer {node} listen? List its address, or give --bind")

@@ -11,10 +11,10 @@ import zmq
 
 def is_loopback(address: str) -> bool:
     """Say whether an address cannot be reached from beyond this machine."""
-    parts = urlsplit(address)
-    if parts.scheme in ("ipc", "inproc") or parts.hostname == "localhost":
-        return True
     try:
+        parts = urlsplit(address)
+        if parts.scheme in ("ipc", "inproc") or parts.hostname == "localhost":
+            return True
         return ipaddress.ip_address(parts.hostname or "").is_loopback
     except ValueError:
         return False
@@ -25,8 +25,8 @@ def is_direct(address: str) -> bool:
 
     The other addresses of a loopback device are what proxies listen on.
     """
-    host = urlsplit(address).hostname
-    return is_loopback(address) and host in (None, "localhost", "127.0.0.1", "::1")
+    direct = (None, "localhost", "127.0.0.1", "::1")
+    return is_loopback(address) and urlsplit(address).hostname in direct
 
 
 def is_wildcard(address: str) -> bool:

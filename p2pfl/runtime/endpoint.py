@@ -15,7 +15,7 @@ from p2pfl.runtime.sockets import Dialling, Frames, Link, Listener, new_context
 from p2pfl.security.gate import Gate
 from p2pfl.security.keys import KeyPair
 from p2pfl.security.selftest import check_listener
-from p2pfl.topology.files import ADDRESS
+from p2pfl.topology.files import is_address
 
 
 class Keyring(NamedTuple):
@@ -81,8 +81,9 @@ class Endpoint:
             RunError: the process may open no more files.
         """
         to = Dialling(address)
-        inside = is_loopback(address) or not ADDRESS.fullmatch(address)  # or it is none at all
-        if not (self.keyring or self._insecure or inside):
+        if not is_address(address):
+            raise UserError(f"peer {peer} is at {address}, which is no address")
+        if not (self.keyring or self._insecure or is_loopback(address)):
             raise UserError(f"peer {peer} is at {address}, beyond this machine: that needs keys")
         if self.keyring:
             if peer not in self.keyring.of:

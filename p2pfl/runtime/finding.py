@@ -16,7 +16,7 @@ from p2pfl.runtime import wire
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.sockets import Frames, Link
 from p2pfl.runtime.wire import Header, Kind
-from p2pfl.topology.files import ADDRESS
+from p2pfl.topology.files import is_tcp
 
 ASK_EVERY = 0.3  # seconds
 MOST_ADDRESS = 200  # characters
@@ -49,6 +49,10 @@ class Book:
         self.nodes, self._certain = nodes, dict(addresses)
         self._told: dict[PeerId, str] = {}
 
+    def is_certain(self, peer: PeerId) -> bool:
+        """Say whether we know ourselves where a peer listens, and were not only told so."""
+        return peer in self._certain
+
     @property
     def addresses(self) -> dict[PeerId, str]:
         """Everybody's address, as far as it is known."""
@@ -63,8 +67,7 @@ class Book:
         for peer, address in addresses.items():
             if not 0 <= peer < self.nodes:
                 raise RemoteProtocolError(f"an address of peer {peer}, who takes no part")
-            match = ADDRESS.fullmatch(address)
-            if not (match and match[2]) or len(address) > MOST_ADDRESS:
+            if not is_tcp(address) or len(address) > MOST_ADDRESS:
                 raise RemoteProtocolError("an address which is none")
             told = {**self._told, peer: address}
             if sum(len(one) + ENTRY for one in told.values()) > MOST_TOLD:

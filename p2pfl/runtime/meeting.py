@@ -58,13 +58,15 @@ class Meeting:
         self.departed: set[PeerId] = set()
         self.met: list[tuple[PeerId, int]] = []
         self.prepare: Callable[[Neighbour], None] = lambda one: None
+        self._useless: dict[PeerId, str] = {}  # why the address that was told is of no use
         self._elsewhere: set[PeerId] = set()  # peers of another run have asked for addresses
 
     def find(self) -> None:
         """Dial those whose address has become known, or is another than was thought.
 
         Raises:
-            UserError: an address cannot be used, or no key is listed for its peer.
+            UserError: an address cannot be used, or no key is listed for its peer. What others
+            have told is no mistake of ours, and only noted.
         """
         addresses = self.handshake.addresses
         elsewhere = [p for p, one in self.neighbours.items() if not one.link.welcomed]
@@ -80,7 +82,16 @@ class Meeting:
                 self.drop(peer)
                 unknown |= {peer}
         for peer in sorted(unknown & known.keys()):
-            self._dial(peer, known[peer])
+            self._try_out(peer, known[peer])
+
+    def _try_out(self, peer: PeerId, address: str) -> None:
+        """Dial a peer; an address that others have told may be of no use."""
+        try:
+            self._dial(peer, address)
+        except UserError as error:
+            if self._book.is_certain(peer):
+                raise
+            self._useless[peer] = str(error)
 
     def reach(self, peer: PeerId, address: str = "") -> Neighbour | None:
         """Return our way to a peer, which is dialled if there is none; None: it cannot be.
@@ -117,7 +128,7 @@ class Meeting:
     def described(self, peer: PeerId) -> str:
         """Return what an error says of somebody who is absent."""
         one = self.neighbours.get(peer)
-        trouble = one.link.trouble if one else ""
+        trouble = one.link.trouble if one else self._useless.get(peer, "")
         if peer in self._elsewhere:
             trouble = "it takes part in another run"
         return f"{self.handshake.name(peer)}{f' ({trouble})' if trouble else ''}"

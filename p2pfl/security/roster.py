@@ -30,7 +30,7 @@ from p2pfl import files
 from p2pfl.errors import UserError
 from p2pfl.security.keys import is_key
 from p2pfl.topology import read_network
-from p2pfl.topology.files import ADDRESS
+from p2pfl.topology.files import is_address
 
 LARGEST = 1 << 22  # bytes
 
@@ -188,7 +188,7 @@ def _parsed(path: Path, data: bytes) -> tomlkit.TOMLDocument:
 
 def _short_form(path: Path, document: tomlkit.TOMLDocument) -> list[Member]:
     for id, address in document.items():
-        if not (id.isascii() and id.isdecimal() and _is_address(address)):
+        if not (id.isascii() and id.isdecimal() and is_address(address)):
             raise UserError(f'{path}: {id} = {address!r}: expected 0 = "tcp://HOST:PORT"')
     return [Member(int(id), address=str(address)) for id, address in document.items()]
 
@@ -203,7 +203,7 @@ def _member(place: object, entry: dict[str, Any]) -> Member:
     checks: dict[str, tuple[Callable[[object], bool], str]] = {
         "id": (_is_id, "a number from 0 on"),
         "name": (_is_name, "a text of 1 to 100 characters, not a number and not a key"),
-        "address": (_is_address, "like tcp://host:port"),
+        "address": (is_address, "like tcp://host:port"),
         "key": (is_key, "a public key, of 40 characters"),
         "revoked": (lambda value: type(value) is bool, "true or false"),
     }
@@ -228,8 +228,3 @@ def _is_name(value: object) -> bool:
     if not isinstance(value, str) or not 0 < len(value) <= 100:
         return False
     return value.isprintable() and not value.isdecimal() and not is_key(value)
-
-
-def _is_address(value: object) -> bool:
-    match = ADDRESS.fullmatch(value) if isinstance(value, str) else None
-    return match is not None and int(match[2] or 1) in range(1, 2**16)

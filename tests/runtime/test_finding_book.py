@@ -34,6 +34,9 @@ def test_the_newest_is_kept_but_what_is_certain_stays():
         ({1: ""}, "an address which is none"),
         ({1: "ipc:///tmp/x"}, "an address which is none"),
         ({1: "tcp://" + "x" * MOST_ADDRESS}, "an address which is none"),
+        ({1: "tcp://" + "x" * MOST_ADDRESS + ":7000"}, "an address which is none"),
+        ({1: "tcp://[x]:7000"}, "an address which is none"),
+        ({1: "tcp://10.0.0.1:99999"}, "an address which is none"),
     ],
 )
 def test_what_cannot_be_is_refused(told: dict[int, str], why: str):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from links_cases import events_until, expect, frames, model, rounds_of, send, small, turn
+from links_cases import ANYWHERE, events_until, expect, frames, model, rounds_of, send, small, turn
 
-from p2pfl.errors import UserError
+from p2pfl.errors import RunError, UserError
 from p2pfl.peer.events import PeerDown
 from p2pfl.runtime import attendance, chunks, wire
 from p2pfl.runtime.endpoint import Endpoint
@@ -85,13 +85,43 @@ def test_heartbeats_of_one_who_reads_no_answers_pile_nothing_up(stage):
         one.link.broken_since = None
 
 
-def test_nobody_is_dialled_in_clear_beyond_this_machine():
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("tcp://192.0.2.7:7000", "beyond this machine: that needs keys"),
+        # To ZeroMQ the first is where a connection comes from, and the second where it goes.
+        ("tcp://127.0.0.1:0;192.0.2.7:7000", "which is no address"),
+        ("tcp://lo;192.0.2.7:7000", "which is no address"),
+        ("tcp://[x]:7000", "which is no address"),
+        ("udp://127.0.0.1:7000", "which is no address"),
+    ],
+)
+def test_nobody_is_dialled_in_clear_beyond_this_machine(address: str, why: str):
     endpoint = Endpoint("tcp://127.0.0.1:*", 1)
     try:
-        with pytest.raises(UserError, match=r"beyond this machine: that needs keys"):
-            endpoint.dial(1, "tcp://192.0.2.7:7000", [b""])
+        with pytest.raises(UserError, match=why):
+            endpoint.dial(1, address, [b""])
     finally:
         endpoint.close()
+
+
+@pytest.mark.parametrize("address", ["tcp://[x]:7000", "tcp://192.0.2.7:7000", "nonsense", ""])
+def test_an_address_of_no_use_that_somebody_says_is_its_own_harms_nobody(stage, address: str):
+    stage = stage(2)
+    a = stage.add(0, ANYWHERE, [1])
+    a._meeting.drop(1)
+    a._book._certain.pop(1)
+    assert a._meeting.reach(1, address) is None
+
+
+def test_an_address_of_no_use_that_was_told_is_only_noted(stage):
+    stage = stage(2)
+    a = stage.add(0, ANYWHERE, [1])
+    a._meeting.drop(1)
+    del a._handshake.addresses[1], a._book._certain[1]
+    a._book.learn({1: "tcp://192.0.2.7:7000"})
+    with pytest.raises(RunError, match=r"nothing heard .* of peer 1 .*that needs keys"):
+        a.meet(0.1)
 
 
 def test_reasons_of_others_stand_in_one_harmless_line():
