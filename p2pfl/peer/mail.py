@@ -17,8 +17,11 @@ from p2pfl.peer.addressed import variant
 from p2pfl.peer.events import PeerId, Received
 from p2pfl.peer.ledger import Ledger, typed
 from p2pfl.peer.letters import unstacked
-from p2pfl.peer.plan import BACKLOG, View
+from p2pfl.peer.plan import BACKLOG, Pace, View
 from p2pfl.topology.mixing import Mixing
+
+FAR = 4  # times the backlog: messages that there is room for where none may be dropped
+ROOM = 1 << 26  # bytes of them that there is room for in any case
 
 
 class Opened(NamedTuple, Generic[R]):
@@ -53,8 +56,9 @@ class Mail(Generic[S, M, R]):
         algorithm: what is made of a message.
         mixing: what each sender counts.
         width: the number of parameters.
-        backlog: how many unopened messages of one sender are kept, the newest, where only the
-            newest counts; None: all.
+        pace: how many unopened messages of one sender there may be. Where patience is finite and
+            only the newest counts, older ones are dropped. Else all are kept, and there is room for
+            more before they are refused.
         exact: whether a message counts in its own round or never.
 
     Attributes:
@@ -67,11 +71,12 @@ class Mail(Generic[S, M, R]):
         algorithm: Algorithm[S, M, R],
         mixing: Mixing,
         width: int,
-        backlog: int | None,
+        pace: Pace,
         exact: bool = False,
     ) -> None:
         self._me, self._algorithm, self._mixing, self._width = me, algorithm, mixing, width
-        self._backlog = backlog if is_replaceable(algorithm) else None
+        self._backlog = pace.backlog
+        self._drops = pace.patience < math.inf and is_replaceable(algorithm)
         self._exact = exact
         self._ledger: Ledger[M] = Ledger()  # used where a mass is conserved
         self._kept = 1.0  # of a mass, when it was shared out last
@@ -87,11 +92,15 @@ class Mail(Generic[S, M, R]):
         """Take in a message, during a round of one's own.
 
         Raises:
-            RemoteProtocolError: it is out of order or cannot be decoded; nothing has changed.
+            RemoteProtocolError: it is out of order or cannot be decoded, or there is no room for
+                it; nothing has changed.
         """
         sender = letter.sender
         if letter.round <= self._newest.get(sender, -1):
             raise RemoteProtocolError(f"{sender} sent round {letter.round} again, or out of order")
+        most = max(FAR * self._backlog, ROOM // (letter.size or 1))
+        if not self._drops and len(self.unopened.get(sender, ())) >= most:
+            raise RemoteProtocolError(f"{sender} is too far ahead: there is no room for its model")
         if self._algorithm.absorb is not newest:
             self._try_absorb(letter)
         self._ledger.heard(sender)
@@ -99,10 +108,10 @@ class Mail(Generic[S, M, R]):
         self._newest[sender] = letter.round
         letters = self.unopened[sender]
         letters.append(letter)
-        if self._backlog is not None and len(letters) > self._backlog:
+        if self._drops and len(letters) > self._backlog:
             letters.popleft()
             self._outran.add(sender)
-        elif self._backlog is not None and letter.round > round + self._backlog:
+        elif self._drops and letter.round > round + self._backlog:
             self._outran.add(sender)  # what came between has been lost
         if letter.round <= round:
             self._outran.discard(sender)

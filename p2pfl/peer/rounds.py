@@ -114,12 +114,11 @@ class Peer(Generic[S, M, R]):
         begin = begin or Position(0, 0, algorithm.init(params, rows))
         self.phase = Phase.IDLE
         self.round, self.step, self.state = begin
-        backlog = pace.backlog if pace.patience < math.inf else None
         # Whether both ends of a link are to count each other, or neither.
         averages = is_replaceable(algorithm) and mixing.conserves == "mean"
         self._mutual = views.mutual and averages and pace.patience > 0
         self._has_deadlines = 0 < pace.patience < math.inf
-        self.mail = Mail(self.me, algorithm, mixing, params.shape[1], backlog, self._mutual)
+        self.mail = Mail(self.me, algorithm, mixing, params.shape[1], pace, self._mutual)
         self._view_of = lru_cache(maxsize=4)(views.of)
         # Whether who is behind catches up by leaving out rounds.
         self._leaps = views.mutual and pace.patience > 0
@@ -273,6 +272,8 @@ class Peer(Generic[S, M, R]):
         theirs = self.mail.latest_rounds(max(FEW, len(near)))
         share = 1 if self.round % MEET == 0 else 2
         reached = theirs[(len(theirs) - 1) // share] if theirs else -1
+        if share == 1 or len(theirs) == 1:  # a single voice may lie
+            reached = min(reached, self.round + BACKLOG)
         if reached > self.round:
             self.round = min(reached + 1, self.pace.rounds - 1)
             self._agreement.missed()  # what was said in between
@@ -306,6 +307,8 @@ class Peer(Generic[S, M, R]):
         known = self._is_neighbour(event)
         if not known and not self._follows:
             raise RemoteProtocolError(f"{sender} is not a neighbour in round {event.round}")
+        if event.round >= self.pace.rounds:
+            raise RemoteProtocolError(f"{sender} speaks in a round that there will not be")
         before = self.mail.newest(sender)
         self.mail.put(event, self.round)
         # A model of the last round, come while we train for the next, is as good as in time:

@@ -17,7 +17,7 @@ from p2pfl.learning.optim import sgd
 from p2pfl.peer.events import Received
 from p2pfl.peer.ledger import Ledger
 from p2pfl.peer.mail import Mail
-from p2pfl.peer.plan import View
+from p2pfl.peer.plan import Pace, View
 from p2pfl.topology import one_peer_exponential, push
 
 N, LOST, TWICE = 16, 0.3, 0.3
@@ -213,7 +213,7 @@ def test_who_had_answered_already_owes_nothing():
 
 
 def test_a_sum_that_was_not_opened_is_not_taken_from_nothing():
-    mail = Mail(1, sgp(sgd(0.1)), push(), 2, None)
+    mail = Mail(1, sgp(sgd(0.1)), push(), 2, Pace(1))
     mail.put(Received(0, 5, 1, -math.inf, mass(1.0, 2.0), 0), 5)
     mail.forget(0)  # the epoch of this edge has changed, and sums begin anew
     mail.remember(1, 1, mass(0.0))

