@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from p2pfl import aggregation as rules
+from p2pfl import rng
 from p2pfl.aggregation import Aggregation, Heard, b_hat, combined
 from p2pfl.aggregation.distances import between, lowest
 from p2pfl.algorithm import Inbox
@@ -148,6 +149,32 @@ def test_krum_by_hand():
     close(result(rules.krum(2), models), models[int(np.argmin(scores))])
     best = np.argsort(scores)[:4].copy()
     close(result(rules.multi_krum(2, m=4), models), models[best].mean(0))
+
+
+def test_the_geometric_median_leaves_a_model_that_is_not_it():
+    """The median of each parameter is the first one, against which the others pull hard."""
+    models = torch.tensor([[0, 0], [10, -0.1], [-0.1, 10], [1, 1], [-1, -1]], dtype=torch.float64)
+    close(result(rules.geometric_median(), models), torch.ones(2).double(), 1e-5)
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=100, deadline=None)
+def test_no_model_has_a_lesser_sum_of_distances_than_the_geometric_median(seed):
+    models = (normal(seed, 5, 2) * 2).round()  # some are the same, or in line
+    point = result(rules.geometric_median(tolerance=1e-9, iterations=2000), models)
+    sums = (models[:, None] - torch.cat([models, point[None]])).norm(dim=2).sum(0)
+    assert sums[-1] <= sums[:-1].min() * (1 + 1e-4)
+
+
+def test_nested_buckets_are_not_those_of_the_round_before():
+    """What the inner rule draws from must not be what the outer one draws from a round later."""
+    seen: list[int] = []
+    spy = Aggregation(lambda heard: (seen.append(int(heard.keys[0])), heard.own)[1], 1, "a spy")
+    rule = rules.bucketing(spy, s=2)
+    models = normal(0, 4, 3)
+    one = heard(models)
+    rule.combine(one)
+    assert seen[0] not in (int(one.keys[0]), int(rng.fold(one.keys, 1)[0]))
 
 
 def test_the_geometric_median_has_the_least_sum_of_distances():

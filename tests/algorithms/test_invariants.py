@@ -97,6 +97,20 @@ def test_tracking_keeps_the_sum_of_the_gradients(steps, data):
         assert t == steps or len(graph) == 1 or not torch.allclose(state.y, grads[t - 1])
 
 
+@pytest.mark.parametrize("graph", [complete_graph(4), ring_graph(4)])
+def test_push_sum_by_examples_seeks_the_optimum_over_all_examples(graph):
+    best = torch.tensor([[0.0], [1.0], [2.0], [10.0]], dtype=torch.float64)
+    count = torch.tensor([1, 1, 1, 97])
+    a, w = push_sum(sgd(2e-3), weight="examples"), matrix(graph, "mass")
+    state, heard = a.init(torch.zeros_like(best), Rows(torch.arange(4), count)), None
+    for _ in range(4000):
+        state = a.step(state, a.model(state) - best)  # of (x - best)^2 / 2
+        state, heard = exchange(a, state, heard, w, 1)
+    optimum = (count.double() @ best[:, 0] / count.sum()).item()
+    assert optimum == pytest.approx(9.73)
+    assert a.model(state).mean().item() == pytest.approx(optimum, abs=0.05)
+
+
 @pytest.mark.parametrize("weight", ["uniform", "examples"])
 @LAWS
 @given(data=st.data())

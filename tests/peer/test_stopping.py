@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfl.peer.stopping import Agreement, Progress, plateau, target
-from p2pfl.topology import static
+from p2pfl.topology import random_matching, static
 
 
 @st.composite
@@ -49,6 +49,29 @@ def test_after_as_many_rounds_as_the_network_is_wide_all_hold_the_lowest(graph, 
         assert verdicts == {at_the_end and max(losses) <= goal}
         if at_the_end:
             assert {peer.lowest for peer in peers} == {-max(losses)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 12), st.integers(0, 999), st.integers(1, 8), st.data())
+def test_where_links_are_drawn_all_conclude_the_same_or_nothing(n, seed, width, data):
+    """However short the windows are: of most nothing follows then."""
+    topology = random_matching(n, seed)
+    losses = data.draw(st.lists(st.sampled_from([0.0, 9.0]), min_size=n, max_size=n))
+    rule = target(1.0, "train_loss")
+    peers = [
+        Agreement(rule, width, floods=lambda round: topology.floods(round, width)) for _ in losses
+    ]
+    for round in range(6 * width):
+        for peer, loss in zip(peers, losses, strict=True):
+            peer.measured("train_loss", loss)
+        said = [peer.begin(round) for peer in peers]
+        for node, peer in enumerate(peers):
+            for sender in topology.view(node, round)[1]:
+                peer.heard(said[sender])
+        (verdict,) = {peer.reached(round) for peer in peers}
+        last = round % width == width - 1
+        floods = last and topology.floods(round + 1 - width, width)
+        assert verdict == (floods and max(losses) <= 1.0)
 
 
 def test_without_a_rule_nothing_is_agreed_on():

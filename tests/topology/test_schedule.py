@@ -13,6 +13,7 @@ from p2pfl.topology import (
     in_degrees,
     links_between,
     out_degrees,
+    random_matching,
     random_regular_graph,
     ring_graph,
     schedule,
@@ -123,6 +124,22 @@ def test_a_topology_without_a_period():
     assert topology.view(0, 3) == ((2,), (2,))
     assert topology.reach() == 4
     assert topology.is_symmetric
+
+
+@pytest.mark.parametrize("n", [2, 5, 16])
+def test_whether_drawn_links_flood(n):
+    topology, width = random_matching(n, seed=3), 6
+    some = set()
+    for start in range(40):
+        heard = torch.eye(n, dtype=torch.bool)
+        for round in range(start, start + width):
+            links = topology.links(round)
+            heard[links.receivers] |= heard[links.senders]
+        some.add(bool(heard.all()))
+        assert topology.floods(start, width) == bool(heard.all())
+    assert n == 2 or some == {True, False}
+    assert topology.floods(0, topology.reach())
+    assert static(ring_graph(n)).floods(7, 1)  # nobody asks where it is certain
 
 
 @pytest.mark.parametrize("exact", [1, 2000])
