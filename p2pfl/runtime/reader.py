@@ -37,7 +37,7 @@ class Reader:
 
     Attributes:
         rejected: how many messages were refused, by sender and reason.
-        heard: from whom anything has come lately.
+        heard: which peers have said anything lately, on a connection that is theirs.
         unusual: how many messages lately were neither credit nor chunks that others follow.
         lookout: takes in what is said of who is there; None: nobody does.
     """
@@ -89,9 +89,9 @@ class Reader:
         if not 0 < len(mail.frames) <= MOST_FRAMES:
             raise RemoteProtocolError("a message of no frames, or of too many")
         header = wire.unpack(mail.frames[0])
-        self.heard.add(header.sender)
         if header.kind is Kind.HELLO:
             self._meeting.hear(mail, header)
+            self.heard.add(header.sender)
         elif header.kind is Kind.WHERE:
             self._meeting.tell_addresses(mail, header)
         elif sender is None or (header.sender, header.run) != (sender, self._handshake.run):
@@ -100,6 +100,7 @@ class Reader:
             self._hear_from(sender, mail, header)
 
     def _hear_from(self, sender: PeerId, mail: Mail, header: Header) -> None:
+        self.heard.add(sender)
         one = self._meeting.neighbours.get(sender)
         if header.kind is Kind.ABORT and not self._is_too_late(one):
             self._meeting.called_off(mail, header, wire.pack(self._about(Kind.BYE)))

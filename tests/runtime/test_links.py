@@ -453,6 +453,26 @@ def test_reasons_of_refusal_are_bounded(stage):
     assert a.rejected.total() == 3 * neighbour.MOST_REASONS
 
 
+def test_senders_that_strangers_make_up_are_not_kept(stage):
+    a = stage(2).peer(0)
+    with stranger(address_of(a)) as sock, ThreadPoolExecutor(1) as pool:
+        meeting = pool.submit(a.meet, PATIENCE, lambda: a.rejected.total() < 100)
+        for sender in range(5, 105):
+            sock.send_multipart([small(Kind.PING, sender)])
+        assert not meeting.result()
+    assert not a._reader.heard
+
+
+def test_a_hello_that_is_repeated_is_kept_once(stage):
+    """Here nobody looks out for who is there, so nobody takes it out."""
+    with stage(2).scripted() as (a, other):
+        for _ in range(50):
+            other.say(*hello(other.me))
+        welcomes = []
+        turn(lambda: welcomes.extend(other.served()) or len(welcomes) > 50, a)
+        assert a._meeting.met == {1: 5}
+
+
 # Goodbyes
 
 
