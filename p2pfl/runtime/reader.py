@@ -15,10 +15,11 @@ from p2pfl.runtime.chunks import Damaged
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.lookout import Lookout
 from p2pfl.runtime.meeting import Meeting
-from p2pfl.runtime.neighbour import Neighbour, Rejections
+from p2pfl.runtime.neighbour import Neighbour
 from p2pfl.runtime.quota import REFUSED, Quota
 from p2pfl.runtime.sockets import MOST_FRAMES, Link, Mail
 from p2pfl.runtime.wire import Header, Kind
+from p2pfl.security.refusals import Refusals
 
 
 class Asked(NamedTuple):
@@ -47,7 +48,7 @@ class Reader:
     ) -> None:
         self._endpoint, self._listener = endpoint, endpoint.listener
         self._meeting, self._handshake, self._about = meeting, meeting.handshake, about
-        self.rejected = Rejections()
+        self.rejected = Refusals()
         self.heard: set[PeerId] = set()
         self.unusual = 0
         self.lookout: Lookout | None = None
@@ -56,7 +57,8 @@ class Reader:
 
     def reject(self, error: RemoteProtocolError, sender: PeerId | None = None) -> None:
         """Count a message that was refused; a neighbour that goes on like that is given up."""
-        self.rejected.count(error, sender)
+        source = "a stranger" if sender is None else f"peer {sender}"
+        self.rejected.note(source, f"{source}: {error}")
         if sender in self._meeting.neighbours:
             self._meeting.neighbours[sender].offences += 1
 

@@ -41,10 +41,11 @@ from links_cases import (
 from p2pfl.errors import RemoteProtocolError, RunError, UserError
 from p2pfl.peer.events import PeerDown
 from p2pfl.runtime import links as links_module
-from p2pfl.runtime import neighbour, sockets, wire
+from p2pfl.runtime import sockets, wire
 from p2pfl.runtime.handshake import NeighbourGone, Terms
 from p2pfl.runtime.wire import Kind
 from p2pfl.security import curve
+from p2pfl.security.refusals import MOST_REASONS
 
 # Meeting
 
@@ -445,12 +446,14 @@ def test_an_oversized_answer_cuts_the_connection(stage):
                 meeting.result()
 
 
-def test_reasons_of_refusal_are_bounded(stage):
-    a = stage(1).peer(0)
-    for number in range(3 * neighbour.MOST_REASONS):
-        a.reject(RemoteProtocolError(f"nonsense {number}"))
-    assert len(a.rejected) == neighbour.MOST_REASONS + 1
-    assert a.rejected.total() == 3 * neighbour.MOST_REASONS
+def test_who_makes_up_reasons_hides_only_its_own(stage):
+    with stage(2).scripted() as (a, mad):
+        for version in range(2, 60):
+            mad.say(msgpack.packb((version,)))
+        turn(lambda: a.rejected.total() == 58, a)
+        assert a.rejected["peer 1: other reasons"] == 58 - MOST_REASONS
+        a.reject(RemoteProtocolError("nonsense"))
+        assert a.rejected["a stranger: nonsense"] == 1
 
 
 def test_senders_that_strangers_make_up_are_not_kept(stage):
