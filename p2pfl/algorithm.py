@@ -204,6 +204,8 @@ class Needs(NamedTuple):
             ``[rows, K, ...]``: of those a row sends to in a round, in ascending order of their
             ids, the t-th is given variant ``t % K``, and nobody but the row itself hears of the
             others. What it has said itself, in its own inbox, is variant 0.
+        counts: fields of a message that count something, or are shares of what does. Others are
+            divided by them: from somebody else they are 0 to 2^53, or the message is refused.
     """
 
     weights: Literal["mean", "mass", "none"] = "mean"
@@ -218,6 +220,7 @@ class Needs(NamedTuple):
     rule: str = ""
     single: bool = False
     addressed: bool = False
+    counts: tuple[str, ...] = ()
 
 
 class Algorithm(NamedTuple, Generic[S, M, R]):

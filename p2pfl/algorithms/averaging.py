@@ -71,7 +71,7 @@ def fedavg(
         plain_step(opt),
         send,
         receive,
-        needs=Needs(graph="complete"),
+        needs=Needs(graph="complete", counts=("examples",)),
         factor=plain_factor(opt),
         columnwise=True,
         carry=carry_model,

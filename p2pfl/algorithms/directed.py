@@ -12,7 +12,7 @@ from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.tree import wide
 
 # A late share arrives in the end, but one that is never taken is missing from the sum for good.
-SHARES = Needs(weights="mass", every_message=True)
+SHARES = Needs(weights="mass", every_message=True, counts=("w",))
 
 
 class TrackedMass(NamedTuple):
@@ -101,7 +101,9 @@ def push_pull(opt: Optimiser) -> Algorithm[PushPullState, TrackedMass, TrackedMa
     def receive(s: PushPullState, inbox: Inbox[TrackedMass]) -> PushPullState:
         # Peers hear shares, and the share of a one says which: divided by it they are models.
         x, y, share = inbox.heard
-        whole = share.reciprocal()
+        # A share of next to nothing, which nobody honest gives, says nothing of a model.
+        some = share > torch.finfo(share.dtype).eps
+        whole = torch.where(some, share.reciprocal(), 0.0)
         heard = inbox.mean(x, by=whole) / inbox.mean(share, by=whole)
         return s._replace(x=heard.to(s.x.dtype), y=inbox.mix(y))
 

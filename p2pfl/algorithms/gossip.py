@@ -100,7 +100,8 @@ def gossip(
         age, heard = inbox.gather(inbox.heard.age)
         oldest = inbox.largest(inbox.heard.age).unsqueeze(1)
         counts = kinds["limited"](age, oldest) * heard.unsqueeze(2)
-        return (inbox.gather(inbox.heard.x)[0] * counts).sum(1) / counts.sum(1)
+        shares = counts / counts.sum(1, keepdim=True)  # first: a model times an age may overflow
+        return (inbox.gather(inbox.heard.x)[0] * shares).sum(1)
 
     return _on_arrival(opt, {"age": by_age, "mean": by_mean, "limited": limited}[kind])
 
@@ -126,7 +127,8 @@ def _remembering(opt: Optimiser, count: Count) -> Algorithm[RememberedState, Age
     def settle(s: RememberedState) -> RememberedState:
         oldest = torch.maximum(s.age, s.past_age)
         mine, past = count(s.age, oldest), count(s.past_age, oldest)
-        merged = ((mine * s.x + past * s.past) / (mine + past)).to(s.x.dtype)
+        both = mine + past
+        merged = (mine / both * s.x + past / both * s.past).to(s.x.dtype)
         return RememberedState(merged, oldest, s.opt, s.x, s.age)
 
     return walk._replace(init=init, settle=settle)
@@ -217,7 +219,7 @@ def _aging(
         plain_step(opt, older),
         lambda s: Aged(s.x, s.age),
         receive,
-        needs=needs,
+        needs=needs._replace(counts=("age",)),
         factor=plain_factor(opt, older),
         columnwise=True,
     )

@@ -107,7 +107,7 @@ def _sharing(
         step,
         lambda s: Mass(s.x, s.w),
         receive,
-        needs=Needs(weights="mass"),
+        needs=Needs(weights="mass", counts=("w",)),
         columnwise=True,
         carry=carry,
     )

@@ -75,6 +75,13 @@ def relay(opt: Optimiser, n: int) -> Algorithm[RelayState, Relayed, Relayed]:
         plain_step(opt),
         send,
         receive,
-        needs=Needs(graph="tree", static=True, rounds=True, rule="relay", addressed=True),
+        needs=Needs(
+            graph="tree",
+            static=True,
+            rounds=True,
+            rule="relay",
+            addressed=True,
+            counts=("counts",),
+        ),
         factor=plain_factor(opt),
     )

@@ -17,8 +17,8 @@ class Codec(NamedTuple, Generic[P]):
     which draw lots. The fields of what it returns have rows first, and types and shapes that
     depend on those of the block alone: a peer knows the size of a message before it comes.
     `decode` is given the fields and the number of parameters d, knows nothing else, and raises
-    `ValueError` for what `encode` cannot have made. That values are finite has been checked
-    where they arrived.
+    `ValueError` for what `encode` cannot have made. That fields are finite has been checked
+    where they arrived; whether what is made of them is, the receiver looks itself.
     """
 
     encode: Callable[[Tensor, Tensor], P]

@@ -6,6 +6,7 @@ tree, so that rows can be taken out, put back and joined without knowing what th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -18,6 +19,14 @@ T = TypeVar("T")
 def wide(values: Tensor) -> torch.dtype:
     """Return a type in which values can be summed up: at least single precision."""
     return torch.promote_types(values.dtype, torch.float32)
+
+
+def is_finite(block: Tensor) -> bool:
+    """Say whether there are only finite numbers, in one pass and without a copy."""
+    if not block.is_floating_point() or math.isfinite(block.sum(dtype=torch.float32)):
+        return True
+    # Large numbers can have a sum beyond single precision and be finite all the same.
+    return math.isfinite(block.sum(dtype=torch.float64))
 
 
 def tree_map(function: Callable[..., Any], tree: T, *others: T) -> T:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox, M, R, S, newest
 from p2pfl.errors import RemoteProtocolError
-from p2pfl.learning.tree import tree_map
+from p2pfl.learning.tree import is_finite, tree_map
 from p2pfl.peer.addressed import variant
 from p2pfl.peer.events import PeerId, Received
 from p2pfl.peer.ledger import Ledger, typed
@@ -119,9 +119,11 @@ class Mail(Generic[S, M, R]):
     def _try_absorb(self, letter: Received) -> None:
         """Refuse a message that cannot be decoded now, while nothing has changed yet."""
         try:
-            self._algorithm.absorb(None, cast(M, letter.message), self._width)
+            made = self._algorithm.absorb(None, cast(M, letter.message), self._width)
         except ValueError as error:
             raise RemoteProtocolError(f"message of {letter.sender}: {error}") from error
+        if not all(map(is_finite, made)):  # of finite ones: a level times a unit may overflow
+            raise RemoteProtocolError(f"message of {letter.sender}: numbers that are not finite")
 
     def newest(self, peer: PeerId) -> int:
         """Return the last round that a peer was heard in; -1: none."""

@@ -113,8 +113,8 @@ class Attendance:
         for peer, one in busy.items():
             if one.has_broken():
                 self.lookout.probe(peer)
-        met, self._meeting.met = self._meeting.met, []
-        again = [event for peer, life in met for event in self.lookout.meet(peer, life)]
+        met, self._meeting.met = self._meeting.met, {}
+        again = [event for peer, life in met.items() for event in self.lookout.meet(peer, life)]
         events = [*again, *self._cut_off(busy), *self.lookout.tend(self._tell)]
         for event in events:
             if isinstance(event, PeerDown) and event not in again:

@@ -21,11 +21,13 @@ import zmq
 from torch import Tensor
 
 from p2pfl.errors import RemoteProtocolError
+from p2pfl.learning.tree import is_finite
 from p2pfl.peer.events import Received, Send
 from p2pfl.runtime import wire
 from p2pfl.runtime.wire import Header, Kind
 
 Frame = bytes | memoryview
+MOST_COUNTED = 2**53  # the largest of whole numbers all of which double precision has
 UNCHECKED = bytes(wire.CHECK)  # stands for no checksum
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]  # makes a block, whatever is in it
 
@@ -40,6 +42,7 @@ class Field(NamedTuple):
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+    counts: bool = False  # whether it counts something, as of `Needs`
 
     @property
     def nbytes(self) -> int:
@@ -81,12 +84,17 @@ class Schema(NamedTuple):
         return tuple((piece.start // size, piece.stop // size) for piece in pieces)
 
 
-def schema(message: tuple[Tensor, ...]) -> Schema:
-    """Return the schema of messages like `message`, a NamedTuple of blocks with one row."""
+def schema(message: tuple[Tensor, ...], counts: Sequence[str] = ()) -> Schema:
+    """Return the schema of messages like `message`, a NamedTuple of blocks with one row.
+
+    Args:
+        message: one of them.
+        counts: which fields count something, as of `Needs`.
+    """
     names: Sequence[str] = getattr(message, "_fields", ())
     fields = []
     for name, block in zip(names, message, strict=True):
-        fields.append(Field(name, block.dtype, tuple(block.shape)))
+        fields.append(Field(name, block.dtype, tuple(block.shape), name in counts))
     return Schema(type(message), tuple(fields))
 
 
@@ -165,8 +173,8 @@ class Incoming(ABC):
         """Take in the next chunk.
 
         Raises:
-            RemoteProtocolError: it is not the next, not of this schema, or has values which are
-                not finite.
+            RemoteProtocolError: it is not the next, not of this schema, or has values that
+                nobody honest sends.
         """
         if _about(header) != self._about or header.number != self._next or self.is_complete:
             raise RemoteProtocolError(f"chunk {header.number} instead of {self._next}")
@@ -202,7 +210,7 @@ class Arriving(Incoming):
             octets, values = self._flat[field]
             octets[start:stop] = frame
             size = values.dtype.itemsize  # a number cut in two is looked at with its second half
-            check_finite(values[start // size : stop // size], self.schema.fields[field])
+            check_values(values[start // size : stop // size], self.schema.fields[field])
 
     def received(self) -> Received:
         """Return the model, once it is complete."""
@@ -265,18 +273,13 @@ def as_bytes(block: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def check_finite(values: Tensor, field: Field) -> None:
-    """Refuse values which are not finite, in one pass and without a copy.
+def check_values(values: Tensor, field: Field) -> None:
+    """Refuse values of a field, ``[k]``, which are not finite, or are no counts where they must be.
 
     Raises:
         RemoteProtocolError: there are some.
     """
-    if not _is_finite(values):
+    if not is_finite(values):
         raise RemoteProtocolError(f"{field.name} has values which are not finite")
-
-
-def _is_finite(block: Tensor) -> bool:
-    if not block.is_floating_point() or math.isfinite(block.sum(dtype=torch.float32)):
-        return True
-    # Large numbers can have a sum beyond single precision and be finite all the same.
-    return math.isfinite(block.sum(dtype=torch.float64))
+    if field.counts and not all(0 <= value <= MOST_COUNTED for value in values.tolist()):
+        raise RemoteProtocolError(f"{field.name} has values below 0, or above all counts")

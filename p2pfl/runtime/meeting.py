@@ -36,7 +36,7 @@ class Meeting:
         neighbours: those that have been dialled, and are not gone.
         giving: what each peer gets of us, whether we have dialled it or not.
         departed: who has said goodbye, and is not dialled any more.
-        met: who has said hello since all had met, and in which life; to be taken out.
+        met: in which life those are who have said hello since all had met; to be taken out.
         prepare: called with every new one.
     """
 
@@ -56,7 +56,7 @@ class Meeting:
         self.giving: defaultdict[PeerId, Giving] = defaultdict(Giving)
         self._taking: defaultdict[PeerId, Inflow] = defaultdict(Inflow)
         self.departed: set[PeerId] = set()
-        self.met: list[tuple[PeerId, int]] = []
+        self.met: dict[PeerId, int] = {}
         self.prepare: Callable[[Neighbour], None] = lambda one: None
         self._useless: dict[PeerId, str] = {}  # why the address that was told is of no use
         self._elsewhere: set[PeerId] = set()  # peers of another run have asked for addresses
@@ -153,7 +153,7 @@ class Meeting:
                 self.drop(peer)
                 self.giving.pop(peer, None)
                 self._taking.pop(peer, None)
-            self.met.append((peer, header.round))
+            self.met[peer] = header.round
             self.departed.discard(peer)
             self.reach(peer)
         self.giving[peer].connected(mail.connection)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 
 from p2pfl.errors import RemoteProtocolError
-from p2pfl.peer.events import PeerId
 from p2pfl.runtime import wire
 from p2pfl.runtime.flows import Inflow, Mark, Outflow
 from p2pfl.runtime.sockets import Link
@@ -18,7 +17,6 @@ HEARTBEAT = 2.0  # seconds between two
 UNANSWERED = 10.0  # seconds after which no answer is expected any more
 LATE = 3.0  # seconds after which an address that leads nowhere may be the wrong one
 MOST_OFFENCES = 100  # messages that may have to be refused before a neighbour is given up
-MOST_REASONS = 100  # reasons of refusal told apart: strangers could make up any number
 
 
 class Neighbour:
@@ -152,14 +150,3 @@ class Neighbour:
             or self.outflow.kept > room + MOST_CREDIT
         )
         return hopeless or self.is_unwanted or self.offences > MOST_OFFENCES
-
-
-class Rejections(Counter[str]):
-    """How many messages were refused, by sender and reason."""
-
-    def count(self, error: RemoteProtocolError, sender: PeerId | None) -> None:
-        """Count one more."""
-        reason = f"{'a stranger' if sender is None else f'peer {sender}'}: {error}"
-        if reason not in self and len(self) >= MOST_REASONS:
-            reason = "other reasons"
-        self[reason] += 1

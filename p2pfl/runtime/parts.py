@@ -14,7 +14,7 @@ from torch import Tensor
 from p2pfl.learning.pieces import Pieces
 from p2pfl.peer.events import Received
 from p2pfl.peer.letters import WIDE
-from p2pfl.runtime.chunks import Field, Incoming, Piece, Schema, check_finite, fresh
+from p2pfl.runtime.chunks import Field, Incoming, Piece, Schema, check_values, fresh
 from p2pfl.runtime.wire import Header
 
 MOST = 32 << 20  # bytes of models in a round, for which glibc keeps memory
@@ -71,5 +71,5 @@ class Parted(Incoming):
             field = self.schema.fields[k]
             data = frame if len(frame) > SMALL else bytearray(frame)
             values = torch.frombuffer(data, dtype=field.dtype)
-            check_finite(values, field)
+            check_values(values, field)
             self._parts[k].append(values)

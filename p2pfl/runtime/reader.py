@@ -15,10 +15,11 @@ from p2pfl.runtime.chunks import Damaged
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.lookout import Lookout
 from p2pfl.runtime.meeting import Meeting
-from p2pfl.runtime.neighbour import Neighbour, Rejections
+from p2pfl.runtime.neighbour import Neighbour
 from p2pfl.runtime.quota import REFUSED, Quota
 from p2pfl.runtime.sockets import MOST_FRAMES, Link, Mail
 from p2pfl.runtime.wire import Header, Kind
+from p2pfl.security.refusals import Refusals
 
 
 class Asked(NamedTuple):
@@ -37,7 +38,7 @@ class Reader:
 
     Attributes:
         rejected: how many messages were refused, by sender and reason.
-        heard: from whom anything has come lately.
+        heard: which peers have said anything lately, on a connection that is theirs.
         unusual: how many messages lately were neither credit nor chunks that others follow.
         is_training: whether it is too late to call the run off.
         lookout: takes in what is said of who is there; None: nobody does.
@@ -48,7 +49,7 @@ class Reader:
     ) -> None:
         self._endpoint, self._listener = endpoint, endpoint.listener
         self._meeting, self._handshake, self._about = meeting, meeting.handshake, about
-        self.rejected = Rejections()
+        self.rejected = Refusals()
         self.heard: set[PeerId] = set()
         self.unusual = 0
         self.is_training = False
@@ -58,7 +59,8 @@ class Reader:
 
     def reject(self, error: RemoteProtocolError, sender: PeerId | None = None) -> None:
         """Count a message that was refused; a neighbour that goes on like that is given up."""
-        self.rejected.count(error, sender)
+        source = "a stranger" if sender is None else f"peer {sender}"
+        self.rejected.note(source, f"{source}: {error}")
         if sender in self._meeting.neighbours:
             self._meeting.neighbours[sender].offences += 1
 
@@ -91,9 +93,9 @@ class Reader:
         if not 0 < len(mail.frames) <= MOST_FRAMES:
             raise RemoteProtocolError("a message of no frames, or of too many")
         header = wire.unpack(mail.frames[0])
-        self.heard.add(header.sender)
         if header.kind is Kind.HELLO:
             self._meeting.hear(mail, header)
+            self.heard.add(header.sender)
         elif header.kind is Kind.WHERE:
             self._meeting.tell_addresses(mail, header)
         elif sender is None or (header.sender, header.run) != (sender, self._handshake.run):
@@ -102,6 +104,7 @@ class Reader:
             self._hear_from(sender, mail, header)
 
     def _hear_from(self, sender: PeerId, mail: Mail, header: Header) -> None:
+        self.heard.add(sender)
         one = self._meeting.neighbours.get(sender)
         if header.kind is Kind.ABORT and not self.is_training and self._meeting.awaits(sender):
             self._meeting.called_off(mail, header, wire.pack(self._about(Kind.BYE)))

@@ -101,7 +101,7 @@ class Server:
         self.setup, self.node, self.links, self.part = setup, node, links, part or Part()
         self._nodes = torch.tensor([node])
         self._device = setup.task.init(self._nodes).device
-        schema = chunks.schema(setup.message(node))
+        schema = chunks.schema(setup.message(node), setup.algorithm.needs.counts)
         heard = max((len(hears) for hears in self._heard_in_a_period()), default=0)
         self._news = threading.Condition() if self._can_stream(schema, heard) else None
         self._algorithm = setup.algorithm

@@ -24,7 +24,7 @@ from p2pfl.errors import RemoteProtocolError
 from p2pfl.learning.tree import leaves, tree_map
 from p2pfl.peer.events import PeerId, Received
 from p2pfl.peer.letters import WIDE, Letters
-from p2pfl.runtime.chunks import Empty, Incoming, Piece, Schema, check_finite, fresh
+from p2pfl.runtime.chunks import Empty, Incoming, Piece, Schema, check_values, fresh
 from p2pfl.runtime.wire import Header
 
 LEAD = 4096  # bytes that the small fields of a message may have
@@ -114,7 +114,7 @@ class Stream(Incoming):
         field = self.schema.fields[self._wide.field]
         values = torch.frombuffer(frame, dtype=field.dtype)
         try:
-            check_finite(values, field)
+            check_values(values, field)
         except RemoteProtocolError as error:
             self.error = str(error)
             self.drop()
@@ -139,7 +139,7 @@ class Stream(Incoming):
                         self._news.notify_all()
             else:
                 small = torch.frombuffer(bytearray(frame), dtype=field.dtype)
-                check_finite(small, field)
+                check_values(small, field)
                 self._small[k] = small.reshape(field.shape)
 
 

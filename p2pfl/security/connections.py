@@ -46,10 +46,10 @@ class Connections:
     Args:
         most: incoming connections at a time.
         strangers: incoming connections at a time of which the application has taken nothing.
-        refused: called with a reason whenever a connection is cut.
+        refused: called whenever a connection is cut, with whose it was and the reason.
     """
 
-    def __init__(self, most: int, strangers: int, refused: Callable[[str], None]) -> None:
+    def __init__(self, most: int, strangers: int, refused: Callable[[str, str], None]) -> None:
         self.most, self.strangers, self._refused = most, strangers, refused
         self._open: dict[int, Connection] = {}
         self._epoll = select.epoll()
@@ -142,7 +142,7 @@ class Connections:
         with suppress(OSError):
             if _ends(one.descriptor) != one.ends:
                 return
-            self._refused(f"{_host(one)}: {reason}")
+            self._refused(host := _host(one), f"{host}: {reason}")
             with _borrowed(one.descriptor) as connection:
                 # ZeroMQ sees the end and closes it, which resets the connection: without, one
                 # who sends for ever might not notice for minutes.

@@ -13,7 +13,7 @@ import os
 import select
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
@@ -25,11 +25,11 @@ from zmq.utils.monitor import parse_monitor_message
 from p2pfl.errors import RunError
 from p2pfl.security.connections import EXTRA, Connections
 from p2pfl.security.curve import DOMAIN, Socket, require_curve
+from p2pfl.security.refusals import Refusals
 
 Context = zmq.Context[Socket]
 
 ALLOWANCE = 1 << 20  # bytes
-MOST_REASONS = 100  # reasons of refusal told apart: strangers could make up any number
 MOST_NEWS = 10_000
 # Seconds between two looks: a connection that brings 1 GB/s gets 30 MB in before it is cut.
 REST = 0.03
@@ -81,7 +81,7 @@ class Gate:
         require_curve()
         self._allowed = frozenset(allowed)
         self._lock = threading.Lock()
-        self._refused: Counter[str] = Counter()
+        self._refused = Refusals()
         self._news: deque[News] = deque(maxlen=MOST_NEWS)
         self._taken: dict[int, tuple[int, str | None]] = {}
         self._orders: deque[_Watched | tuple[int, str] | frozenset[str]] = deque()
@@ -173,7 +173,7 @@ class Gate:
     def forgive(self) -> None:
         """Forget who was refused so far: the self-test, say."""
         with self._lock:
-            self._refused.clear()
+            self._refused = Refusals()
 
     def close(self) -> None:
         """End the thread; nobody can come in from then on."""
@@ -194,7 +194,8 @@ class Gate:
         """Say whether a client may come in: called by pyzmq's `Authenticator`, for nobody else."""
         if (text := key.decode()) in self._allowed:
             return True
-        self._refuse(f"{self._asking} ({text[:8]}...): a key that is not allowed")
+        who = self._asking  # its key is of its own making, and nothing to tell strangers apart by
+        self._refuse(who, f"{who} ({text[:8]}...): a key that is not allowed")
         return False
 
     def _order(self, order: _Watched | tuple[int, str] | frozenset[str]) -> None:
@@ -202,11 +203,9 @@ class Gate:
         if not self._stop:
             os.eventfd_write(self._wake, 1)
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, source: str, reason: str) -> None:
         with self._lock:
-            if reason not in self._refused and len(self._refused) >= MOST_REASONS:
-                reason = "other reasons"
-            self._refused[reason] += 1
+            self._refused.note(source, reason)
 
     def _run(self) -> None:
         try:

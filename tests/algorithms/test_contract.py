@@ -386,6 +386,17 @@ def test_equal_lines_are_one_line():
     assert short.mix(field).stride(0) == 0
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_what_others_divide_by_is_declared_as_counts(name):
+    """All numbers beside a model, but for units: those are looked at when they are decoded."""
+    a, w = ALL[name](OPT), matrix(ring_graph(3))
+    rows = told(Rows(torch.arange(3), torch.ones(3, dtype=torch.int64)), w)
+    message = a.send(a.init(torch.ones(3, 4), rows))
+    each = zip(message._fields, message, strict=True)
+    beside = {k for k, field in each if field.is_floating_point() and field.shape[-1] == 1}
+    assert beside - {"unit", "values"} == set(a.needs.counts)
+
+
 @pytest.mark.parametrize("name", ["gossip", "push_sum", "push_sum examples", "fedavg"])
 def test_counts_and_masses_are_not_kept_in_half_precision(name):
     a, x = ALL[name](sgd(0.1)), torch.ones(5, 3, dtype=torch.bfloat16)

@@ -93,6 +93,16 @@ def test_limited_keeps_the_older_of_two_that_are_far_apart():
     assert near.x.tolist() == [[4.5], [4.5]]  # as 5 to 15
 
 
+@pytest.mark.parametrize("order", ["merge_then_update", "update_then_merge"])
+def test_no_age_makes_a_model_infinite(order):
+    a = gossip(sgd(0.1), merge="limited", limit=10, order=order)
+    state = a.init(torch.full((2, 1), 1e30), Rows(torch.arange(2), torch.ones(2)))
+    state = state._replace(age=torch.tensor([[0.0], [2.0**53]]))
+    after = a.receive(state, Inbox(PAIR.float(), a.send(state), torch.arange(2)))
+    after = a.settle(after) if a.settle else after
+    assert after.x.tolist() == [[pytest.approx(1e30)], [pytest.approx(1e30)]]
+
+
 def test_a_pair_on_a_timer_is_fedasync():
     x, age = torch.tensor([[0.0], [6.0]]).double(), torch.tensor([[8.0], [0.0]]).double()
     after = met(fedasync(sgd(0.1), alpha=0.6), x, age, PAIR)

@@ -246,6 +246,17 @@ def lone(a, grads):
     return play(a, x, Rows(torch.arange(1), torch.ones(1).long()), grads, matrix(nx.empty_graph(1)))
 
 
+@pytest.mark.parametrize("share", [0.0, 1e-300])
+def test_push_pull_takes_no_model_from_a_share_of_nothing(share: float):
+    a = push_pull(sgd(ETA))
+    state = a.init(torch.tensor([[3.0]]).double(), Rows(torch.arange(1), torch.ones(1)))
+    mine = a.send(state)
+    other = mine._replace(x=torch.tensor([[5.0]]).double(), w=torch.full_like(mine.w, share))
+    heard = type(mine)(*map(torch.cat, zip(mine, other, strict=True)))
+    after = a.receive(state, Inbox(torch.ones(1, 2).double(), heard, torch.tensor([0])))
+    assert after.x.tolist() == [[3.0]]
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_alone_the_velocity_follows_its_own_steps(nesterov):
     grads = torch.randn(9, 1, 3, dtype=torch.float64)

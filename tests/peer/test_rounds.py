@@ -6,11 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peer_cases import letter, make_peer, snapshot, train, vector
+from peer_cases import ALGORITHMS, letter, make_peer, snapshot, train, vector
 
+from p2pfl import codec
 from p2pfl.algorithm import Inbox
+from p2pfl.algorithms import choco
 from p2pfl.codec import Sparse
 from p2pfl.errors import LocalProtocolError, RemoteProtocolError
+from p2pfl.learning.optim import sgd
 from p2pfl.peer.events import (
     PeerDown,
     PeerUp,
@@ -27,6 +30,7 @@ from p2pfl.peer.events import (
 from p2pfl.peer.plan import BACKLOG
 from p2pfl.peer.rounds import Phase
 from p2pfl.peer.stopping import target
+from p2pfl.topology import metropolis
 
 
 def ready(**more):
@@ -136,6 +140,28 @@ def test_what_cannot_be_decoded_is_refused_and_changes_nothing():
     beyond = Sparse(vector(1.0), torch.tensor([[2]], dtype=torch.int32))
     bad, before = Received(0, 0, 2, -math.inf, beyond, 10), snapshot(peer)
     with pytest.raises(RemoteProtocolError, match="message of 0: a column outside"):
+        peer.handle(bad)
+    assert snapshot(peer) == before
+
+
+def top(field: torch.Tensor) -> torch.Tensor:
+    """The largest numbers that such a field can have."""
+    kind = torch.finfo if field.is_floating_point() else torch.iinfo
+    return torch.full_like(field, kind(field.dtype).max)
+
+
+@pytest.mark.parametrize("name", ["half", "bfloat16", "int8", "qsgd", "wavelet"])
+def test_what_is_decoded_to_more_than_a_number_can_be_is_refused(name: str, monkeypatch):
+    """All that has travelled is finite, so nobody has found anything to say against it."""
+    more = {"k": 2} if name == "wavelet" else {"levels": 127} if name == "qsgd" else {}
+    one = codec.CODECS[name](**more)
+    monkeypatch.setitem(ALGORITHMS, name, (choco(sgd(0.5), one, 0.5), metropolis()))
+    peer, _ = ready(algorithm=name)
+    packed = one.encode(vector(1.0, 2.0), torch.tensor([1]))
+    sent = type(packed)(*(top(field) if field.is_floating_point() else field for field in packed))
+    assert all(field.isfinite().all() for field in sent)
+    bad, before = Received(0, 0, 2, -math.inf, sent, 10), snapshot(peer)
+    with pytest.raises(RemoteProtocolError, match="message of 0: numbers that are not finite"):
         peer.handle(bad)
     assert snapshot(peer) == before
 

@@ -67,11 +67,12 @@ def constant(
     d: int = D,
     seconds: float = 0.01,
     patience: float = PATIENCE,
+    case: str = "dpsgd ring",
 ) -> Setup:
     """Return a run that takes at least `rounds` times `seconds`."""
     pace = Pace(rounds, patience=patience, evaluate_every=rounds)
     task, topology = Constant(n, d, seconds), static(star_graph(n))
-    return make(CASES["dpsgd ring"], pace, n, task, topology=topology)
+    return make(CASES[case], pace, n, task, topology=topology)
 
 
 class Told(NamedTuple):
@@ -178,10 +179,17 @@ class Mad:
         return wire.pack(Header(kind, TERMS.run, phase, MAD, round, number=number))
 
     def chunks(
-        self, round: int, value: float = VALUE, sender: int = MAD, size: int = D
+        self,
+        round: int,
+        value: float = VALUE,
+        sender: int = MAD,
+        size: int = D,
+        examples: float | None = None,
     ) -> list[list[bytes]]:
         """Return a model as it travels."""
-        message = (torch.full((1, size), value, dtype=torch.float64),)
+        message: tuple[Tensor, ...] = (torch.full((1, size), value, dtype=torch.float64),)
+        if examples is not None:
+            message = (*message, torch.full((1, 1), examples, dtype=torch.float64))
         out = Outgoing(Header(Kind.CHUNK, TERMS.run, TRAINING, sender, round, 1, 0.0), message)
         return [[bytes(frame) for frame in out.chunk(k, False)] for k in range(len(out))]
 

@@ -297,6 +297,20 @@ def test_values_which_are_not_finite_are_refused(value: float, dtype: torch.dtyp
         travel(Outgoing(HEADER, sent), chunks.schema(sent))
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5, 2.0**53])
+def test_counts_may_be_anything_from_0_up(value: float):
+    sent = message()._replace(weight=torch.tensor([[value]], dtype=torch.float64))
+    assert_same(travel(Outgoing(HEADER, sent), chunks.schema(sent, ("weight",))).message, sent)
+
+
+@pytest.mark.parametrize("value", [-1e-300, -20.0, 2.0**54])
+def test_counts_that_nobody_has_are_refused(value: float):
+    sent = message()._replace(weight=torch.tensor([[value]], dtype=torch.float64))
+    with pytest.raises(RemoteProtocolError, match="weight has values below 0, or above all counts"):
+        travel(Outgoing(HEADER, sent), chunks.schema(sent, ("weight",)))
+    assert_same(travel(Outgoing(HEADER, sent), chunks.schema(sent)).message, sent)
+
+
 def test_infinities_do_not_cancel():
     sent = message()
     sent.values[0, 0], sent.values[0, 1] = math.inf, -math.inf

@@ -13,7 +13,18 @@ import hostile_cases
 import pytest
 import torch
 import zmq
-from hostile_cases import HONEST, MAD, TERMS, VALUE, Mad, Peers, Told, attacked, constant
+from hostile_cases import (
+    HONEST,
+    MAD,
+    TERMS,
+    VALUE,
+    VICTIM,
+    Mad,
+    Peers,
+    Told,
+    attacked,
+    constant,
+)
 from links_cases import (
     address_of,
     events_until,
@@ -27,7 +38,7 @@ from links_cases import (
 
 from p2pfl.errors import RemoteProtocolError
 from p2pfl.peer.events import Received
-from p2pfl.runtime import wire
+from p2pfl.runtime import flows, wire
 from p2pfl.runtime.links import Links
 from p2pfl.runtime.wire import Header, Kind
 
@@ -239,6 +250,24 @@ def test_a_model_that_is_none_is_counted_and_not_mixed(attack, reason: str):
         assert count == 1
         assert why.startswith("peer 2: ")
         assert reason in why
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["whole", "streams"])
+def test_a_model_of_fewer_examples_than_none_is_counted_and_not_mixed(large: bool, monkeypatch):
+    """As many as its neighbour has, and less than none: their sum would be 0, the mean NaN."""
+    if large:
+        monkeypatch.setattr(flows, "BUDGET", 1)
+
+    def minus(mad: Mad) -> None:
+        mad.credit()
+        (own,) = setup.task.examples(torch.tensor([VICTIM])).tolist()
+        for chunk in mad.chunks(0, examples=-float(own)):
+            mad.serve(*chunk)
+
+    setup = constant(case="fedavg")
+    with attacked(Peers(setup), minus) as ends:
+        all_is_well(ends)
+        assert ends[0].rejections == {"peer 2: examples has values below 0, or above all counts": 1}
 
 
 def test_a_slow_drip_of_chunks_holds_nobody_up():

@@ -41,10 +41,11 @@ from links_cases import (
 from p2pfl.errors import RemoteProtocolError, RunError, UserError
 from p2pfl.peer.events import PeerDown
 from p2pfl.runtime import links as links_module
-from p2pfl.runtime import neighbour, sockets, wire
+from p2pfl.runtime import sockets, wire
 from p2pfl.runtime.handshake import NeighbourGone, Terms
 from p2pfl.runtime.wire import Kind
 from p2pfl.security import curve
+from p2pfl.security.refusals import MOST_REASONS
 
 # Meeting
 
@@ -445,12 +446,34 @@ def test_an_oversized_answer_cuts_the_connection(stage):
                 meeting.result()
 
 
-def test_reasons_of_refusal_are_bounded(stage):
-    a = stage(1).peer(0)
-    for number in range(3 * neighbour.MOST_REASONS):
-        a.reject(RemoteProtocolError(f"nonsense {number}"))
-    assert len(a.rejected) == neighbour.MOST_REASONS + 1
-    assert a.rejected.total() == 3 * neighbour.MOST_REASONS
+def test_who_makes_up_reasons_hides_only_its_own(stage):
+    with stage(2).scripted() as (a, mad):
+        for version in range(2, 60):
+            mad.say(msgpack.packb((version,)))
+        turn(lambda: a.rejected.total() == 58, a)
+        assert a.rejected["peer 1: other reasons"] == 58 - MOST_REASONS
+        a.reject(RemoteProtocolError("nonsense"))
+        assert a.rejected["a stranger: nonsense"] == 1
+
+
+def test_senders_that_strangers_make_up_are_not_kept(stage):
+    a = stage(2).peer(0)
+    with stranger(address_of(a)) as sock, ThreadPoolExecutor(1) as pool:
+        meeting = pool.submit(a.meet, PATIENCE, lambda: a.rejected.total() < 100)
+        for sender in range(5, 105):
+            sock.send_multipart([small(Kind.PING, sender)])
+        assert not meeting.result()
+    assert not a._reader.heard
+
+
+def test_a_hello_that_is_repeated_is_kept_once(stage):
+    """Here nobody looks out for who is there, so nobody takes it out."""
+    with stage(2).scripted() as (a, other):
+        for _ in range(50):
+            other.say(*hello(other.me))
+        welcomes = []
+        turn(lambda: welcomes.extend(other.served()) or len(welcomes) > 50, a)
+        assert a._meeting.met == {1: 5}
 
 
 # Goodbyes

@@ -9,8 +9,9 @@ from security_cases import PATIENCE, REFUSED, Door, event, is_refused, wait_for_
 
 from p2pfl.errors import RunError
 from p2pfl.security.curve import DOMAIN, secure_dialler, secure_listener
-from p2pfl.security.gate import MOST_REASONS, Gate
+from p2pfl.security.gate import Gate
 from p2pfl.security.keys import make_keys
+from p2pfl.security.refusals import MOST_REASONS
 from p2pfl.security.selftest import check_listener
 
 ALICE, BOB, MALLORY = make_keys(), make_keys(), make_keys()
@@ -48,11 +49,15 @@ def test_refusals_are_counted_by_address_and_key():
 
 
 def test_strangers_cannot_fill_the_list_of_refusals():
-    with Door() as door:
+    with Door(ALICE) as door:
         for number in range(3 * MOST_REASONS):
             door.gate.callback(DOMAIN, f"{number:040}"[::-1].encode())
         assert len(door.gate.refused()) == MOST_REASONS + 1
         assert sum(door.gate.refused().values()) == 3 * MOST_REASONS
+        assert is_refused(door.dial(MALLORY))
+        assert f"127.0.0.1 ({MALLORY.public[:8]}...): a key that is not allowed" in (
+            door.gate.refused()
+        )
 
 
 def test_nobody_gets_in_without_a_gate():
