@@ -202,7 +202,8 @@ def evaluation(
             in any case.
         baselines: also train every node alone, and one node on everybody's data, for as
             many examples as it was in the run, to compare with. A learning-rate schedule
-            goes by each one's own steps, of which the pooled node takes the most.
+            goes by each one's own steps, of which the pooled node takes the most where
+            nodes hold a batch or more.
     """
     if every < 1:
         raise ValueError(f"every = {every} is below 1")
