@@ -12,6 +12,7 @@ from p2pfl.data.shards import Federation
 from p2pfl.data.statistics import Affine, in_two_passes
 from p2pfl.errors import UserError
 from p2pfl.experiment.config import Section
+from p2pfl.experiment.sections import Timer
 from p2pfl.learning.backends import BACKENDS
 from p2pfl.learning.task import ModelTask, per_node
 
@@ -114,3 +115,32 @@ def check_complete(federation: Federation) -> None:
                 f"data: column {name} has missing values; set preprocess.standardise = 'pooled'"
                 " or 'own', which fills them in, or data.drop_missing = true"
             )
+
+
+def check_measured(experiment: Experiment, federation: Federation) -> None:
+    """Refuse to stop by what is not measured of some node whose data are here.
+
+    Raises:
+        UserError: it names the node.
+    """
+    rule = None if isinstance(experiment.pace, Timer) else experiment.pace.stop
+    if rule is None or rule.metric == "train_loss":
+        return
+    never = f"pace.stop.metric = {rule.metric!r} is never measured"
+    if rule.metric == "eval_acc" and experiment.loss(federation).correct is None:
+        raise UserError(f"{never} of a regression: use metric = 'eval_loss'")
+    if experiment.evaluation.on == "pooled":
+        if federation.test is None:
+            raise UserError(
+                f"{never}, as there are no test rows here: hold out more, or set evaluation.on ="
+                " 'own'"
+            )
+        return
+    own = federation.own_test
+    assert own is not None  # on = 'own' goes with a holdout per node
+    without = own.nodes[own.count == 0].tolist()
+    if without:
+        raise UserError(
+            f"{never} of node {without[0]}, which holds out no row of its own: hold out more,"
+            " share out the rows in another way, or use metric = 'train_loss'"
+        )

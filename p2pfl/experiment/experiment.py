@@ -27,7 +27,7 @@ from p2pfl.errors import UserError
 from p2pfl.experiment.acceleration import check_accelerated
 from p2pfl.experiment.assembly import build_setup, measured
 from p2pfl.experiment.attackers import Attackers
-from p2pfl.experiment.building import DTYPES, build_affine, build_task
+from p2pfl.experiment.building import DTYPES, build_affine, build_task, check_measured
 from p2pfl.experiment.config import Section, Value
 from p2pfl.experiment.defence import check_epidemic, check_judged
 from p2pfl.experiment.files import change, find, load_toml, shipped
@@ -234,6 +234,10 @@ class Experiment:
         Args:
             data_dir: the folder that relative paths start from, by default the file's own.
             only: the node whose training examples are kept.
+
+        Raises:
+            UserError: the data cannot be read, or shared out so, or do not measure what the
+                run is to stop by.
         """
         source: Source = self._build("data")
         if source.files is not None and source.files != self.nodes:
@@ -243,9 +247,12 @@ class Experiment:
         try:
             shared = federate(dataset, partitioner, holdout, self.nodes, self.seed, only)
             who, attack = self.attackers
-            return with_flipped_labels(shared, who) if attack and attack.labels else shared
+            if attack and attack.labels:
+                shared = with_flipped_labels(shared, who)
         except ValueError as error:
             raise UserError(str(error)) from error
+        check_measured(self, shared)
+        return shared
 
     def task(self, federation: Federation, affine: Affine | None, device: str = "cpu") -> ModelTask:
         """Return the learning problem of the nodes whose data `federation` holds.

@@ -192,11 +192,24 @@ def _check_pace(pair: Pairing) -> None:
             " (pace.overlap = true): use fedavg, push_sum, gosgd, local, balance, rpel, ubar, or"
             " dpsgd with order = 'adapt_then_combine'"
         )
-    metric = pace.stop.metric if pace.stop else ""
+    if pace.stop:
+        _check_stop(pair, pace.stop.metric)
+
+
+def _check_stop(pair: Pairing, metric: str) -> None:
+    """Refuse to stop by what is never measured, or where some never hear what others say."""
     if metric.startswith("eval") and pair.names["holdout"] == "none":
         raise UserError(
             f"pace.stop.metric = {metric!r} is never measured with holdout.name = 'none'"
         )
+    try:
+        pair.topology.reach()
+    except ValueError as error:
+        section = "algorithm" if pair.needs.weights == "none" else "topology"
+        raise UserError(
+            "pace.stop lets all nodes agree on a round, and with"
+            f" {section}.name = {pair.names[section]!r} some never hear of others: leave it out"
+        ) from error
 
 
 def _check_timer(pair: Pairing) -> None:

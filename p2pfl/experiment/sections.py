@@ -64,8 +64,8 @@ def training(  # noqa: PLR0913 - a section: every parameter is a key of the file
         batch_size: examples in a batch, or ``"full"`` for all a node holds.
         loss: ``"auto"`` is cross-entropy for classes and squared error for numbers.
         backend: how gradients are computed; ``"auto"`` finds out what works.
-        dtype: of the parameters. ``"bfloat16"`` halves memory and traffic, but a step smaller
-            than 1/256 of a parameter is rounded away.
+        dtype: of the parameters. ``"bfloat16"`` halves memory and traffic (not that of shares of
+            a mass, as in push-sum), but a step smaller than 1/256 of a parameter is rounded away.
         compute: of activations and gradients; ``"bfloat16"`` is faster and keeps the
             parameters as they are. ``"auto"`` is the type of the parameters.
         block: how many nodes are trained together, by default as many as fit the cache.
@@ -202,7 +202,8 @@ def evaluation(
             in any case.
         baselines: also train every node alone, and one node on everybody's data, for as
             many examples as it was in the run, to compare with. A learning-rate schedule
-            goes by each one's own steps, of which the pooled node takes the most.
+            goes by each one's own steps, of which the pooled node takes the most where
+            nodes hold a batch or more.
     """
     if every < 1:
         raise ValueError(f"every = {every} is below 1")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithms import local
+from p2pfl.data.batches import batch_sizes
 from p2pfl.data.shards import Federation, Shards
 from p2pfl.data.statistics import Affine
 from p2pfl.experiment.experiment import Experiment
@@ -169,12 +170,20 @@ def baselines(outcome: Outcome, steps: Tensor) -> dict[str, Any]:
     if outcome.ranks.rank:
         return {}
     honest = outcome.experiment.honest
-    pooled = _without_exchange(opt, outcome.pooled, steps[honest].sum().reshape(1), ALONE)
+    together = _steps_together(outcome.task, outcome.pooled, torch.tensor(honest), steps[honest])
+    pooled = _without_exchange(opt, outcome.pooled, together, ALONE)
     return {
         "alone": alone.tolist(),
         "alone_mean": alone[honest].mean().item(),
         "pooled": pooled.item(),
     }
+
+
+def _steps_together(task: ModelTask, pooled: ModelTask, nodes: Tensor, steps: Tensor) -> Tensor:
+    """Return in how many steps, ``[1]``, one node goes through as many examples as some did."""
+    batches = batch_sizes(task.train, nodes.to(task.device), task.batch_size).cpu()
+    size = batch_sizes(pooled.train, pooled.train.nodes, pooled.batch_size).cpu()
+    return (((steps * batches).sum() + size // 2) // size).clamp(min=1)
 
 
 def _without_exchange(opt: Optimiser, task: ModelTask, steps: Tensor, ranks: Ranks) -> Tensor:

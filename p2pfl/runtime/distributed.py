@@ -63,8 +63,8 @@ class Distributed(Ranks):
         edges = self._edges(len(weights))
         first, last = edges[self.rank : self.rank + 2]
         if len(weights) > 1 and weights.layout is torch.strided and weights.stride(0) == 0:
-            own = torch.arange(last - first, device=weights.device)
-            mine = weights[first:last, first:last]
+            own = torch.arange(first, last, device=weights.device)
+            mine = weights[first:last]
             return Neighbourhood(mine, own, lambda fields: lambda: fields, _agreed, Everybody)
         if by_columns and self._arena and weights.device.type == "cpu":
             ends = _senders(weights, first, last)[[0, -1]].tolist()
@@ -90,13 +90,13 @@ class Distributed(Ranks):
 class Everybody(Inbox[R]):
     """What the rows of a rank have heard where everybody hears everybody alike.
 
-    `weights` and `heard` are those of the rank's own rows; all ranks add up theirs.
+    The senders are all nodes, but `heard` holds the rank's own rows alone; all ranks add up theirs.
     """
 
     def mix(self, field: Tensor, by: Tensor | None = None) -> Tensor:
         """Return the weighted sum over all nodes, ``[rows, d] -> [rows, d]``; as of `Inbox`."""
         exact = wide(field)
-        row = self.weights[:1].to(exact)
+        row = self.weights[:1, self.own].to(exact)
         if by is not None:
             row = row * by.to(exact).T
             row = row / _reduced(row.sum(), dist.ReduceOp.SUM)
@@ -113,15 +113,15 @@ class Everybody(Inbox[R]):
         mine = field.amax(0, keepdim=True)
         return _reduced(mine, dist.ReduceOp.MAX).expand(len(self.own), -1)
 
+    def mine(self, field: Tensor) -> Tensor:
+        """Return what the others know of the rows themselves; as of `Inbox`."""
+        return field
+
     def gather(self, field: Tensor) -> tuple[Tensor, Tensor]:
         """Return everybody's rows for every row, and a mask without gaps; as of `Inbox`."""
         everybody = _gathered(field)
-        rows, n = len(self.own), len(everybody)
-        return everybody.expand(rows, *everybody.shape), self.own.new_ones(rows, n).bool()
-
-    def shares(self) -> Tensor:
-        """Return everybody's weights for every row; as of `Inbox`."""
-        return _gathered(self.weights[0]).expand(len(self.own), -1)
+        mask = torch.ones(self.weights.shape, dtype=torch.bool, device=field.device)
+        return everybody.expand(len(self.own), *everybody.shape), mask
 
 
 @dataclass(frozen=True, slots=True)

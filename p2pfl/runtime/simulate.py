@@ -83,7 +83,7 @@ class Simulator:
         self._wide = next(wide(leaf) for leaf in leaves(self.state) if leaf.is_floating_point())
         self.seconds = Seconds()
         self.scores: Scores | None = None
-        self._traffic = Traffic(setup)
+        self._traffic = Traffic(setup, int(self.nodes[0]))
         self._clock = time.perf_counter()
         told = self.pace.stop, self.pace.width, setup.topology.n, self.pace.floods
         self._agreement = Agreement(*told)
@@ -227,7 +227,6 @@ class Simulator:
         message = algorithm.send(self.state)
         variants = self._variants(message)
         message = side_by_side(message) if self._addressed else message
-        self._payload = sum(block[:1].nbytes for block in message)
         heard = algorithm.absorb(self._heard, message, self.setup.task.d)
         around = self._neighbourhood(k, variants)
         self._columns = block_width(heard, self.setup.task.d)
@@ -259,7 +258,7 @@ class Simulator:
             self._agreement.measured("eval_loss", scores[0])
             self._agreement.measured("eval_acc", scores[1])
         self.seconds.evaluation += time.perf_counter() - began
-        sent, received = self._traffic.of_round(k, self._payload)
+        sent, received = self._traffic.of_round(k)
         wall = time.perf_counter() - self._clock
         columns = (self.examples, *(c.tolist() for c in (loss, *scores, far, sent, received)))
         return [

@@ -10,29 +10,35 @@ from p2pfl.runtime.setup import Setup
 
 
 class Traffic:
-    """Count the bytes every node sends and receives."""
+    """Count the bytes every node sends and receives.
 
-    def __init__(self, setup: Setup) -> None:
+    Args:
+        setup: the run.
+        node: one whose data are here; all say as much.
+    """
+
+    def __init__(self, setup: Setup, node: int) -> None:
         self._topology = setup.topology
-        self._known: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        self._payload = sum(field.nbytes for field in setup.message(node))
+        self._known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
-    def of_round(self, round: int, payload: int) -> tuple[Tensor, Tensor]:
-        """Return the bytes sent and received, ``[n]`` int64, where a message holds `payload`."""
+    def of_round(self, round: int) -> tuple[Tensor, Tensor]:
+        """Return the bytes sent and received, ``[n]`` int64."""
         period = self._topology.period
-        key = (round % period if period else round, wire.alike(round), payload)
+        key = (round % period if period else round, wire.alike(round))
         if key not in self._known:
             if not period:
                 self._known.clear()
-            self._known[key] = self._count(round, payload)
+            self._known[key] = self._count(round)
         return self._known[key]
 
-    def _count(self, round: int, payload: int) -> tuple[Tensor, Tensor]:
+    def _count(self, round: int) -> tuple[Tensor, Tensor]:
         links = self._topology.links(round)
         degree = torch.bincount(links.senders, minlength=links.n)
         # Headers differ by how many digits their numbers have, so a few stand for all.
         size = torch.tensor(
             [
-                wire.model_size(*map(wire.alike, (sender, round, to)), payload)
+                wire.model_size(*map(wire.alike, (sender, round, to)), self._payload)
                 for sender, to in enumerate(degree.tolist())
             ]
         )

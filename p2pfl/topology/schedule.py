@@ -133,6 +133,10 @@ class Topology:
         Raises:
             ValueError: some node never hears of some other.
         """
+        return self._reach
+
+    @cached_property
+    def _reach(self) -> int:
         if self.is_complete:
             return min(1, self.n - 1)
         if self.period is None or self.n <= EXACT_REACH:

@@ -6,8 +6,11 @@ import pytest
 
 from p2pfl.errors import UserError
 from p2pfl.experiment.experiment import Experiment
+from p2pfl.experiment.pairing import check_pairing
+from p2pfl.topology.schedule import nobody
 
 ONE = {"local_steps": 1}
+STOP = {"name": "target", "metric": "train_loss", "value": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,7 @@ ONE = {"local_steps": 1}
             {"algorithm": "gossip:order=update_then_merge", "training": {"share": ["1.*"]}},
             ["training.share", "in whole"],
         ),
+        ({"algorithm": "local", "pace": {"stop": STOP}}, ["pace.stop", "algorithm.name = 'local'"]),
     ],
 )
 def test_wrong_pairings_are_refused(tables, words):
@@ -46,6 +50,15 @@ def test_wrong_pairings_are_refused(tables, words):
         Experiment.from_dict({"nodes": 8, "topology": "ring", **tables})
     for word in words:
         assert word in str(caught.value)
+
+
+def test_nodes_agree_when_to_stop_only_where_all_hear_of_all():
+    tables = {"nodes": 4, "topology": "ring", "algorithm": "dpsgd", "pace": {"stop": STOP}}
+    pair = Experiment.from_dict(tables)._pairing
+    check_pairing(pair)
+    with pytest.raises(UserError, match=r"pace\.stop .* topology\.name = 'ring' some never hear"):
+        check_pairing(pair._replace(topology=nobody(4)))
+    Experiment.from_dict({"nodes": 1, "algorithm": "local", "pace": {"stop": STOP}})
 
 
 @pytest.mark.parametrize(

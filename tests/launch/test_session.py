@@ -11,6 +11,7 @@ from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch import session
 from p2pfl.launch.books import Where
 from p2pfl.launch.local import _jobs
+from p2pfl.launch.outcome import _steps_together, pooled_task
 
 QUICK = {"nodes": 3, "model": "logistic", "pace": {"rounds": 3, "local_steps": 2}}
 
@@ -49,6 +50,28 @@ def test_baselines_are_what_training_alone_and_pooled_gives():
     assert found["alone"] == pytest.approx(alone.tolist())
     single = QUICK | {"nodes": 1, "algorithm": "local", "pace": {"rounds": 1, "local_steps": 240}}
     assert found["pooled"] == pytest.approx(p2pfl.run(single).summary["eval_acc_mean"], abs=0.05)
+
+
+def test_pooled_training_on_everything_at_once_is_that_of_the_run():
+    # The mean of the nodes' steps on all they have is a step on all there is.
+    tables = QUICK | {"pace": {"rounds": 20, "local_steps": 1}, "training": {"batch_size": "full"}}
+    found = p2pfl.run(tables | {"evaluation": {"baselines": True}}).summary
+    assert found["pooled"] == pytest.approx(found["eval_acc_mean_model"], abs=0.003)
+
+
+@pytest.mark.parametrize("batch_size", [4, 20, 50, "full"])
+def test_pooled_training_goes_through_as_many_examples_as_the_run(batch_size):
+    tables = {"data": {"name": "synthetic", "examples": 100}, "nodes": 3, "partition": "linear"}
+    experiment = Experiment.from_dict(tables | {"training": {"batch_size": batch_size}})
+    federation = experiment.federation()
+    task = experiment.task(federation, None)
+    pooled = pooled_task(experiment, federation, None, "cpu")
+    held, steps = federation.train.count.tolist(), torch.tensor([70, 20, 40])
+    most = sum(held) if batch_size == "full" else batch_size
+    run = sum(s * min(most, h) for s, h in zip(steps.tolist(), held, strict=True))
+    took = int(_steps_together(task, pooled, torch.arange(3), steps))
+    assert took == round(run / min(most, sum(held)))
+    assert int(_steps_together(task, pooled, torch.arange(3), torch.zeros_like(steps))) == 1
 
 
 def test_local_peers_listen_on_loopback_whatever_a_network_file_says(tmp_path):

@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from runtime_cases import CASES, STEPS, N, flat, make, one_peer_exponential
+from runtime_cases import CASES, RULES, STEPS, Case, N, flat, make, one_peer_exponential
 from safetensors.torch import load_file, save_file
 
 import p2pfl
@@ -37,6 +37,10 @@ from p2pfl.runtime.parting import exchanging
 from p2pfl.runtime.ranks import Ranks
 from p2pfl.runtime.setup import Setup
 from p2pfl.runtime.simulate import Simulator
+from p2pfl.topology import complete_graph
+
+sys.path.append(str(Path(__file__).parents[1] / "algorithms"))
+from algorithm_cases import PLAIN
 
 # torch is loaded once, and not in every process.
 multiprocessing.get_context("forkserver").set_forkserver_preload(["p2pfl.runtime.distributed"])
@@ -164,6 +168,33 @@ def test_every_rank_comes_to_the_numbers_of_one_process(shared_out, name):
         wanted = torch.tensor(expected["rows"], dtype=torch.float64)
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12, equal_nan=True)
         torch.testing.assert_close(models[name], params, rtol=1e-10, atol=1e-12)
+
+
+# Every algorithm that hears anybody, where all hear all: there no rows travel unless it asks.
+ALIKE = {
+    name: Case(build, complete_graph, RULES[needs.weights])
+    for name, build in PLAIN.items()
+    if not (needs := build(sgd(0.1)).needs).addressed and needs.weights != "none"
+}
+
+
+def run_alike(rank: int, folder: Path) -> None:
+    made = {name: drive(alike(name), Distributed())[1] for name in ALIKE}
+    save_file(made, folder / f"{rank}.safetensors")
+
+
+def alike(name: str) -> Setup:
+    return make(ALIKE[name], Pace(2), 7)  # of which two ranks hold unequal numbers
+
+
+def test_where_all_hear_all_every_algorithm_comes_to_the_models_of_one_process(tmp_path):
+    spawned(2, tmp_path, run_alike)
+    for rank in range(2):
+        models = load_file(tmp_path / f"{rank}.safetensors")
+        for name in ALIKE:
+            told, params = drive(alike(name), Ranks())
+            assert not told["error"]
+            torch.testing.assert_close(models[name], params, rtol=1e-10, atol=1e-12, msg=name)
 
 
 def test_the_cases_end_as_they_are_meant_to():

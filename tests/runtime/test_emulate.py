@@ -23,6 +23,7 @@ from runtime_cases import (
     uneven,
 )
 
+import p2pfl
 from p2pfl.algorithms import dpsgd, push_sum
 from p2pfl.data.shards import Shards
 from p2pfl.learning import ModelTask, Quadratics, local_steps, losses, models
@@ -94,6 +95,15 @@ def test_emulator_agrees_on_a_real_model_with_unequal_nodes():
     for name in ("fedavg", "push_sum examples", "dpsgd ring"):
         setup = make(name, Pace(4), task=task, steps=lambda n: local_steps(task.examples(n), 8, 1))
         same(simulated(setup), emulated(setup), 4)
+
+
+@pytest.mark.parametrize("name", ["push_sum", "gosgd", "push_diging", "push_pull", "dpsgd"])
+def test_emulator_and_simulator_count_the_same_bytes_of_half_precision(name):
+    tables = {"nodes": 4, "topology": "ring", "algorithm": name, "model": "logistic"}
+    tables |= {"pace": {"rounds": 2, "local_steps": 1}, "training": {"dtype": "bfloat16"}}
+    one, other = (p2pfl.run(tables, on=on).metrics for on in ("simulate", "emulate"))
+    assert one["bytes_sent"].tolist() == other["bytes_sent"].tolist()
+    assert one["bytes_received"].tolist() == other["bytes_received"].tolist()
 
 
 @pytest.mark.parametrize("n", [1, 2])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import networkx as nx
 import pytest
 import torch
@@ -100,7 +102,7 @@ def test_above_a_size_reach_is_a_bound(monkeypatch):
     monkeypatch.setattr(schedule, "EXACT_REACH", 1)
     for graph, diameter in zip(graphs, exact, strict=True):
         assert diameter <= static(graph).reach() <= 2 * diameter
-    assert 2 <= PAIRS.reach() <= 4
+    assert 2 <= replace(PAIRS).reach() <= 4  # of which nothing is known yet
 
 
 def test_a_schedule_of_two_rounds():
