@@ -1,9 +1,23 @@
-"""Files that others may be reading, and that a crash must not leave half written."""
+"""Files that may not be read, that others may be reading, or that a crash must not leave half."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+from p2pfl.errors import UserError
+
+
+def is_file(path: Path) -> bool:
+    """Say whether there is a file.
+
+    Raises:
+        UserError: one cannot know, as when its folder may not be read.
+    """
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def replace(path: Path, data: bytes) -> None:

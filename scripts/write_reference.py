@@ -13,6 +13,7 @@ import re
 import sys
 import types
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,8 @@ def entry(
     known = parameters(factory, kind.given, kind.told)
     hints = typing.get_type_hints(factory)
     lines = [f"### `{name}`", ""] if name else []
-    lines += [prose(inspect.getdoc(factory) or ""), ""]
+    names = inspect.signature(factory).parameters
+    lines += [prose(inspect.getdoc(factory) or "", names), ""]
     if known:
         lines += ["| key | type | default |", "|---|---|---|"]
         for parameter in known.values():
@@ -136,15 +138,15 @@ def readable(hint: Any) -> str:  # noqa: ANN401
     return "nothing" if hint is type(None) else getattr(hint, "__name__", str(hint))
 
 
-def prose(text: str) -> str:
-    """Return a docstring as Markdown."""
+def prose(text: str, names: Collection[str]) -> str:
+    """Return a docstring as Markdown; what it says of parameters, by their names, is a list."""
     text = re.split(r"\n(?:Returns|Raises|Example)s?:|\n>>> ", text)[0].rstrip()
     text = re.sub(r"``(.+?)``", r"`\1`", text)
     head, args, rest = text.partition("\nArgs:\n")
     if not args:
         return text
     items = re.sub(r"\n {8,}", " ", "\n" + inspect.cleandoc(" " * 4 + rest.lstrip()))
-    items = re.sub(r"\n\s*(\w+): ", r"\n- `\1`: ", items)
+    items = re.sub(rf"\n\s*({'|'.join(names)}): ", r"\n- `\1`: ", items)
     return f"{head.rstrip()}\n{items}"
 
 

@@ -12,6 +12,7 @@ from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
 from p2pfl.algorithms.steps import plain_factor, plain_step
 from p2pfl.learning.checks import require
 from p2pfl.learning.optim import Optimiser
+from p2pfl.learning.spec import Spec
 from p2pfl.learning.tree import wide
 
 
@@ -32,7 +33,7 @@ class Fragment(NamedTuple):
 
 
 def divshare(
-    opt: Optimiser, fragments: int = 4, seed: int = 0
+    opt: Optimiser, fragments: int = 4, seed: int = 0, spec: Spec | None = None
 ) -> Algorithm[DivShareState, Fragment, Fragment]:
     """DivShare: send every neighbour another fragment (Biswas et al. 2024; Shatter, the same year).
 
@@ -51,8 +52,12 @@ def divshare(
     Args:
         fragments: how many, F.
         seed: of the cuts; by default that of the experiment.
+        spec: the parameters of the model, if it is known; an experiment tells them.
     """
     require(fragments >= 1, "fragments", fragments, "at least 1")
+    if spec and spec.size:
+        most = f"at most the model's {spec.size} parameters"
+        require(fragments <= spec.size, "fragments", fragments, most)
 
     def init(x: Tensor, rows: Rows) -> DivShareState:
         return DivShareState(x, opt.init(x), rng.keys(seed, rows.nodes))

@@ -151,7 +151,7 @@ def _adaptive(
 ) -> Optimiser:
     require(0 <= lr < math.inf, "lr", lr, "a finite number >= 0")
     require(0 <= beta1 < 1, "beta1", beta1, "in [0, 1)")
-    require(0 < tau < math.inf, "tau", tau, "a finite number above 0")
+    require(0 < tau <= 1e19, "tau", tau, "above 0 and at most 1e19, as float32 holds its square")
 
     def init(params: Tensor) -> State:
         return torch.zeros_like(params), torch.full_like(params, tau**2)

@@ -6,6 +6,7 @@ Errors are one readable line. Exit code 2 is the user's mistake, 1 a run that fa
 from __future__ import annotations
 
 import sys
+from typing import TextIO, cast
 
 import typer
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.console import Console
 from p2pfl.cli import churn, keys, topology
 from p2pfl.cli.fleet import down, logs, status, up
 from p2pfl.cli.lists import algorithms, experiments, topologies
+from p2pfl.cli.output import Output
 from p2pfl.cli.peer import peer
 from p2pfl.cli.predict import predict
 from p2pfl.cli.report import report
@@ -63,6 +65,8 @@ app.callback(invoke_without_command=True, no_args_is_help=True)(version)
 
 def main() -> None:
     """Run the command line, and turn errors into one line and an exit code."""
+    if sys.stdout is not None:
+        sys.stdout = cast(TextIO, Output(sys.stdout))
     try:
         app()
     except UserError as error:

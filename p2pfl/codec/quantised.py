@@ -156,14 +156,15 @@ def _drawn(block: Tensor, unit: Tensor, keys: Tensor, bucket: int | None, levels
 
 def _cut(block: Tensor, bucket: int | None) -> Tensor:
     """Return the entries of each bucket, with zeros after the last, ``[rows, buckets, size]``."""
-    exact, size = block.to(wide(block)), bucket or block.shape[1]
-    padded = torch.nn.functional.pad(exact, (0, -exact.shape[1] % size))
+    exact, d = block.to(wide(block)), block.shape[1]
+    size = min(bucket or d, d)
+    padded = torch.nn.functional.pad(exact, (0, -d % size))
     return padded.view(len(padded), -1, size)
 
 
 def _along(unit: Tensor, d: int, bucket: int | None) -> Tensor:
     """Return the unit of each entry, ``[rows, d]``, or of all, ``[rows, 1]``."""
-    return unit if bucket is None else unit.repeat_interleave(bucket, dim=1)[:, :d]
+    return unit if bucket is None or bucket >= d else unit.repeat_interleave(bucket, dim=1)[:, :d]
 
 
 def _check_bucket(bucket: int | None) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import tomllib
 import types
 import typing
@@ -29,6 +30,9 @@ from p2pfl.peer.stopping import STOP_RULES, StopRule
 
 Value = Any  # what TOML holds: str, int, float, bool, list, dict
 Table = Mapping[str, Callable[..., Any]]
+
+WHOLE = 2**63  # whole numbers are below it, as those of tensors are
+LARGEST = 1e38  # of numbers: what float32 and bfloat16 hold
 
 # Sections which may stand inside other sections, by the type they make.
 NESTED: dict[Any, Table] = {
@@ -157,7 +161,7 @@ def parse_value(text: str) -> Value:
     """
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # also of a number of thousands of digits
         return text
 
 
@@ -184,10 +188,28 @@ def _value(path: str, value: Value, hint: Any) -> Value:  # noqa: ANN401
     if table is not None and value is None:
         return None
     try:
-        return msgspec.convert(value, _without_nested(hint), strict=True)
+        converted = msgspec.convert(value, _without_nested(hint), strict=True)
     except msgspec.ValidationError as error:
         text = str(error).replace("`", "").replace("Expected", "expected", 1)
         raise UserError(f"{path} = {value!r}: {text}{_literals(hint)}") from None
+    _check_held(path, converted)
+    return converted
+
+
+def _check_held(path: str, value: Value) -> None:
+    """Refuse numbers that no tensor can hold, and texts that no path can, wherever they stand."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _check_held(f"{path}.{key}", part)
+    elif isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            _check_held(f"{path}[{i}]", part)
+    elif isinstance(value, str) and "\0" in value:
+        raise UserError(f"{path} = {value!r}: expected a text without the character zero")
+    elif isinstance(value, int) and not -WHOLE <= value < WHOLE:
+        raise UserError(f"{path} = {value}: expected a whole number below 2^63")
+    elif isinstance(value, float) and LARGEST < abs(value) < math.inf:
+        raise UserError(f"{path} = {value}: expected a number of at most {LARGEST:g}")
 
 
 def _nested(hint: Any) -> tuple[Table | None, bool]:  # noqa: ANN401

@@ -10,12 +10,13 @@ from typing import Any
 
 from p2pfl.errors import UserError
 from p2pfl.experiment.config import Value, parse_spec, parse_value
+from p2pfl.files import is_file
 
 
 def find(path: str | Path) -> Path:
     """Return the file a user means: a path, or the name of an experiment that ships with us."""
     given, names = Path(path), shipped()
-    if given.is_file():
+    if is_file(given):
         return given
     if given.suffix or "/" in str(path):
         raise UserError(f"there is no experiment file {path}")
@@ -27,6 +28,16 @@ def find(path: str | Path) -> Path:
     return names[str(path)]
 
 
+def check_name(name: Value) -> None:
+    """Refuse a name that no folder can have.
+
+    Raises:
+        UserError: it says what is expected.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & {"/", "\0"}:
+        raise UserError(f"name = {name!r}: expected the name of a folder, without '/'")
+
+
 def load_toml(path: Path) -> dict[str, Any]:
     """Return the tables of a file.
 
@@ -35,7 +46,7 @@ def load_toml(path: Path) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from p2pfl.errors import UserError
 from p2pfl.experiment.config import Section, Value, parameters, parse_spec, read
-from p2pfl.experiment.files import located
+from p2pfl.experiment.files import check_name, located
 from p2pfl.experiment.nodes import count_nodes
 from p2pfl.experiment.pairing import default_mixing
 from p2pfl.experiment.sections import DEFAULTS, SECTIONS
@@ -45,11 +45,13 @@ def read_tables(tables: Mapping[str, Value], base: str | Path) -> Tables:
             choices = ", ".join([*TOP, *SECTIONS])
             raise UserError(f"{key} is no section of an experiment; choices: {choices}")
     name, seed = tables.get("name", "experiment"), tables.get("seed", 0)
-    if not isinstance(name, str) or not name or "/" in name:
-        raise UserError(f"name = {name!r}: expected a text without '/'")
+    check_name(name)
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise UserError(f"seed = {seed!r}: expected a whole number from 0 to 2^63 - 1")
-    base = (Path(base) / str(tables.get("base", "."))).resolve()
+    below = tables.get("base", ".")
+    if not isinstance(below, str) or "\0" in below:
+        raise UserError(f"base = {below!r}: expected the path of a folder")
+    base = (Path(base) / below).resolve()
     sections = {
         key: read(key, located(key, tables.get(key, {}), base), kind)
         for key, kind in SECTIONS.items()
@@ -61,7 +63,9 @@ def read_tables(tables: Mapping[str, Value], base: str | Path) -> Tables:
     rounds = pace.get("rounds", pace.get("ticks"))
     known = dict(zip(FOLLOWED, (seed, nodes, rounds), strict=True))
     sections["algorithm"] = _read("algorithm", tables.get("algorithm", {}), known)
-    mixing = tables.get("mixing") or default_mixing(honest_algorithm(sections, nodes).needs)
+    mixing = tables.get("mixing", {})
+    if mixing == {}:
+        mixing = default_mixing(honest_algorithm(sections, nodes).needs)
     sections["mixing"] = read("mixing", mixing, SECTIONS["mixing"])
     sections = {key: sections[key] for key in SECTIONS}
     return Tables(name, seed, nodes, sections, base)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from torch import nn
 
 from p2pfl.errors import UserError
+from p2pfl.files import is_file
 from p2pfl.learning.checks import require
 
 ModelFactory = Callable[[tuple[int, ...], int], nn.Module]
@@ -171,7 +172,7 @@ def _load(place: str) -> ModuleType:
 
 
 def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"there is no file {path} to take a model from")
     name = f"p2pfl_user_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -18,6 +18,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from p2pfl.learning.checks import require
+
 Metric = Literal["train_loss", "eval_loss", "eval_acc"]
 
 
@@ -60,6 +62,7 @@ def plateau(
     The metric of each node is smoothed by an exponential running mean first (`smoothing` in
     [0, 1), 0 to switch it off).
     """
+    require(math.isfinite(min_delta), "min_delta", min_delta, "a finite number")
     if patience < 1:
         raise ValueError(f"patience = {patience} is below 1")
     if not 0 <= smoothing < 1:
@@ -82,6 +85,7 @@ def plateau(
 
 def target(value: float, metric: Metric = "eval_acc") -> StopRule:
     """Stop when every node has reached `value`: at least for accuracy, at most for a loss."""
+    require(math.isfinite(value), "value", value, "a finite number")
     sign = 1.0 if metric == "eval_acc" else -1.0
 
     def update(p: Progress, measured: Tensor) -> Progress:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from p2pfl.errors import UserError
 from p2pfl.experiment.config import Kind, Value, read
-from p2pfl.experiment.files import find, load_toml, shipped
+from p2pfl.experiment.files import check_name, find, load_toml, shipped
+from p2pfl.files import is_file
 from p2pfl.launch.books import On
 from p2pfl.sweep.values import flatten, inline, quoted
 
@@ -78,13 +79,17 @@ def read_plan(source: str | Path | Mapping[str, Value]) -> Plan:
             where we are.
 
     Raises:
-        UserError: the file is missing or no TOML, or something in it cannot be.
+        UserError: the file is missing or no TOML, or something in it cannot be; the message
+            names the file.
     """
     if isinstance(source, Mapping):
         return _checked(source, Path.cwd(), "sweep")
     path = Path(source)
     tables = load_toml(path)
-    return _checked(tables, path.resolve().parent, path.stem)
+    try:
+        return _checked(tables, path.resolve().parent, path.stem)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 class _File(NamedTuple):
@@ -109,8 +114,7 @@ class _FileCase(NamedTuple):
 def _checked(tables: Mapping[str, Value], base: Path, name: str) -> Plan:
     given: _File = read("sweep", tables, Kind({"": _File})).build("sweep")
     name = given.name or name
-    if "/" in name:
-        raise UserError(f"name = {name!r}: expected a text without '/'")
+    check_name(name)
     plan = Plan(
         _experiment(given.experiment, base),
         given.on,
@@ -144,7 +148,7 @@ def _experiment(given: str | dict[str, Value], base: Path) -> str | dict[str, Va
     if isinstance(given, dict):
         return {**given, "base": str((base / str(given.get("base", "."))).resolve())}
     path = base / given
-    if not path.is_file() and given in shipped():
+    if not is_file(path) and given in shipped():
         return given
     is_path = bool(path.suffix) or "/" in given
     return str(find(path if is_path else given).resolve())

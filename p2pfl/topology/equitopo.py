@@ -16,6 +16,7 @@ from p2pfl.topology.lots import at_least_two, both_ways, drawn, lots, repeated, 
 from p2pfl.topology.schedule import Links, Topology, links_between
 
 TRIES = 100  # how often shifts are drawn before they count as hopeless
+MOST = 10**8  # links that are drawn, repeated ones among them: they take gigabytes
 
 
 def equi_static(n: int, m: int = 4, seed: int = 0) -> Topology:
@@ -94,6 +95,8 @@ def _shifts(n: int, m: int, seed: int) -> Links:
     at_least_two(n)
     if m < 1:
         raise ValueError(f"m = {m} must be at least 1")
+    if m * n > MOST:
+        raise ValueError(f"m = {m} of n = {n} are more than {MOST:,} links")
     for attempt in range(TRIES):
         shifts = [shift(lot, n) for lot in lots(seed, attempt, m).tolist()]
         if math.gcd(n, *shifts) == 1:

@@ -63,7 +63,7 @@ def hyper_hypercube(n: int, k: int = 1, shuffle: bool = False, seed: int = 0) ->
         shuffle: put the nodes in another order for every cycle; see `base`.
         seed: of the orders.
     """
-    _check(n, k)
+    k = _checked(n, k)
     if (rest := _rough(n, k)) > 1:
         raise ValueError(
             f"n = {n} has a prime factor above k + 1 = {k + 1}, in {rest}: make k larger, or take"
@@ -84,7 +84,7 @@ def simple_base(n: int, k: int = 1, shuffle: bool = False, seed: int = 0) -> Top
         shuffle: put the nodes in another order for every cycle; see `base`.
         seed: of the orders.
     """
-    _check(n, k)
+    k = _checked(n, k)
     return _schedule(n, _simple(n, k), "simple_base", shuffle, seed)
 
 
@@ -106,7 +106,7 @@ def base(n: int, k: int = 1, shuffle: bool = False, seed: int = 0) -> Topology:
             another each time. It then never repeats itself.
         seed: of the orders.
     """
-    _check(n, k)
+    k = _checked(n, k)
     rest = _rough(n, k)
     groups, simple = n // rest, _simple(n, k)
     inside, across = _simple(rest, k), _cliques(groups, k)
@@ -115,10 +115,12 @@ def base(n: int, k: int = 1, shuffle: bool = False, seed: int = 0) -> Topology:
     return _schedule(n, min(rounds, simple, key=len), "base", shuffle, seed)
 
 
-def _check(n: int, k: int) -> None:
+def _checked(n: int, k: int) -> int:
+    """Return with how many others anybody can exchange in a round, k at most."""
     at_least_two(n)
     if k < 1:
         raise ValueError(f"k = {k} must be at least 1")
+    return min(k, n - 1)
 
 
 def _schedule(

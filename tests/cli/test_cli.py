@@ -1,8 +1,10 @@
 """The command line as a user meets it: verbs, output, mistakes and exit codes."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -162,6 +164,31 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     assert done.stderr.startswith("p2pfl: ")
     assert "not valid TOML" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["experiments"], ["topologies"], ["run", "--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_cannot_be_written_is_told_in_one_line(words, unbuffered):
+    command = [sys.executable, "-m", "p2pfl", *words]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, env=environment
+        )
+    assert done.returncode == 1
+    assert done.stderr == "p2pfl: standard output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("words", [["experiments"], ["topologies"]])
+def test_a_pipe_that_was_closed_is_no_matter(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "p2pfl", *words]
+    try:
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=120)
+    finally:
+        os.close(writing)
+    assert done.stderr == b""
 
 
 def test_a_folder_that_is_taken_is_left_alone(tmp_path):

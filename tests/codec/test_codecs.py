@@ -192,6 +192,13 @@ def test_sign_loses_exactly_what_theory_says(seed, d, bucket):
         torch.testing.assert_close(lost(x, y), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("make", [codec.int8, codec.qsgd, codec.sign])
+def test_a_bucket_larger_than_a_row_is_the_row(make):
+    block = normal(3, 20)
+    whole, bucketed = (there_and_back(make(bucket=size), block) for size in (None, 10**15))
+    torch.testing.assert_close(bucketed, whole, rtol=0, atol=0)
+
+
 def test_sign_of_normal_entries_and_of_zero():
     block = normal(400, D)
     loss = float(lost(block, there_and_back(codec.sign(), block)).mean())

@@ -8,6 +8,16 @@ from p2pfl.errors import UserError
 from p2pfl.experiment.experiment import Experiment
 
 
+def test_more_fragments_than_parameters_are_refused_once_the_model_is_known():
+    tables = {"data": "synthetic:examples=40,shape=[3],classes=3", "model": "linear", "nodes": 2}
+    most = Experiment.from_dict({**tables, "algorithm": "divshare:fragments=12"})
+    more = Experiment.from_dict({**tables, "algorithm": "divshare:fragments=13"})
+    task = most.task(most.federation(), None)
+    assert most.setup(task)
+    with pytest.raises(UserError, match="fragments must be at most the model's 12 parameters"):
+        more.setup(task)
+
+
 @pytest.mark.parametrize("topology", ["chain", "star", "binary_tree", "grid:rows=1,cols=7"])
 def test_trees_are_taken(topology):
     assert Experiment.from_dict({"nodes": 7, "algorithm": "relay", "topology": topology})

@@ -1,5 +1,6 @@
 """What an experiment file may say, and how it is told that something cannot be."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -12,10 +13,13 @@ from examples import ARGUMENTS
 
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import UserError
+from p2pfl.experiment.config import NESTED
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.experiment.files import located, shipped
 from p2pfl.experiment.sections import SECTIONS
 from p2pfl.topology import Topology
+
+ROOT = Path(__file__).parents[2]
 
 
 def problem(tables=None, *changes):
@@ -44,9 +48,24 @@ def problem(tables=None, *changes):
         ("nodes=0", ["nodes = 0"]),
         ("nodes='8'", ["nodes = '8'", "whole number"]),
         ("seed=-1", ["seed = -1"]),
+        ("name='a/b'", ["name = 'a/b'"]),
+        ("name='.'", ["name = '.'"]),
+        ("name='..'", ["name = '..'"]),
+        ('name="a\\u0000"', ["name = 'a\\x00'"]),
+        ("base=5", ["base = 5", "folder"]),
+        ('base="a\\u0000"', ["base = 'a\\x00'", "folder"]),
+        ('output.dir="a\\u0000"', ["output.dir = 'a\\x00'"]),
+        ("holdout.seed=9223372036854775808", ["holdout.seed = 9223372036854775808", "2^63"]),
+        ("model.hidden=[8,9223372036854775808]", ["model.hidden[1] = ", "below 2^63"]),
+        ("optimiser.weight_decay=-1e39", ["optimiser.weight_decay = -1e+39", "1e+38"]),
+        ("algorithm={name='fedadam',tau=1e20}", ["tau", "at most 1e19", "1e+20"]),
+        ("pace.stop='target:value=nan'", ["pace.stop", "value", "finite", "nan"]),
+        ("pace.stop='plateau:min_delta=inf'", ["pace.stop", "min_delta", "finite", "inf"]),
         ("rounds=3", ["rounds", "no section", "pace"]),
         ("topology.degree=3", ["topology.degree", "complete takes no keys"]),
         ("topology=ring", ["fedavg", "'ring'", "complete", "dpsgd"]),
+        ("mixing=''", ["mixing.name = ''", "metropolis"]),
+        ("mixing=0", ["mixing = 0", "a section or a string"]),
         ("mixing=push", ["mixing.name = 'push'", "'fedavg'", "metropolis"]),
         ("partition={name='dirichlet'}", ["partition.alpha is missing"]),
         ("data=mnist", ["data.name = 'mnist'", "digits"]),
@@ -296,10 +315,37 @@ def test_a_biased_mixing_is_remarked_on():
     assert Experiment.from_dict({"algorithm": "dpsgd", "topology": "star"}).notes == []
 
 
+def test_the_largest_whole_number_is_a_seed():
+    seed = 2**63 - 1
+    resolved = Experiment.from_dict({"seed": seed, "algorithm": "choco:codec=int8"}).to_dict()
+    assert resolved["algorithm"]["seed"] == seed
+
+
+def test_a_file_with_a_number_of_thousands_of_digits_is_told_in_one_line(tmp_path):
+    (tmp_path / "long.toml").write_text(f"nodes = 1{'0' * 5000}")
+    with pytest.raises(UserError, match=r"long\.toml is not valid TOML"):
+        Experiment.load(tmp_path / "long.toml")
+
+
+def test_a_path_that_cannot_be_looked_at_is_told_in_one_line():
+    with pytest.raises(UserError, match=r"x\.toml cannot be read: File name too long"):
+        Experiment.load("x" * 300 + ".toml")
+    factory = "x" * 300 + ".py:make"
+    with pytest.raises(UserError, match=r"x\.py cannot be read: File name too long"):
+        Experiment.from_dict({"model": {"name": "custom", "factory": factory}})
+
+
 def test_the_reference_page_is_up_to_date():
-    root = Path(__file__).parents[2]
-    command = [sys.executable, root / "scripts" / "write_reference.py", "--check"]
+    command = [sys.executable, ROOT / "scripts" / "write_reference.py", "--check"]
     assert subprocess.run(command, check=False).returncode == 0, "run scripts/write_reference.py"
+
+
+def test_the_reference_page_lists_parameters_only():
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    tables = [*(kind.table for kind in SECTIONS.values()), *NESTED.values()]
+    factories = [factory for table in tables for factory in table.values()]
+    known = {name for factory in factories for name in inspect.signature(factory).parameters}
+    assert set(re.findall(r"^- `(\w+)`: ", page, re.MULTILINE)) <= known
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,22 @@ def test_rules_know_no_rows(table):
                 torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("wrong", [{"patience": 0}, {"smoothing": 1.0}, {"smoothing": -0.1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"patience": 0},
+        {"smoothing": 1.0},
+        {"smoothing": -0.1},
+        {"min_delta": math.nan},
+        {"min_delta": math.inf},
+    ],
+)
 def test_impossible_rules_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         plateau(**wrong)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_target_that_is_reached_never_or_always_is_refused(value):
+    with pytest.raises(ValueError, match="value must be a finite number"):
+        target(value)

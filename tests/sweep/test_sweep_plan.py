@@ -92,8 +92,8 @@ def test_a_plan_that_grows_leaves_every_run_in_its_folder():
 
 
 def test_texts_are_written_as_toml_whatever_is_in_them(tmp_path):
-    odd = "".join(map(chr, range(32))) + '\x7f"\\é😀'
-    plan = read_plan({"experiment": TINY | {"name": odd, odd: 1}, "cases": [{"label": odd}]})
+    odd = "".join(map(chr, range(1, 32))) + '\x7f"\\é😀'
+    plan = read_plan({"experiment": TINY | {"name": odd, f"\0{odd}": 1}, "cases": [{"label": odd}]})
     (tmp_path / "sweep.toml").write_text(plan.to_toml([1]), encoding="utf-8")
     assert read_plan(tmp_path / "sweep.toml").cases == plan.cases
     assert read_plan(tmp_path / "sweep.toml").experiment == plan.experiment
@@ -130,6 +130,8 @@ def test_a_whole_section_goes_before_the_keys_in_it():
         ({"seeds": []}, r"seeds = \[\]"),
         ({"seeds": [1, 1]}, "seeds holds 1 twice"),
         ({"name": "a/b"}, "name = 'a/b'"),
+        ({"name": ".."}, r"name = '\.\.'"),
+        ({"name": "a\0b"}, r"sweep\.name = 'a\\x00b'"),
         ({"grid": {"nodes": []}}, r"grid\.nodes = \[\]"),
         ({"grid": {"nodes": 4}}, r"grid\.nodes = 4: expected a list"),
         ({"grid": {"nodes": [4, 4]}}, r"grid\.nodes holds 4 twice"),
@@ -158,6 +160,12 @@ def test_a_file_that_cannot_be_read(text, tmp_path):
     if text is not None:
         (tmp_path / "s.toml").write_text(text)
     with pytest.raises(UserError, match=r"s\.toml (is not valid TOML|cannot be read)"):
+        read_plan(tmp_path / "s.toml")
+
+
+def test_what_is_wrong_in_a_file_is_told_with_its_name(tmp_path):
+    (tmp_path / "s.toml").write_text("seeds = 2")
+    with pytest.raises(UserError, match=r"s\.toml: sweep\.experiment is missing"):
         read_plan(tmp_path / "s.toml")
 
 

@@ -238,6 +238,12 @@ def test_a_run_that_is_still_written_is_not_cleared_away(where, tmp_path):
     assert run_sweep(ONE, tmp_path, jobs=1).skipped == 0
 
 
+def test_a_plan_in_the_folder_that_is_damaged_is_told_by_its_own_name(tmp_path):
+    (tmp_path / "sweep.toml").write_text("seeds = [1]")
+    with pytest.raises(UserError, match=f"{tmp_path}/sweep.toml: sweep.experiment is missing"):
+        run_sweep(ONE, tmp_path, jobs=1)
+
+
 def test_help_has_an_example():
     done = CliRunner().invoke(app, ["sweep", "--help"])
     assert "p2pfl sweep" in done.stdout.split("Example:", 1)[1]

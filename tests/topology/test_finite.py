@@ -167,6 +167,14 @@ def test_shuffled_cycles_are_exact_each_in_another_order(build):
     assert first[0] == build(shuffle=True, seed=4).links(0).senders.tolist()
 
 
+@pytest.mark.parametrize("build", [base, simple_base, hyper_hypercube])
+@pytest.mark.parametrize("n", [2, 5, 12])
+def test_more_others_than_there_are_make_no_difference(build, n):
+    most, more = build(n, n - 1), build(n, 10**18)
+    assert more.period == most.period == 1
+    assert torch.equal(matrix(more, 0), matrix(most, 0))
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

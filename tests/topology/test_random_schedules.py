@@ -229,6 +229,8 @@ def test_drawn_rounds_repeat_and_seeds_differ(name):
         (lambda: el_oracle(5, 5), "s = 5 must be 1 to n - 1 = 4"),
         (lambda: equi_static(5, 0), "m = 0 must be at least 1"),
         (lambda: u_equi_static(5, -1), "m = -1 must be at least 1"),
+        (lambda: equi_static(5, 10**12), "m = 1000000000000 of n = 5 are more than 100,000,000"),
+        (lambda: u_equi_static(5, 10**30), "of n = 5 are more than 100,000,000 links"),
         (lambda: od_equi_dyn(5, 0.0), "eta = 0.0 must be above 0"),
         (lambda: ou_equi_dyn(5, 1.5), "eta = 1.5 must be above 0"),
         (lambda: od_equi_dyn(5, math.nan), "eta = nan must be above 0"),
