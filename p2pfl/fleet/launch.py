@@ -120,7 +120,7 @@ async def up(launch: Launch, make: Callable[[], Path], view: View) -> Ended:
         watching = Watching(record, shells, view, launch.on_failure, detach)
         with _heeding_signals(watching.interrupt, detach):
             await _start(launch, watching)
-            if launch.detach and not watching.endings:
+            if launch.detach and not (watching.endings or watching.interrupted):
                 return Ended(folder, "running")
             if not await watching.until_the_end():
                 return Ended(folder, "running")

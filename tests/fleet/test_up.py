@@ -187,6 +187,22 @@ def test_ctrl_c_stops_all_peers(sshd, run):
     assert json.loads((run / "fleet.json").read_text())["collected"]
 
 
+def test_ctrl_c_while_peers_start_that_are_to_be_left_alone(sshd, run, monkeypatch):
+    ask = launch.Shell.ask
+
+    async def ask_and_interrupt(shell, verb, **fields):
+        if verb == "start" and shell.host.name == NAMES[0]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return await ask(shell, verb, **fields)
+
+    monkeypatch.setattr(launch.Shell, "ask", ask_and_interrupt)
+    wanted = Launch(experiment(pace=LONG), fleet(sshd), detach=True)
+    ended = asyncio.run(launch_up(wanted, lambda: run, Watcher(None)))
+    assert ended.status == summary(run)["status"] == "interrupted"
+    assert len(sshd.places()) == 3
+    assert not any(map(pid, sshd.places()))
+
+
 def test_ctrl_c_while_files_are_sent(sshd, run, monkeypatch):
     async def send(shell, folder, files):
         os.kill(os.getpid(), signal.SIGINT)
