@@ -115,7 +115,7 @@ def logs(
     from p2pfl.fleet.control import logs as read
 
     def say(news: dict[str, Any]) -> None:
-        typer.echo(f"{news['node']:>3}  {news.get('log') or news.get('line')}")
+        typer.echo(f"{news['node']:>3}  {news['log' if 'log' in news else 'line']}")
 
     asyncio.run(read(run, say, peer, follow))
 
