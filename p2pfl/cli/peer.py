@@ -58,7 +58,7 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
     seed: SeedOption = None,
     data: DataOption = None,
     device: DeviceOption = "cpu",
-    threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0: all.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads to compute with; 0: all.")] = 0,
     join_timeout: Annotated[float, typer.Option(help="Seconds to wait for the others.")] = 60.0,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Talk in clear beyond this machine.")
@@ -75,7 +75,7 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
     Example:  p2pfl peer digits --id 0 --peers peers.toml
     """
     from p2pfl.experiment.experiment import Experiment
-    from p2pfl.launch.books import check_device
+    from p2pfl.launch.books import check_device, check_threads
     from p2pfl.launch.leavings import check_home, has_finished
     from p2pfl.launch.local import peer_run
     from p2pfl.launch.membership import Membership
@@ -87,6 +87,7 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
     if not join_timeout >= 0:  # nor what is no number
         raise UserError(f"--join-timeout {join_timeout}: seconds are a number from 0 on")
     check_device(device)
+    check_threads("--threads", threads)
     checked = Experiment.load(experiment, changes(set_, seed))
     members = Membership.read(peers, keys, insecure)
     place = members.post(id, bind, contact, discover)

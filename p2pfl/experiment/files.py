@@ -15,8 +15,11 @@ from p2pfl.experiment.config import Value, parse_spec, parse_value
 def find(path: str | Path) -> Path:
     """Return the file a user means: a path, or the name of an experiment that ships with us."""
     given, names = Path(path), shipped()
-    if given.is_file():
-        return given
+    try:
+        if given.is_file():
+            return given
+    except OSError as error:  # a folder that is closed to us, a name that is too long
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if given.suffix or "/" in str(path):
         raise UserError(f"there is no experiment file {path}")
     if str(path) not in names:
