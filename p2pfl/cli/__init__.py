@@ -21,6 +21,7 @@ from p2pfl.cli.report import report
 from p2pfl.cli.run import run
 from p2pfl.cli.show import partition_show, version
 from p2pfl.cli.sweep import sweep
+from p2pfl.cli.terminal import end_at_once, tidy_up_first
 from p2pfl.errors import P2pflError, RunError, UserError
 
 app = typer.Typer(
@@ -65,6 +66,7 @@ app.callback(invoke_without_command=True, no_args_is_help=True)(version)
 
 def main() -> None:
     """Run the command line, and turn errors into one line and an exit code."""
+    end_at_once()
     if sys.stdout is not None:
         sys.stdout = cast(TextIO, Output(sys.stdout))
     try:
@@ -75,6 +77,8 @@ def main() -> None:
         _fail(error, 1)
     except KeyboardInterrupt:
         _fail(RunError("interrupted"), 130)
+    finally:
+        tidy_up_first()
 
 
 def _fail(error: Exception, code: int) -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from p2pfl.cli.live import LiveView
 from p2pfl.cli.options import ExperimentArgument, SeedOption, SetOption, changes
+from p2pfl.cli.terminal import tidy_up_first
 from p2pfl.errors import RunError
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def up(  # noqa: PLR0913 - every parameter is an option of the command
     from p2pfl.fleet.launch import up as launch_and_follow
     from p2pfl.results.record import new_folder
 
+    tidy_up_first()
     checked = Experiment.load(experiment, changes(set_, seed))
     launch = Launch(checked, read_hosts(hosts), insecure, max_skew, on_failure.value, detach)
 
@@ -92,6 +94,7 @@ def status(run: RunArgument) -> None:
     """
     from p2pfl.fleet.control import status as ask
 
+    tidy_up_first()
     table = Table(box=None, padding=(0, 1))
     for heading in ("peer", "host", "phase", "round", "last news", ""):
         table.add_column(heading, justify="right" if heading in ("peer", "round") else "left")
@@ -115,8 +118,9 @@ def logs(
     from p2pfl.fleet.control import logs as read
 
     def say(news: dict[str, Any]) -> None:
-        typer.echo(f"{news['node']:>3}  {news.get('log') or news.get('line')}")
+        typer.echo(f"{news['node']:>3}  {news['log' if 'log' in news else 'line']}")
 
+    tidy_up_first()
     asyncio.run(read(run, say, peer, follow))
 
 
@@ -127,6 +131,7 @@ def down(run: RunArgument) -> None:
     """
     from p2pfl.fleet.control import down as stop
 
+    tidy_up_first()
     _tell(asyncio.run(stop(run)), asked=True)
 
 

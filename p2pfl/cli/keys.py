@@ -40,7 +40,10 @@ def new(
     from p2pfl.security.keys import default_path, new_keys, read_keys
 
     path = keys or default_path()
-    there = if_missing and path.exists()
+    try:
+        there = if_missing and path.exists()
+    except OSError as error:  # a folder that is closed to us, a name that is too long
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     _print((read_keys if there else new_keys)(path).public, path, format)
 
 

@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from p2pfl.cli.terminal import perhaps_closed
+
 if TYPE_CHECKING:
     from p2pfl.runtime.setup import Row
 
@@ -51,7 +53,8 @@ class LiveView:
         trace: TracebackType | None,
     ) -> None:
         if self._console.is_terminal:
-            self._live.stop()
+            with perhaps_closed():
+                self._live.stop()
 
     def rows(self, rows: Sequence[Row]) -> None:
         """Take note of nodes that have ended a round."""
@@ -63,11 +66,12 @@ class LiveView:
         due = time.monotonic() - self._printed > 1.0
         if due and not self._console.is_terminal and self._done():
             self._printed = time.monotonic()
-            self._console.print(self._line(), markup=False, highlight=False, soft_wrap=True)
+            self.note(self._line())
 
     def note(self, text: str) -> None:
         """Print a line above the view."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with perhaps_closed():
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def phase(self, node: int, phase: str) -> None:
         """Take note of what a node is doing."""

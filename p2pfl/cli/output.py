@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from p2pfl.errors import RunError, reason
 class Output:
     """A text file whose failures, as of a full disk, are a `RunError`.
 
-    A pipe that was closed is none: who reads it has seen enough.
+    A pipe that was closed is none, as who reads it has seen enough, nor is a closed terminal.
     """
 
     def __init__(self, file: TextIO) -> None:
@@ -38,9 +39,9 @@ class Output:
     def _checked(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EIO):
+                raise
             # What is still in the buffer must not fail once more when the program ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())
             why = error.strerror or reason(error)

@@ -19,6 +19,7 @@ from p2pfl.cli.options import (
     SetOption,
     changes,
 )
+from p2pfl.cli.terminal import perhaps_closed, requests
 from p2pfl.errors import UserError
 
 
@@ -57,7 +58,7 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
     seed: SeedOption = None,
     data: DataOption = None,
     device: DeviceOption = "cpu",
-    threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0: all.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads to compute with; 0: all.")] = 0,
     join_timeout: Annotated[float, typer.Option(help="Seconds to wait for the others.")] = 60.0,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Talk in clear beyond this machine.")
@@ -74,17 +75,19 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
     Example:  p2pfl peer digits --id 0 --peers peers.toml
     """
     from p2pfl.experiment.experiment import Experiment
-    from p2pfl.launch.books import check_device
+    from p2pfl.launch.books import check_device, check_threads
     from p2pfl.launch.leavings import check_home, has_finished
     from p2pfl.launch.local import peer_run
     from p2pfl.launch.membership import Membership
     from p2pfl.results.record import new_folder
+    from p2pfl.results.runs import read_summary
 
     if resume and out is None:
         raise UserError("--resume: in which folder did it run before? Give --out")
     if not join_timeout >= 0:  # nor what is no number
         raise UserError(f"--join-timeout {join_timeout}: seconds are a number from 0 on")
     check_device(device)
+    check_threads("--threads", threads)
     checked = Experiment.load(experiment, changes(set_, seed))
     members = Membership.read(peers, keys, insecure)
     place = members.post(id, bind, contact, discover)
@@ -95,29 +98,28 @@ def peer(  # noqa: PLR0913 - every parameter is an option of the command
     if resume:
         check_home(folder, checked, post.node)
         if has_finished(folder):
-            typer.echo(f"peer {post.node} has finished, results in {folder}")
+            told = f"peer {post.node} has finished, results in {folder}"
+            typer.echo(json.dumps(read_summary(folder)) if format is Format.json else told)
             return
     stop = _Stop()
     say = _print_json if format is Format.json else _print_text
     summary = peer_run(checked, post, folder, say, go_on=stop.go_on, threads=threads)
-    if format is Format.json:
-        typer.echo(json.dumps(summary))
-    else:
-        about = f"{summary['status']} ({summary['reason']})"
-        typer.echo(f"peer {post.node}: {about}, results in {folder}")
+    about = f"peer {post.node}: {summary['status']} ({summary['reason']}), results in {folder}"
+    with perhaps_closed():
+        typer.echo(json.dumps(summary) if format is Format.json else about)
     if summary["status"] != "finished":
         raise typer.Exit(128 + stop.signal)  # as a shell has it
 
 
 class _Stop:
-    """Hears Ctrl-C and SIGTERM, which ask us to end; another Ctrl-C ends us at once.
+    """Hears Ctrl-C, SIGTERM and SIGHUP, which ask us to end; another Ctrl-C ends us at once.
 
     Another SIGTERM does not: two may ask us, as `p2pfl up` and `p2pfl down` do.
     """
 
     def __init__(self) -> None:
         self.signal = 0  # none yet
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, *requests()):
             signal.signal(number, self._hear)
 
     def _hear(self, number: int, frame: object) -> None:
@@ -128,6 +130,7 @@ class _Stop:
         return not self.signal
 
 
+@perhaps_closed()
 def _print_text(news: dict[str, Any]) -> None:
     if "phase" in news:
         typer.echo(f"{news['phase']} ...")
@@ -143,5 +146,6 @@ def _print_text(news: dict[str, Any]) -> None:
         typer.echo("peer {peer} turns us away: {reason}".format(**news["refused"]), err=True)
 
 
+@perhaps_closed()
 def _print_json(news: dict[str, Any]) -> None:
     typer.echo(json.dumps(news))

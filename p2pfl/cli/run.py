@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +19,7 @@ from p2pfl.cli.options import (
     SetOption,
     changes,
 )
+from p2pfl.cli.terminal import heed_requests, perhaps_closed, tidy_up_first
 from p2pfl.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -81,8 +81,9 @@ def run(  # noqa: PLR0913 - every parameter is an option of the command
     from p2pfl.launch.joining import joined
     from p2pfl.launch.session import run_checked
 
+    tidy_up_first()
     # Whoever ends us politely gets what Ctrl-C gets: peers that are ended, and a valid folder.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    heed_requests()
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         with joined((on or On.simulate).value, device) as ranks:
@@ -97,7 +98,8 @@ def run(  # noqa: PLR0913 - every parameter is an option of the command
                 where = Where(data, device, join_timeout)
                 result = run_checked(checked, runs_on, place, where, watch, ranks)
     except KeyboardInterrupt:
-        console.print("p2pfl: interrupted", markup=False)
+        with perhaps_closed():
+            console.print("p2pfl: interrupted", markup=False)
         raise typer.Exit(130) from None
     if first:
         _tell(result, format, console)
@@ -138,14 +140,16 @@ def _tell(result: Result, format: Format, console: Console) -> None:
 
     folder = result.folder
     assert folder is not None
-    if format is Format.json:
-        typer.echo(json.dumps(read_summary(folder)))
-    else:
-        show([read_run(folder)])
-        typer.echo(f"\nresults in {folder}  (p2pfl report {folder} draws them)")
+    with perhaps_closed():
+        if format is Format.json:
+            typer.echo(json.dumps(read_summary(folder)))
+        else:
+            show([read_run(folder)])
+            typer.echo(f"\nresults in {folder}  (p2pfl report {folder} draws them)")
     status = result.summary["status"]
     if status == "failed":
         raise RunError(f"{result.summary['error']} (the others' results are in {folder})")
     if status == "interrupted":
-        console.print("p2pfl: interrupted; the folder holds what there was", markup=False)
+        with perhaps_closed():
+            console.print("p2pfl: interrupted; the folder holds what there was", markup=False)
         raise typer.Exit(130)

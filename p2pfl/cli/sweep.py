@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from p2pfl.cli.options import DataOption, DeviceOption, Format
+from p2pfl.cli.terminal import tidy_up_first
 from p2pfl.errors import RunError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def sweep(  # noqa: PLR0913 - every parameter is an option of the command
     """
     from p2pfl.sweep import SweepWatch, run_sweep
 
+    tidy_up_first()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with SweepView(quiet) as view:
         watch = SweepWatch(view.opened, view.ended, view.note)

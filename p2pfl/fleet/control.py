@@ -79,7 +79,7 @@ async def logs(
                 if "line" in news or "log" in news:
                     say(news)
 
-    await everywhere(map(read, record.places))
+    await everywhere(map(read, record.places), "cannot be read")
 
 
 async def down(folder: Path) -> Ended:

@@ -11,6 +11,7 @@ from typing import Any
 from p2pfl.errors import UserError
 from p2pfl.experiment.config import Kind, read
 from p2pfl.experiment.files import load_toml
+from p2pfl.launch.books import check_threads
 from p2pfl.security.roster import check_entries
 
 
@@ -161,14 +162,21 @@ def _check(host: Host, place: str) -> None:
         if not getattr(host, key):
             raise UserError(f"{place}.{key} is missing")
     _check_address(host.address, f"{place}.address")
-    if wrong := [port for port in host.ports if not 0 < port < 65536]:
-        raise UserError(f"{place}.ports: {wrong[0]} is no port; expected 1 to 65535")
+    for port in host.ports:
+        _check_port(port, f"{place}.ports")
+    if host.ssh_port is not None:
+        _check_port(host.ssh_port, f"{place}.ssh_port")
     if host.python and host.venv:
         raise UserError(f"{place} has both python and venv; expected one of them")
     for key in ("ssh_key", "known_hosts"):
         file = getattr(host, key)
         if file is not None and not Path(file).is_file():
             raise UserError(f"{place}.{key} = {file!r}: there is no such file here")
+
+
+def _check_port(port: int, place: str) -> None:
+    if not 0 < port < 65536:
+        raise UserError(f"{place}: {port} is no port; expected 1 to 65535")
 
 
 def _check_address(text: str, place: str) -> None:
@@ -202,10 +210,15 @@ def _located(host: Host, base: Path) -> dict[str, Any]:
 def _at_home(host: Host) -> dict[str, Any]:
     """Return the paths of the host such that they mean the same in any folder there."""
     paths = {key: getattr(host, key) for key in ("venv", "workdir", "data", "keys")}
+    if host.python and host.python.startswith("~"):  # others are looked for in PATH
+        paths["python"] = host.python
     return {key: _from_home(path) for key, path in paths.items() if path}
 
 
 def _from_home(path: str) -> str:
+    """Return where a path starts; not at the home of somebody else, which no quoting finds."""
+    if path.startswith("~") and path.partition("/")[0] != "~":
+        raise UserError(f"{path!r}: of all homes only that of `user` can be named, as in ~/data")
     return path if path.startswith(("/", "~")) else f"~/{path}"
 
 
@@ -234,8 +247,7 @@ def _seats(host: Host, place: str, first: int) -> list[Seat]:
     for node, port in enumerate(host.ports, first):
         mine = own.get(port, Override(port))
         threads = host.threads if mine.threads is None else mine.threads
-        if threads < 0:
-            raise UserError(f"{place}: threads = {threads}: expected 0 or more")
+        check_threads(f"{place}: threads =", threads)
         seats.append(
             Seat(
                 node,

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from p2pfl.errors import RunError, UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.fleet.collect import fetch, gather, open_folder, set_aside
 from p2pfl.fleet.hosts import Fleet, Host
+from p2pfl.fleet.interrupts import (
+    completing,
+    heeding_signals,
+    pointing_to_down,
+    unless_interrupted,
+)
 from p2pfl.fleet.parcel import data_files, parcel
 from p2pfl.fleet.preflight import Checks, preflight, refuse_shared
 from p2pfl.fleet.record import Ending, Place, Record, locked, read_record
@@ -111,27 +115,32 @@ async def up(launch: Launch, make: Callable[[], Path], view: View) -> Ended:
         folder = make()
         open_folder(folder, launch.experiment)
         detach = asyncio.Event()
-        with _completing(folder):
-            record = await _unless_interrupted(_send(launch, files, shells), detach)
+        with completing(folder):
+            record = await unless_interrupted(_send(launch, files, shells), detach)
             if record is None:
                 gather(folder, {}, "interrupted", None)
                 return Ended(folder, "interrupted")
             record.save(folder)
-        watching = Watching(record, shells, view, launch.on_failure, detach)
-        with _heeding_signals(watching.interrupt, detach):
-            await _start(launch, watching)
-            if launch.detach and not watching.endings:
-                return Ended(folder, "running")
-            if not await watching.until_the_end():
-                return Ended(folder, "running")
-        return await conclude(folder, record, shells, watching.endings, watching.interrupted)
+        with pointing_to_down(folder, view):
+            watching = Watching(record, shells, view, launch.on_failure, detach)
+            with heeding_signals(watching.interrupt, detach):
+                await _start(launch, watching)
+                if launch.detach and not (watching.endings or watching.interrupted):
+                    return Ended(folder, "running")
+                if not await watching.until_the_end():
+                    return Ended(folder, "running")
+            return await conclude(folder, record, shells, watching.endings, watching.interrupted)
     finally:
         for shell in shells.values():
             shell.close()
 
 
-async def everywhere(asked: Iterable[Awaitable[T]]) -> list[T]:
+async def everywhere(asked: Iterable[Awaitable[T]], cannot: str) -> list[T]:
     """Do something on all hosts at the same time.
+
+    Args:
+        asked: what is done, for each host.
+        cannot: what to say of hosts that have a fault, as ``"cannot take part"``.
 
     Raises:
         RunError: with the faults of all hosts that have some.
@@ -143,7 +152,7 @@ async def everywhere(asked: Iterable[Awaitable[T]]) -> list[T]:
             raise fault
     if faults:
         lines = "\n".join(map(str, faults))
-        raise RunError(f"{len(faults)} of {len(answers)} hosts cannot take part\n{lines}")
+        raise RunError(f"{len(faults)} of {len(answers)} hosts {cannot}\n{lines}")
     return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
@@ -164,7 +173,8 @@ async def conclude(
             return ended_before(folder)
         away = None
         try:
-            await everywhere(_fetch(folder, place, shells) for place in record.places)
+            fetching = (_fetch(folder, place, shells) for place in record.places)
+            await everywhere(fetching, "have not given all they have")
             record.collected = True
         except RunError as fault:
             away = str(fault).replace("\n", ": ")
@@ -206,7 +216,7 @@ async def _check_all(launch: Launch, shells: dict[str, Shell]) -> dict[int, str]
         shells[host.name] = await Shell.connect(host)
         return await preflight(shells[host.name], checks)
 
-    keys = await everywhere(map(ready, launch.fleet.hosts))
+    keys = await everywhere(map(ready, launch.fleet.hosts), "cannot take part")
     known = {node: key for part in keys for node, key in part.items()}
     refuse_shared(launch.fleet, known)
     return known
@@ -222,7 +232,7 @@ async def _send(launch: Launch, files: Mapping[str, bytes], shells: Mapping[str,
         await shell.send(made["folder"], files)
         return Place(host, made["folder"], [seat.node for seat in launch.fleet.on(host)])
 
-    places = await everywhere(map(send, launch.fleet.hosts))
+    places = await everywhere(map(send, launch.fleet.hosts), "cannot take part")
     return Record(f"{now:%Y-%m-%d %H:%M:%S}", launch.experiment.rounds, places)
 
 
@@ -258,44 +268,3 @@ async def _undone(place: Place) -> str:
     except HostError:
         return ", and it may still go on"
     return ""
-
-
-@contextmanager
-def _completing(folder: Path) -> Iterator[None]:
-    """Complete a run folder if this fails, whatever the cause: nothing has started yet."""
-    try:
-        yield
-    except (asyncio.CancelledError, KeyboardInterrupt):  # a second Ctrl-C
-        gather(folder, {}, "interrupted", None)
-        raise
-    except BaseException as error:
-        gather(folder, {}, "failed", str(error) or type(error).__name__)
-        raise
-
-
-async def _unless_interrupted(work: Coroutine[Any, Any, T], detach: asyncio.Event) -> T | None:
-    """Return None if SIGINT or SIGTERM has ended it."""
-    task = asyncio.create_task(work)
-    with _heeding_signals(task.cancel, detach):
-        await asyncio.wait((task,))
-    return None if task.cancelled() else task.result()
-
-
-@contextmanager
-def _heeding_signals(interrupt: Callable[[], object], detach: asyncio.Event) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    politely = (signal.SIGINT, signal.SIGTERM)
-
-    def once() -> None:
-        for number in politely:  # a second one ends us at once
-            loop.remove_signal_handler(number)
-        interrupt()
-
-    for number in politely:
-        loop.add_signal_handler(number, once)
-    loop.add_signal_handler(signal.SIGHUP, detach.set)
-    try:
-        yield
-    finally:
-        for number in (*politely, signal.SIGHUP):
-            loop.remove_signal_handler(number)

@@ -189,9 +189,8 @@ def last_line(text: str) -> str:
 
 def quoted(path: str) -> str:
     """Quote a path for a shell, which would take a quoted ``~`` for a name."""
-    if path.startswith("~/"):
-        return f'"$HOME"/{shlex.quote(path[2:])}'
-    return shlex.quote(path)
+    first, slash, rest = path.partition("/")
+    return f'"$HOME"{slash}{shlex.quote(rest)}' if first == "~" else shlex.quote(path)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -25,6 +25,8 @@ from p2pfl.runtime.setup import Ending, Row, Seconds, Status
 
 On = Literal["simulate", "emulate", "local"]
 
+MOST_THREADS = 1024  # of one peer; no system starts as many as torch would take
+
 
 @dataclass(frozen=True)
 class Watch:
@@ -66,6 +68,16 @@ def check_device(device: str) -> None:
     """
     if why := why_unusable(device):
         raise UserError(f"--device {device}: {why}")
+
+
+def check_threads(place: str, threads: int) -> None:
+    """Refuse a number of threads to compute with that cannot be.
+
+    Raises:
+        UserError: it begins with `place`, where the number stands.
+    """
+    if not 0 <= threads <= MOST_THREADS:
+        raise UserError(f"{place} {threads}: expected 0 to {MOST_THREADS}")
 
 
 def why_unusable(device: str) -> str:

@@ -49,10 +49,10 @@ def warm_up(preload: Sequence[str]) -> None:
     """
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    # Signals that are blocked here are blocked in all processes to come: Ctrl-C at a terminal
-    # goes to all of them, and it is ours to deal with. The resource tracker would unblock it.
+    # Signals that are blocked here are blocked in all processes to come: Ctrl-C at a terminal, or
+    # its end, goes to all of them, and is ours to deal with. The resource tracker would unblock it.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         forkserver.ensure_running()
     finally:

@@ -44,10 +44,13 @@ def check_home(folder: Path, experiment: Experiment, node: int) -> None:
     """Refuse to go on in a folder that is not that of the same peer of the same experiment.
 
     Raises:
-        UserError: it says whose it is.
+        UserError: it says whose it is, or the folder cannot be read.
     """
-    if not (folder / EXPERIMENT).is_file():
-        return
+    try:
+        if not (folder / EXPERIMENT).is_file():
+            return
+    except OSError as error:  # one that is closed to us, a name that is too long
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
     summary = read_summary(folder)
     if (summary.get("on"), summary.get("node")) != ("peer", node):
         whose = f"peer {summary['node']}" if "node" in summary else "another kind of run"

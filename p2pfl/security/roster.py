@@ -190,7 +190,8 @@ def _short_form(path: Path, document: tomlkit.TOMLDocument) -> list[Member]:
     for id, address in document.items():
         if not (id.isascii() and id.isdecimal() and is_address(address)):
             raise UserError(f'{path}: {id} = {address!r}: expected 0 = "tcp://HOST:PORT"')
-    return [Member(int(id), address=str(address)) for id, address in document.items()]
+    entries = ({"id": int(id), "address": str(address)} for id, address in document.items())
+    return check_entries(path, entries)
 
 
 def _members(path: Path, document: tomlkit.TOMLDocument) -> list[Member]:

@@ -139,6 +139,7 @@ def test_experiments_lists_what_ships():
         (["run", "digits", "--device", "meta"], "--device meta"),
         (["run", "digits-gossip"], "--on emulate"),
         (["run", "heart"], "heart"),
+        (["run", "x" * 300], "cannot be read: File name too long"),
         (["topology", "show", "torus"], "--nodes"),
         (["topology", "show", "rign", "--nodes", "4"], "did you mean 'ring'"),
         (["topology", "show", "ring:rows=2", "--nodes", "4"], "ring takes no keys"),

@@ -1,11 +1,13 @@
 """The hosts file, and what is made of it."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from p2pfl.errors import UserError
 from p2pfl.fleet.hosts import read_hosts
+from p2pfl.fleet.ssh import quoted
 
 GOOD = """
 [defaults]
@@ -77,6 +79,14 @@ def test_no_two_peers_have_the_same_keys(tmp_path):
         ('"10.0.0.2"', '"255.255.255.255"', "address = '255.255.255.255' is that of no machine"),
         ('"10.0.0.2"', '"127.0.0.1"', "b has the address 127.0.0.1, .* but a has 10.0.0.1"),
         ("ports = [7000]", "ports = [70000]", "70000 is no port"),
+        ('user = "me"', "ssh_port = 70000", r"hosts\[1\].ssh_port: 70000 is no port"),
+        ('user = "me"', "ssh_port = -1", r"hosts\[1\].ssh_port: -1 is no port"),
+        ('user = "me"', "ssh_port = 0", r"hosts\[1\].ssh_port: 0 is no port"),
+        ("threads = 2", f"threads = {2**63 - 1}", "threads = 9223372036854775807: expected 0 to"),
+        ('"~/keys.toml"', '"~me/keys.toml"', "'~me/keys.toml': of all homes only that of `user`"),
+        ('"/opt/p2pfl"', '"~me"', "'~me': of all homes only that of `user`"),
+        ('venv = "/opt/p2pfl"', 'python = "~me/python"', "'~me/python': of all homes only"),
+        ("threads = 2", 'data = "~me/data"', "'~me/data': of all homes only that of `user`"),
         ("ports = [7000]", "ports = []", r"hosts\[1\].ports is missing"),
         ("ports = [7000]", 'ports = "7000"', r"hosts\[1\].ports = '7000': expected array"),
         ('user = "me"', 'python = "p"', r"hosts\[1\] has both python and venv"),
@@ -123,6 +133,14 @@ def test_relative_paths_of_a_host_start_at_the_home_there(tmp_path):
     assert [seat.data for seat in fleet.seats] == ["~/data", "~/own", "/data"]
     assert fleet.seats[2].keys == "~/keys.toml"
     assert fleet.hosts[0].interpreter == "~/venvs/p2pfl/bin/python"
+
+
+@pytest.mark.parametrize(
+    ("path", "there"), [("~", ""), ("~/a b", "/a b"), ("~/~b", "/~b"), ("~b", None)]
+)
+def test_a_shell_takes_a_path_as_python_does(path, there):
+    done = subprocess.run(["sh", "-c", f"echo {quoted(path)}"], capture_output=True, text=True)
+    assert done.stdout == (path if there is None else str(Path.home()) + there) + "\n"
 
 
 def test_keys_of_some_only(tmp_path):

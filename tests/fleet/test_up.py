@@ -187,6 +187,22 @@ def test_ctrl_c_stops_all_peers(sshd, run):
     assert json.loads((run / "fleet.json").read_text())["collected"]
 
 
+def test_ctrl_c_while_peers_start_that_are_to_be_left_alone(sshd, run, monkeypatch):
+    ask = launch.Shell.ask
+
+    async def ask_and_interrupt(shell, verb, **fields):
+        if verb == "start" and shell.host.name == NAMES[0]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return await ask(shell, verb, **fields)
+
+    monkeypatch.setattr(launch.Shell, "ask", ask_and_interrupt)
+    wanted = Launch(experiment(pace=LONG), fleet(sshd), detach=True)
+    ended = asyncio.run(launch_up(wanted, lambda: run, Watcher(None)))
+    assert ended.status == summary(run)["status"] == "interrupted"
+    assert len(sshd.places()) == 3
+    assert not any(map(pid, sshd.places()))
+
+
 def test_ctrl_c_while_files_are_sent(sshd, run, monkeypatch):
     async def send(shell, folder, files):
         os.kill(os.getpid(), signal.SIGINT)
@@ -214,6 +230,27 @@ def test_peers_that_are_stopped_before_they_heed_it_are_interrupted(sshd, run):
     assert call("down", run)[0] == 0
     assert summary(run)["status"] == "interrupted"
     assert "error" not in summary(run)
+
+
+def test_who_leaves_while_it_is_collected_is_told_what_completes_it(sshd, run, monkeypatch):
+    async def interrupted(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(launch, "conclude", interrupted)
+    wanted, watcher = Launch(experiment(), fleet(sshd)), Watcher(None)
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(launch_up(wanted, lambda: run, watcher))
+    assert watcher.notes == [f"p2pfl down {run}  ends the peers and collects what they have left"]
+    assert call("down", run)[0] == 0
+    assert summary(run)["status"] == "finished"
+
+
+def test_hosts_that_are_away_are_told_as_what_they_are(tmp_path, sshd):
+    places = [Place(host, "/nowhere", [node]) for node, host in enumerate(fleet(sshd).hosts)]
+    open_folder(tmp_path / "run", experiment())
+    (record := Record("now", 3, places)).save(tmp_path / "run")
+    ended = asyncio.run(conclude(tmp_path / "run", record, {}, {}, False))
+    assert ended.error.startswith("3 of 3 hosts have not given all they have: ward-a: nothing was")
 
 
 def test_down_while_up_follows(sshd, run):

@@ -43,6 +43,17 @@ def test_keys_and_insecure_contradict_each_other(tmp_path):
         wanted.check()
 
 
+def test_blank_lines_of_a_log_stay_blank(tmp_path, monkeypatch):
+    async def logs(folder, say, peer, follow):
+        for line in ("before", "", "after"):
+            say({"node": 1, "log": line})
+        say({"node": 1, "line": "{}"})
+
+    monkeypatch.setattr(control, "logs", logs)
+    told = CliRunner().invoke(app, ["logs", str(tmp_path)]).output
+    assert told == "  1  before\n  1  \n  1  after\n  1  {}\n"
+
+
 def test_names_are_printed_as_they_are(tmp_path, monkeypatch, capsys):
     async def status(_):
         return [control.PeerStatus(0, ":x:", "[b]training", 3, 1.0)]

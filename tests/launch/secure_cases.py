@@ -75,7 +75,8 @@ class Scene:
         """Do what a process with this command line would do, in ours, which is much faster."""
         monkeypatch.chdir(self.folder)
         monkeypatch.setattr(sys, "argv", ["p2pfl", *map(str, words[2:])])
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.getsignal(number) for number in heard}
         capsys.readouterr()
         try:
             with pytest.raises(SystemExit) as exit_:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -103,6 +104,8 @@ def mistake(before: Callable[[Scene], object], told: str, *more: object) -> Any:
         mistake(lambda s: None, "--device banana: Expected one of", "--device", "banana"),
         mistake(lambda s: None, "--device privateuseone: ", "--device", "privateuseone"),
         mistake(lambda s: None, "--join-timeout nan: seconds", "--join-timeout", "nan"),
+        mistake(lambda s: None, "--threads 99999999999: expected 0 to", "--threads", 99999999999),
+        mistake(lambda s: None, "--threads -1: expected 0 to", "--threads", -1),
         mistake(lambda s: s.leave(1), "out-0 is the folder of peer 1, not of peer 0", "--resume"),
     ],
 )
@@ -112,6 +115,20 @@ def test_a_mistake_is_said_in_one_line(
     before(scene)
     code, err = here(*scene.line(0, *more))
     assert only_line(err).startswith(told.format(key=scene.keys[0].public))
+    assert code == 2
+
+
+def test_one_that_has_finished_says_so_again(scene: Scene):
+    (scene.folder / "out-0").mkdir()
+    scene.leave(0)
+    with command(*scene.line(0, "--resume", "--format", "json"), cwd=scene.folder) as process:
+        out, _ = process.communicate(timeout=60)
+    assert json.loads(out) == summary(scene.folder / "out-0")
+
+
+def test_a_folder_that_cannot_be_read_is_a_mistake(scene: Scene, here: Here):
+    code, err = here(*scene.line(0, "--resume", "--out", "x" * 300))
+    assert only_line(err).endswith("x cannot be read: File name too long")
     assert code == 2
 
 

@@ -41,6 +41,12 @@ def test_keys_are_made_once_and_only_the_public_one_is_shown(path):
     assert other.stdout != made.stdout
 
 
+def test_a_name_that_is_too_long_is_a_mistake(tmp_path):
+    done = p2pfl("new", "--if-missing", "--keys", tmp_path / ("k" * 300))
+    assert isinstance(done.exception, UserError)
+    assert str(done.exception).endswith("k cannot be read: File name too long")
+
+
 def test_allow_and_revoke(tmp_path):
     peers, key = tmp_path / "peers.toml", make_keys().public
     options = ["--id", 2, "--name", "ward-a", "--address", "tcp://10.0.0.1:7000"]

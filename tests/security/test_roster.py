@@ -149,6 +149,8 @@ BAD = {
     PEER + "revoked = 1": "true or false",
     '0 = "10.0.0.1"': "expected",
     'x = "tcp://10.0.0.1:1"': "expected",
+    '0 = "tcp://a:1"\n00 = "tcp://b:2"': "id = 0 is listed twice",
+    '0 = "tcp://a:1"\n1 = "tcp://a:1"': "address = 'tcp://a:1' is listed twice",
 }
 
 
