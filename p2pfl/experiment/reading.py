@@ -49,7 +49,7 @@ def read_tables(tables: Mapping[str, Value], base: str | Path) -> Tables:
         raise UserError(f"name = {name!r}: expected a text without '/'")
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise UserError(f"seed = {seed!r}: expected a whole number from 0 to 2^63 - 1")
-    base = (Path(base) / str(tables.get("base", "."))).resolve()
+    base = _based(Path(base) / str(tables.get("base", ".")))
     sections = {
         key: read(key, located(key, tables.get(key, {}), base), kind)
         for key, kind in SECTIONS.items()
@@ -65,6 +65,16 @@ def read_tables(tables: Mapping[str, Value], base: str | Path) -> Tables:
     sections["mixing"] = read("mixing", mixing, SECTIONS["mixing"])
     sections = {key: sections[key] for key in SECTIONS}
     return Tables(name, seed, nodes, sections, base)
+
+
+def _based(folder: Path) -> Path:
+    """Return a folder as what a run leaves can name it, which is written in UTF-8."""
+    base = folder.resolve()
+    try:
+        str(base).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{str(base)!r}: the name of a folder here is not UTF-8") from error
+    return base
 
 
 def _read(key: str, given: Value, known: Mapping[str, Value]) -> Section:

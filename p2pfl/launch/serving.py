@@ -125,7 +125,7 @@ def serve(
     task = experiment.task(federation, None, post.device)
     setup = experiment.setup(task)
     kept = _comeback(experiment, task, post, on_event)
-    links = open_links(experiment, post, Terms(experiment.terms(task)))
+    links = open_links(experiment, post, Terms(experiment.terms(task)), on_event)
     go_on = _minding(links, post, go_on)
     reason, linger, done = "failed", FAILED_LINGER, False
     try:
@@ -200,7 +200,9 @@ def _in_vain(task: ModelTask, federation: Federation, node: int) -> Served:
     return Served(ending, federation, task, None, began=False)
 
 
-def open_links(experiment: Experiment, post: Post, terms: Terms) -> Links:
+def open_links(
+    experiment: Experiment, post: Post, terms: Terms, on_event: OnEvent = lambda kind, **about: None
+) -> Links:
     """Open the sockets of a peer and dial its neighbours, as far as their addresses are known.
 
     Raises:
@@ -209,7 +211,7 @@ def open_links(experiment: Experiment, post: Post, terms: Terms) -> Links:
     """
     # Nobody begins without those who were revoked, but the others have gone on without them.
     away = post.revoked if post.elapsed > 0 else frozenset[int]()
-    roll = _roll(experiment, post, away)
+    roll = _roll(experiment, post, away, on_event)
     neighbours = awaited = set[int]().union(*experiment.topology.contacts(post.node))
     if roll:  # whoever is there may become a neighbour, and all look after all
         neighbours = set(range(experiment.nodes)) - {post.node}
@@ -265,7 +267,7 @@ def _comeback(
     return Comeback(post.home, digest(experiment, task.spec), experiment.checkpoint, on_event)
 
 
-def _roll(experiment: Experiment, post: Post, away: Set[int]) -> Roll | None:
+def _roll(experiment: Experiment, post: Post, away: Set[int], on_event: OnEvent) -> Roll | None:
     """Say how this peer finds out who is there; None: it does not.
 
     Who is `away` is not there, whatever the experiment says.
@@ -274,7 +276,7 @@ def _roll(experiment: Experiment, post: Post, away: Set[int]) -> Roll | None:
     if timers is None or experiment.algorithm.needs.weights == "none":
         return None
     founders = experiment.churn.founders if experiment.churn else range(experiment.nodes)
-    return Roll(next_life(post.home), timers, frozenset(founders) - away)
+    return Roll(next_life(post.home, on_event), timers, frozenset(founders) - away)
 
 
 def _minding(links: Links, post: Post, go_on: Callable[[], bool]) -> Callable[[], bool]:
