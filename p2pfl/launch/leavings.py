@@ -158,7 +158,9 @@ def gather(experiment: Experiment, folder: Path, where: Where, watching: Watchin
     if not nodes and watching.interrupted:
         raise KeyboardInterrupt
     if not nodes:
-        raise RunError(watching.error() or "no peer has left a model")
+        away = f": the churn script keeps peers {sorted(watching.absent)} away"
+        none = "no peer has left a model" + (away if watching.absent else "")
+        raise RunError(watching.error() or none)
     ending = Ending(
         torch.stack(params),
         torch.tensor(nodes),
