@@ -24,7 +24,7 @@ from p2pfl.runtime.addresses import is_wildcard
 from p2pfl.runtime.discovery import Discovery
 from p2pfl.runtime.endpoint import Endpoint, Keyring
 from p2pfl.runtime.finding import Book, Finder
-from p2pfl.runtime.handshake import Terms
+from p2pfl.runtime.handshake import NeighbourGone, Terms
 from p2pfl.runtime.links import Links
 from p2pfl.runtime.lookout import Roll
 from p2pfl.runtime.serve import OnEvent, OnRow, Part, Server
@@ -175,7 +175,7 @@ def _prepare(
 ) -> Affine | None:
     """Meet the neighbours; return the constants of this node's features, ``[1, f]``, or None."""
     on_phase("meeting")
-    if not links.meet(post.join_timeout, go_on):
+    if not _meet(links, post, go_on):
         raise Interrupted
     if experiment.standardise == "none" or federation.numeric is None:
         return None
@@ -186,6 +186,17 @@ def _prepare(
         on_phase("averaging statistics")
         average = Averaging(experiment, links, post.node, post.join_timeout, go_on)
     return in_two_passes(federation.train, federation.numeric, average, experiment.exact)
+
+
+def _meet(links: Links, post: Post, go_on: Callable[[], bool]) -> bool:
+    try:
+        return links.meet(post.join_timeout, go_on)
+    except RunError as error:
+        if post.elapsed == 0 or isinstance(error, NeighbourGone):
+            raise
+        raise RunError(
+            f"{error}; they have ended since peer {post.node} was here, or are out of reach"
+        ) from error
 
 
 def _agreed_features(experiment: Experiment, federation: Federation) -> int:
