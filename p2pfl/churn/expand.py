@@ -70,9 +70,12 @@ def expand(
         raise UserError(f"{source}: all {n} peers join later; nobody is there to begin with")
     walk = _Walk(n, seed, late, outages)
     founders = tuple(node for node in range(n) if walk.lives.is_there(node))
+    timeless = walk.is_timeless and all(event.clock == "round" for event in events)
     for number, event in enumerate(events):
         with blamed_on(event.place):
             walk.take(event, number)
+            if timeless and not walk.lives.anybody_runs:
+                raise ValueError(f"{event.text} would stop the last one: no further round comes")
     walk.finish()
     mixed = bool(walk.by_round) and bool(walk.timed)
     remarks = (_MIXED,) if mixed else ()
@@ -124,6 +127,11 @@ class _Walk:
             raise ValueError(f"{event.text} would leave nobody")
         if event.lasting is not None:
             self._lasting.append(Lasting(event, target, event.at + event.lasting))
+
+    @property
+    def is_timeless(self) -> bool:
+        """Whether nothing was generated, which happens by time."""
+        return not (self._outages or self._returns)
 
     def finish(self) -> None:
         """Let happen what is still to come."""

@@ -61,6 +61,11 @@ class Lives:
         """Say whether a node is there, running or stopped."""
         return self._real[node] in THERE
 
+    @property
+    def anybody_runs(self) -> bool:
+        """Whether somebody is there that is not stopped."""
+        return "up" in self._real
+
     def objection(self, kind: Kind, node: int) -> str | None:
         """Return why, by what is written, something cannot happen to a node; None: it can."""
         state = self._written[node]

@@ -48,10 +48,7 @@ def read_tables(tables: Mapping[str, Value], base: str | Path) -> Tables:
     check_name(name)
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise UserError(f"seed = {seed!r}: expected a whole number from 0 to 2^63 - 1")
-    below = tables.get("base", ".")
-    if not isinstance(below, str) or "\0" in below:
-        raise UserError(f"base = {below!r}: expected the path of a folder")
-    base = (Path(base) / below).resolve()
+    base = _based(Path(base), tables.get("base", "."))
     sections = {
         key: read(key, located(key, tables.get(key, {}), base), kind)
         for key, kind in SECTIONS.items()
@@ -69,6 +66,18 @@ def read_tables(tables: Mapping[str, Value], base: str | Path) -> Tables:
     sections["mixing"] = read("mixing", mixing, SECTIONS["mixing"])
     sections = {key: sections[key] for key in SECTIONS}
     return Tables(name, seed, nodes, sections, base)
+
+
+def _based(folder: Path, below: Value) -> Path:
+    """Return where paths start, as what a run leaves can name it, which is written in UTF-8."""
+    if not isinstance(below, str) or "\0" in below:
+        raise UserError(f"base = {below!r}: expected the path of a folder")
+    base = (folder / below).resolve()
+    try:
+        str(base).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{str(base)!r}: the name of a folder here is not UTF-8") from error
+    return base
 
 
 def _read(key: str, given: Value, known: Mapping[str, Value]) -> Section:

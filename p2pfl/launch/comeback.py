@@ -61,10 +61,14 @@ class Comeback:
         return self._keeper.offer(position.round, lambda: position)
 
 
-def next_life(home: Path | None) -> int:
+def next_life(home: Path | None, tell: Told) -> int:
     """Return a number larger than that of any earlier life of the peer, and write it down.
 
     It is the time in milliseconds, unless the clock has been put back.
+
+    Args:
+        home: the run folder; None: there is none.
+        tell: told if the last life cannot be read, so that only the clock counts.
 
     Raises:
         RunError: it cannot be written.
@@ -74,10 +78,19 @@ def next_life(home: Path | None) -> int:
         return now
     path = home / LIFE
     try:
-        before = int(path.read_text(encoding="ascii")) if path.exists() else 0
-        life = max(before + 1, now)
+        life = max(_last_life(path, tell) + 1, now)
         path.with_name(f".{LIFE}{DRAFT}").unlink(missing_ok=True)  # of a life that was short
         write_durably(Disk(), path, [memoryview(f"{life}\n".encode())])
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise RunError(f"{path} cannot be read or written: {error}") from error
     return life
+
+
+def _last_life(path: Path, tell: Told) -> int:
+    if not path.exists():
+        return 0
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except ValueError as error:
+        tell("life_unreadable", error=f"{path}: {error}; the time is taken instead")
+        return 0

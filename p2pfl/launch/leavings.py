@@ -11,12 +11,24 @@ import torch
 
 from p2pfl.errors import RunError, UserError
 from p2pfl.experiment.experiment import Experiment
+from p2pfl.files import is_file
 from p2pfl.launch.books import Where
 from p2pfl.launch.outcome import Outcome, honest_only, middle, pooled_task
 from p2pfl.launch.resuming import compare
 from p2pfl.launch.watching import Watching
-from p2pfl.results.record import EXPERIMENT, METRICS, PEERS, SKETCHED, SUMMARY, Mark, Recorder
-from p2pfl.results.runs import read_summary
+from p2pfl.results.durable import DRAFT
+from p2pfl.results.record import (
+    EVENTS,
+    EXPERIMENT,
+    HEADER,
+    METRICS,
+    PEERS,
+    SKETCHED,
+    SUMMARY,
+    Mark,
+    Recorder,
+)
+from p2pfl.results.runs import read_summary, sound_rows
 from p2pfl.results.saved import load
 from p2pfl.runtime.setup import Ending, Mass, Row
 
@@ -44,13 +56,10 @@ def check_home(folder: Path, experiment: Experiment, node: int) -> None:
     """Refuse to go on in a folder that is not that of the same peer of the same experiment.
 
     Raises:
-        UserError: it says whose it is, or the folder cannot be read.
+        UserError: it says whose it is, or that the folder cannot be read.
     """
-    try:
-        if not (folder / EXPERIMENT).is_file():
-            return
-    except OSError as error:  # one that is closed to us, a name that is too long
-        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
+    if not _has_begun(folder):
+        return
     summary = read_summary(folder)
     if (summary.get("on"), summary.get("node")) != ("peer", node):
         whose = f"peer {summary['node']}" if "node" in summary else "another kind of run"
@@ -64,25 +73,39 @@ def has_finished(folder: Path) -> bool:
 
 
 def so_far(folder: Path) -> Before:
-    """Return how far a peer had come when it was killed: what it has written whole counts."""
-    if not (folder / EXPERIMENT).is_file():
-        return Before()
-    metrics = (folder / METRICS).read_bytes() if (folder / METRICS).is_file() else b""
-    size = metrics.rfind(b"\n") + 1
-    lines = metrics[:size].decode().splitlines()
-    if len(lines) < 2:
-        return Before(Mark(size))
-    last = dict(zip(Row._fields, lines[-1].split(","), strict=True))
-    wall = float(last["wall_s"])
-    sketches = (len(lines) - 1) * SKETCHED
-    return Before(Mark(size, sketches, wall), int(last["round"]) + 1, wall)
+    """Return how far a peer had come when it was killed: what it has written whole counts.
+
+    Raises:
+        UserError: the folder cannot be read, or is one of another version.
+    """
+    if not _has_begun(folder):
+        return Before(Mark() if _was_made(folder) else None)
+    rows = sound_rows(folder / METRICS)
+    if not rows:
+        return Before(Mark())
+    last, end = rows[-1]
+    return Before(Mark(end, len(rows) * SKETCHED, last.wall_s), last.round + 1, last.wall_s)
+
+
+def _has_begun(folder: Path) -> bool:
+    """Say whether a run folder was made to the end."""
+    return is_file(folder / EXPERIMENT)
+
+
+def _was_made(folder: Path) -> bool:
+    """Say whether a folder holds only what is there of one when its making is broken off."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+    drafts = {f".{name}{DRAFT}" for name in (SUMMARY, EXPERIMENT)}
+    if METRICS not in names or names - {METRICS, EVENTS, SUMMARY, *drafts}:
+        return False
+    return (folder / METRICS).stat().st_size <= len(HEADER)
 
 
 def bury(folder: Path, gone: Iterable[int]) -> None:
     """Say in the folders of peers that were killed, and have not come back, that they were."""
     for node in gone:
         place = home(folder, node)
-        if not (place / SUMMARY).is_file():
+        if not _has_begun(place):
             continue
         told = read_summary(place)
         if told["status"] == "running":
@@ -133,7 +156,9 @@ def gather(experiment: Experiment, folder: Path, where: Where, watching: Watchin
     if not nodes and watching.interrupted:
         raise KeyboardInterrupt
     if not nodes:
-        raise RunError(watching.error() or "no peer has left a model")
+        away = f": the churn script keeps peers {sorted(watching.absent)} away"
+        none = "no peer has left a model" + (away if watching.absent else "")
+        raise RunError(watching.error() or none)
     ending = Ending(
         torch.stack(params),
         torch.tensor(nodes),

@@ -86,7 +86,8 @@ def run_local(
             jobs[node] |= {"socket": None, "resume": True}
 
         nemesis = Nemesis(script, crew, start, proxy)
-        watching = Watching(crew, nemesis, script.founders, books, watch)
+        alone = experiment.algorithm.needs.weights == "none"
+        watching = Watching(crew, nemesis, script.founders, books, watch, alone)
         for node in script.founders:
             start(node)
         watching.until_the_end()

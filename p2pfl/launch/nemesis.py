@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import replace
 
 from p2pfl.churn.script import Happening, Script
@@ -37,7 +37,7 @@ class Nemesis:
 
     Attributes:
         began: when (monotonic) the time of the script began; None: it has not.
-        down: who was killed, has left or is not here yet.
+        down: who was killed, has left, is not here yet or was given up.
         frozen: who is stopped.
     """
 
@@ -74,6 +74,10 @@ class Nemesis:
             self._come(peer)
         elif peer not in self.down:
             self._done.add(peer)
+
+    def give_up(self, peers: Set[int]) -> None:
+        """Wait no longer for peers that have come back, or late, to nobody."""
+        self.down |= peers
 
     @property
     def idle(self) -> set[int]:

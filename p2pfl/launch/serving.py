@@ -24,7 +24,7 @@ from p2pfl.runtime.addresses import is_wildcard
 from p2pfl.runtime.discovery import Discovery
 from p2pfl.runtime.endpoint import Endpoint, Keyring
 from p2pfl.runtime.finding import Book, Finder
-from p2pfl.runtime.handshake import Terms
+from p2pfl.runtime.handshake import NeighbourGone, Terms
 from p2pfl.runtime.links import Links
 from p2pfl.runtime.lookout import Roll
 from p2pfl.runtime.serve import OnEvent, OnRow, Part, Server
@@ -125,7 +125,7 @@ def serve(
     task = experiment.task(federation, None, post.device)
     setup = experiment.setup(task)
     kept = _comeback(experiment, task, post, on_event)
-    links = open_links(experiment, post, Terms(experiment.terms(task)))
+    links = open_links(experiment, post, Terms(experiment.terms(task)), on_event)
     go_on = _minding(links, post, go_on)
     reason, linger, done = "failed", FAILED_LINGER, False
     try:
@@ -175,7 +175,7 @@ def _prepare(
 ) -> Affine | None:
     """Meet the neighbours; return the constants of this node's features, ``[1, f]``, or None."""
     on_phase("meeting")
-    if not links.meet(post.join_timeout, go_on):
+    if not _meet(links, post, go_on):
         raise Interrupted
     if experiment.standardise == "none" or federation.numeric is None:
         return None
@@ -186,6 +186,17 @@ def _prepare(
         on_phase("averaging statistics")
         average = Averaging(experiment, links, post.node, post.join_timeout, go_on)
     return in_two_passes(federation.train, federation.numeric, average, experiment.exact)
+
+
+def _meet(links: Links, post: Post, go_on: Callable[[], bool]) -> bool:
+    try:
+        return links.meet(post.join_timeout, go_on)
+    except RunError as error:
+        if post.elapsed == 0 or isinstance(error, NeighbourGone):
+            raise
+        raise RunError(
+            f"{error}; they have ended since peer {post.node} was here, or are out of reach"
+        ) from error
 
 
 def _agreed_features(experiment: Experiment, federation: Federation) -> int:
@@ -200,7 +211,9 @@ def _in_vain(task: ModelTask, federation: Federation, node: int) -> Served:
     return Served(ending, federation, task, None, began=False)
 
 
-def open_links(experiment: Experiment, post: Post, terms: Terms) -> Links:
+def open_links(
+    experiment: Experiment, post: Post, terms: Terms, on_event: OnEvent = lambda kind, **about: None
+) -> Links:
     """Open the sockets of a peer and dial its neighbours, as far as their addresses are known.
 
     Raises:
@@ -209,7 +222,7 @@ def open_links(experiment: Experiment, post: Post, terms: Terms) -> Links:
     """
     # Nobody begins without those who were revoked, but the others have gone on without them.
     away = post.revoked if post.elapsed > 0 else frozenset[int]()
-    roll = _roll(experiment, post, away)
+    roll = _roll(experiment, post, away, on_event)
     neighbours = awaited = set[int]().union(*experiment.topology.contacts(post.node))
     if roll:  # whoever is there may become a neighbour, and all look after all
         neighbours = set(range(experiment.nodes)) - {post.node}
@@ -265,7 +278,7 @@ def _comeback(
     return Comeback(post.home, digest(experiment, task.spec), experiment.checkpoint, on_event)
 
 
-def _roll(experiment: Experiment, post: Post, away: Set[int]) -> Roll | None:
+def _roll(experiment: Experiment, post: Post, away: Set[int], on_event: OnEvent) -> Roll | None:
     """Say how this peer finds out who is there; None: it does not.
 
     Who is `away` is not there, whatever the experiment says.
@@ -274,7 +287,7 @@ def _roll(experiment: Experiment, post: Post, away: Set[int]) -> Roll | None:
     if timers is None or experiment.algorithm.needs.weights == "none":
         return None
     founders = experiment.churn.founders if experiment.churn else range(experiment.nodes)
-    return Roll(next_life(post.home), timers, frozenset(founders) - away)
+    return Roll(next_life(post.home, on_event), timers, frozenset(founders) - away)
 
 
 def _minding(links: Links, post: Post, go_on: Callable[[], bool]) -> Callable[[], bool]:

@@ -28,6 +28,7 @@ class Watching:
         founders: who is there from the start.
         books: where everything is noted.
         watch: who is told.
+        alone: whether each trains by itself, so that who comes back needs nobody.
 
     Attributes:
         interrupted: whether Ctrl-C has ended the run.
@@ -35,10 +36,16 @@ class Watching:
     """
 
     def __init__(
-        self, crew: Crew, nemesis: Nemesis, founders: Iterable[int], books: Books, watch: Watch
+        self,
+        crew: Crew,
+        nemesis: Nemesis,
+        founders: Iterable[int],
+        books: Books,
+        watch: Watch,
+        alone: bool = False,
     ) -> None:
         self.crew, self.nemesis, self.books, self.watch = crew, nemesis, books, watch
-        self.interrupted = False
+        self._alone, self.interrupted = alone, False
         self.failed: dict[int, str] = {}
         self._phase: dict[int, str] = {}
         self._untrained = set(founders)
@@ -56,6 +63,7 @@ class Watching:
                 for happening in self.nemesis.carry_out():
                     self._happened(happening)
                 self._listen(self.nemesis.seconds_left(LOOK))
+                self._give_up_who_comes_too_late()
         except KeyboardInterrupt:
             self.interrupted = True
             self.books.event("interrupted")
@@ -84,6 +92,16 @@ class Watching:
     def _listen(self, seconds: float) -> None:
         for node, news in self.crew.hear(seconds):
             self._hear(node, news)
+
+    def _give_up_who_comes_too_late(self) -> None:
+        """Wait for nobody who comes back, or late, when the others have done all rounds."""
+        if self._alone or self._untrained or not self._done:
+            return
+        left = self.crew.running - self.nemesis.idle - self._done - self.failed.keys()
+        if not any(self._phase.get(node) == "training" for node in left):
+            for node in sorted(left):
+                self._tell(node, "has come too late: the others have ended")
+            self.nemesis.give_up(left)
 
     def _only_frozen_left(self) -> bool:
         left = self.crew.running - self.nemesis.idle

@@ -2,7 +2,8 @@
 
 ::
 
-    DIR/experiment.toml            the experiment, every default spelled out
+    DIR/experiment.toml            the experiment, every default spelled out; written last of
+                                   what a run begins with, so where it is, all of that is
     DIR/metrics.csv                one line per node and round; empty: not measured
     DIR/events.jsonl               one JSON object per line
     DIR/models/mean.safetensors    the final models, also node-0003.safetensors and so on
@@ -43,6 +44,7 @@ MODELS, SUMMARY, SKETCHES, PEERS = "models", "summary.json", "sketch_pairs.f32",
 CHECKPOINTS = "checkpoints"
 SKETCHED = 2 * 4 * WIDTH  # bytes of sketches for each line
 
+HEADER = ",".join(Row._fields) + "\n"  # the first line of the metrics
 ROW_TYPES: Mapping[str, type] = typing.get_type_hints(Row)
 
 
@@ -66,7 +68,7 @@ class Recorder:
 
     Raises:
         UserError: the folder holds something already, or cannot be made; or there is no such run
-            to go on with, or it is still going on.
+            to go on with, or another process writes there.
     """
 
     def __init__(
@@ -80,18 +82,20 @@ class Recorder:
         self.folder, self._meta = folder, meta
         self._clock = time.perf_counter() - (resume.wall_s if resume else 0.0)
         if resume is None:
-            _occupy(folder, experiment_toml)
+            _occupy(folder)
         self._metrics = _append(folder / METRICS)
         _lock(self._metrics, folder)
         if resume is not None:
             _cut_back(folder, resume)
-            files.replace(folder / EXPERIMENT, experiment_toml.encode())
         self._events = _append(folder / EVENTS)
         self._sketches: io.BufferedWriter | None = None
         if resume is None or resume.metrics == 0:
-            self._metrics.write(",".join(Row._fields) + "\n")
+            self._metrics.write(HEADER)
         self.rows([])
         self._summarise("running", {}, None)
+        with _writing(folder / EXPERIMENT):
+            Disk().flush_folder(folder)
+            files.replace(folder / EXPERIMENT, experiment_toml.encode())
         if resume is None:
             self.event("started")
 
@@ -229,16 +233,13 @@ def strict(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can hold
     return str(value) if isinstance(value, Path) else value
 
 
-def _occupy(folder: Path, experiment_toml: str) -> None:
-    """Make the folder and put the experiment there, if nobody else has."""
+def _occupy(folder: Path) -> None:
+    """Make the folder and a first file in it, if nobody else has."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise FileExistsError
-        with (folder / EXPERIMENT).open("x", encoding="utf-8", newline="\n") as file:
-            file.write(experiment_toml)
-            file.flush()
-            os.fsync(file.fileno())
+        (folder / METRICS).open("x").close()
     except FileExistsError as error:
         what = "holds files already" if folder.is_dir() else "is not a folder"
         raise UserError(f"{folder} {what}; choose another --out") from error
@@ -272,6 +273,7 @@ def _lock(file: io.TextIOBase, folder: Path) -> None:
 
 def _cut_back(folder: Path, mark: Mark) -> None:
     """Cut the files of a run back to where they were."""
+    _fill_up(folder / SKETCHES, mark.sketches)
     events = (folder / EVENTS).read_bytes() if (folder / EVENTS).is_file() else b""
     whole = events.rfind(b"\n") + 1  # a last line may be unfinished
     for name, size in ((METRICS, mark.metrics), (SKETCHES, mark.sketches), (EVENTS, whole)):
@@ -282,6 +284,17 @@ def _cut_back(folder: Path, mark: Mark) -> None:
         if found > size:
             with _writing(path):
                 os.truncate(path, size)
+
+
+def _fill_up(path: Path, size: int) -> None:
+    """Let sketches that a power cut has lost, and not their lines, count as unknown."""
+    found = path.stat().st_size if path.is_file() else 0
+    if found < size:
+        whole = found // SKETCHED
+        unknown = np.full((size // SKETCHED - whole, 2, WIDTH), math.nan, dtype="<f4")
+        with _writing(path), path.open("ab") as file:
+            file.truncate(whole * SKETCHED)
+            file.write(unknown.tobytes())
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from p2pfl import __version__
 from p2pfl.errors import UserError
 from p2pfl.results.record import (
     EXPERIMENT,
+    HEADER,
     METRICS,
     PEERS,
     ROW_TYPES,
@@ -243,10 +244,40 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         UserError: the file is missing or damaged.
     """
-    header, *lines = _read(path.parent, path.name).split("\n")
-    if lines and header.split(",") != list(Row._fields):
+    lines = _whole_lines(path, _read(path.parent, path.name))
+    return [_row(path, number, line) for number, line in enumerate(lines, start=2)]
+
+
+def sound_rows(path: Path) -> list[tuple[Row, int]]:
+    """Read metrics up to the first line that is damaged, as a power cut may leave it.
+
+    Returns:
+        the rows, each with where its line ends, in bytes.
+
+    Raises:
+        UserError: the file cannot be read, or its columns are those of another version.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    rows, end = [], len(HEADER)
+    for number, line in enumerate(_whole_lines(path, text), start=2):
+        try:
+            row = _row(path, number, line)
+        except UserError:
+            break
+        end += len(line) + 1
+        rows.append((row, end))
+    return rows
+
+
+def _whole_lines(path: Path, text: str) -> list[str]:
+    """Return the lines of metrics below the first, without one that has no end."""
+    header, *lines = text.split("\n")
+    if lines and f"{header}\n" != HEADER:
         raise UserError(f"{path}: its columns are not those of a run of this version")
-    return [_row(path, number, line) for number, line in enumerate(lines[:-1], start=2)]
+    return lines[:-1]
 
 
 def _row(path: Path, number: int, line: str) -> Row:

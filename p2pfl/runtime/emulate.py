@@ -242,11 +242,15 @@ class Emulator:
 
     def _check_all_stopped(self) -> None:
         waiting = sorted(self.peers.keys() - self.stopped.keys())
-        if waiting:
-            raise RunError(
-                f"{len(waiting)} nodes, {waiting[0]} among them, wait for ever for messages that"
-                " were lost: pace.patience must be finite where messages can be lost"
-            )
+        if not waiting:
+            return
+        who = f"{len(waiting)} nodes, {waiting[0]} among them,"
+        if all(map(self.is_frozen, waiting)):
+            raise RunError(f"{who} were stopped by the churn script, which lets none of them go on")
+        raise RunError(
+            f"{who} wait for ever for messages that were lost: pace.patience must be finite where"
+            " messages can be lost"
+        )
 
     def tell(self, peer: PeerId, event: Event | Train) -> None:
         """Tell a peer what has happened, and do what it asks for."""

@@ -258,6 +258,10 @@ REFUSED = {
         "line 5: leave = 3 would leave nobody",
     ),
     "all at once": (event("1s", "kill = 'all'"), "line 1: kill = 'all' would leave nobody"),
+    "all stopped by round": (
+        event("round 5", "stop = '0-2'") + event("round 6", "stop = 3", 'for = "3 rounds"'),
+        "line 5: stop = 3 would stop the last one: no further round comes",
+    ),
     "nobody to draw": (
         event("1s", "kill = '0-2'") + event("2s", "kill = 'random 2'"),
         "there are only 1 to whom that can happen",
@@ -273,6 +277,11 @@ def test_what_cannot_be_is_refused_with_its_line(case):
     assert message in str(caught.value)
     assert str(caught.value).startswith("my.toml")
     assert "\n" not in str(caught.value)
+
+
+def test_all_may_be_stopped_by_round_where_time_lets_them_go_on():
+    script = parse(event("round 5", "stop = 'all'") + event("9s", "cont = 'all'"), 4, 0)
+    assert [one.kind for one in script.happenings] == ["cont", "stop"]
 
 
 def test_where_tables_are_written_in_line_they_are_counted():

@@ -176,6 +176,13 @@ def test_what_is_resolved_reads_as_itself(name):
     assert again.to_dict() == experiment.to_dict()
 
 
+def test_a_folder_whose_name_no_run_could_write_down_is_refused():
+    with pytest.raises(
+        UserError, match=r"^'/tmp/d\\udcff': the name of a folder here is not UTF-8"
+    ):
+        Experiment.from_dict({}, "/tmp/d\udcff")
+
+
 def test_every_default_is_spelled_out():
     tables = Experiment.from_dict({}).to_dict()
     assert tables["optimiser"] == {

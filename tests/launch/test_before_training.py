@@ -17,10 +17,12 @@ from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch import local
 from p2pfl.launch.local import peer_run
 from p2pfl.launch.serving import Post
+from p2pfl.results.record import Recorder
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.finding import Book
 from p2pfl.runtime.handshake import NeighbourGone, Terms
 from p2pfl.runtime.links import Links
+from p2pfl.runtime.setup import Row
 from p2pfl.runtime.wire import Kind
 
 EXPERIMENT = Experiment.from_dict(
@@ -42,8 +44,9 @@ class Stage:
         self.addresses = {node: free_address() for node in range(2)}
         self.folder, self.phases, self.asked = folder, list[str](), threading.Event()
 
-    def run(self, join_timeout: float) -> str:
-        post = Post(0, self.addresses[0], self.addresses, join_timeout=join_timeout)
+    def run(self, join_timeout: float, resume: bool = False) -> str:
+        where = (0, self.addresses[0], self.addresses)
+        post = Post(*where, join_timeout=join_timeout, resume=resume)
         told = peer_run(EXPERIMENT, post, self.folder, self._say, lambda: not self.asked.is_set())
         return str(told["status"])
 
@@ -119,6 +122,19 @@ def test_a_neighbour_lost_while_statistics_are_averaged_is_named(tmp_path: Path)
 
     with silent(stage, leave), pytest.raises(NeighbourGone, match="lost peer 1 while statistics"):
         stage.run(SOON)
+    assert summary(stage.folder)["status"] == "failed"
+
+
+def test_who_comes_back_to_nobody_says_that_the_others_may_have_ended(tmp_path: Path):
+    stage = Stage(tmp_path / "out")
+    with pytest.raises(RunError, match=r"nothing heard within 0.1 s of peer 1 at [^;]*$"):
+        stage.run(0.1)
+    about = {"on": "peer", "node": 0}
+    row = Row(*(0,) * len(Row._fields))._replace(wall_s=1.5)
+    Recorder(tmp_path / "before", EXPERIMENT.to_toml(), **about).row(row, None)
+    stage.folder = tmp_path / "before"
+    with pytest.raises(RunError, match="they have ended since peer 0 was here, or are out of rea"):
+        stage.run(0.1, resume=True)
     assert summary(stage.folder)["status"] == "failed"
 
 

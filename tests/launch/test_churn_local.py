@@ -225,5 +225,13 @@ def test_ctrl_c_ends_those_who_are_stopped_too(tmp_path: Path):
         assert summary(tmp_path / "run" / "peers" / f"{node:03d}")["status"] == "interrupted"
 
 
+def test_who_comes_back_as_the_last_one_ends_is_no_failure(tmp_path: Path):
+    script = '[[event]]\nat = "round 35"\nkill = [0, 1, 2]\nfor = "4 rounds"\n'
+    result = package.run(churned(tmp_path, 40, script), on="local", out=tmp_path / "run")
+    assert (result.summary["status"], result.summary["reason"]) == ("finished", "all rounds done")
+    assert result.model(3)
+    assert len(events(tmp_path / "run", "churn")) == 2
+
+
 def events_so_far(folder: Path, kind: str) -> list[dict[str, Any]]:
     return events(folder, kind) if (folder / "events.jsonl").is_file() else []

@@ -218,7 +218,7 @@ def test_a_peer_stopped_as_it_finishes_is_let_go(monkeypatch):
 # What the parent makes of it
 
 
-def watched(stage, *reports, rows=lambda rows: None):
+def watched(stage, *reports, rows=lambda rows: None, alone=False):
     """Let all founders train, some report, and the others finish; return who watches that."""
     founders = stage.script.founders
     books = SimpleNamespace(event=lambda kind, /, **fields: None)
@@ -229,7 +229,7 @@ def watched(stage, *reports, rows=lambda rows: None):
         *((node, {"status": "finished"}) for node in others),
         *((node, {"exit": 0}) for node in others),
     ]
-    return Watching(stage.crew, stage.nemesis, founders, books, Watch(rows=rows))
+    return Watching(stage.crew, stage.nemesis, founders, books, Watch(rows=rows), alone)
 
 
 def test_who_is_killed_by_the_script_has_not_failed(monkeypatch):
@@ -254,6 +254,31 @@ def test_who_leaves_when_asked_has_not_failed(monkeypatch):
     watching.until_the_end()
     assert watching.error() is None
     assert watching.absent == {1}
+
+
+FINISHED = [(node, {"status": "finished"}) for node in (0, 2)]
+WAITS = [(1, {"exit": -9}), (1, {"phase": "loading"}), (1, {"phase": "meeting"})]
+ENDED = [(node, {"exit": 0}) for node in (0, 2)]
+
+
+@pytest.mark.parametrize("first", [[*FINISHED, *WAITS], [*WAITS, *FINISHED]])
+def test_who_comes_back_when_the_others_have_ended_is_not_waited_for(monkeypatch, first):
+    stage = Stage(monkeypatch, by_time(0.0, "kill", 1), by_time(0.0, "restart", 1))
+    watching = watched(stage, *first, *ENDED)
+    watching.until_the_end()
+    assert watching.error() is None
+    assert watching.absent == {1}
+    assert stage.crew.running == {1}  # whoever has started it ends it
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_while_somebody_can_train_who_comes_back_is_waited_for(monkeypatch, alone):
+    stage = Stage(monkeypatch, by_time(0.0, "kill", 1), by_time(0.0, "restart", 1))
+    trains = [(1, {"phase": "training"}), (1, {"status": "finished"}), (1, {"exit": 0})]
+    course = [*WAITS, *FINISHED, *trains] if alone else [*WAITS, FINISHED[0], *trains, FINISHED[1]]
+    watching = watched(stage, *course, *ENDED, alone=alone)
+    watching.until_the_end()
+    assert (watching.error(), watching.absent) == (None, set())
 
 
 def test_a_late_peer_that_cannot_join_does_not_end_the_others(monkeypatch):

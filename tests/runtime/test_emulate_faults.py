@@ -25,6 +25,7 @@ from runtime_cases import (
 )
 
 from p2pfl.algorithms import dpsgd, gossip, local, push_sum
+from p2pfl.churn.script import Happening, Script
 from p2pfl.errors import RunError
 from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import sgd
@@ -78,6 +79,14 @@ def test_for_ever_is_an_error_and_not_an_ending():
     lossy = NetworkModel(loss=0.2, seed=1)
     with pytest.raises(RunError, match="nodes, 0 among them, wait for ever"):
         emulated(make("dpsgd ring", Pace(20)), lossy)
+
+
+def test_a_script_that_stops_all_for_good_is_named():
+    stop = Happening("stop", 5.0, nodes=tuple(range(N)))
+    churn = Script("test", N, tuple(range(N)), (stop,))
+    setup = dataclasses.replace(make("dpsgd ring", Pace(20, patience=5.0)), churn=churn)
+    with pytest.raises(RunError, match=f"^{N} nodes, 0 among them, were stopped by the churn"):
+        emulated(setup, STEADY)
 
 
 @pytest.mark.parametrize("patience", [math.inf, 50.0])
