@@ -8,13 +8,16 @@ from collections.abc import Callable
 from itertools import count
 from typing import TypeAlias
 
+SLACK = 64  # alarms called off that may stay in the heap, besides as many as are set
+
 Alarm: TypeAlias = tuple[Callable[[float, int], None], int]  # what to call, and about whom
 
 
 class Alarms:
     """Alarms, each set for one moment; those of the same moment go off in the order they were set.
 
-    An alarm that is set again moves. Its old place in the heap is skipped when its turn comes.
+    An alarm that is set again moves. Its old place in the heap is skipped when its turn comes;
+    when most places are old, the heap is made anew.
     """
 
     def __init__(self) -> None:
@@ -32,6 +35,9 @@ class Alarms:
         """Call `action(now, about)` at this time, and not when it was set for before."""
         self._current[action, about] = serial = next(self._serial)
         heapq.heappush(self._heap, (at, serial, (action, about)))
+        if len(self._heap) > 2 * len(self._current) + SLACK:
+            self._heap = [one for one in self._heap if self._current.get(one[2]) == one[1]]
+            heapq.heapify(self._heap)
 
     def cancel(self, action: Callable[[float, int], None], about: int = 0) -> None:
         """Call it off, if it is set."""

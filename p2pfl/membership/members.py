@@ -3,7 +3,8 @@
 Of any two claims about a member the one with the higher incarnation holds, and of two with the
 same the graver one: ALIVE < SUSPECT < DEAD < LEFT. Only the member itself issues incarnations,
 so only it can undo what was said of it, and all who have heard the same claims, in whatever
-order, believe the same.
+order, believe the same. Nobody but the member itself is believed an incarnation that lies out of
+all reach, or a liar could name one that the member cannot outbid.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import NamedTuple
 
 BOOT = 20  # bits of an incarnation that count what happens within one life
 MOST_INCARNATION = 2**64 - 1
+FAR = 2**62  # incarnations: 139 years, where lives are numbered by the milliseconds
 MOST_ID = 2**31
 MOST_ROUND = 2**53
 MOST_ADDRESS = 200  # bytes
-MOST_MEMBERS = 4096  # who makes up members does not fill our memory
+MOST_MEMBERS = 4096  # where it is not known how many peers there can be
 
 
 class Status(IntEnum):
@@ -122,6 +124,7 @@ class Roster:
             for one in first
         }
         self.me, self.changes = own.peer, list[Change]()
+        self._first = own.incarnation
         self._live: tuple[int, ...] | None = None
 
     @property
@@ -161,11 +164,29 @@ class Roster:
         for peer, one in self.members.items():
             self.members[peer] = replace(one, progressed_at=now, since=now)
 
+    def is_credible(self, claim: Claim, sender: int) -> bool:
+        """Say whether a claim may be true, by its incarnation and by who says it.
+
+        All lives of a run begin at about the same time, so one that is far off is made up. That
+        includes the highest incarnation of all, which nobody could outbid. We object to more
+        than others believe: their clocks may be ahead of ours.
+        """
+        if claim.peer == sender:
+            return True
+        if claim.peer == self.me:
+            return claim.incarnation <= max(self._first + 2 * FAR, self.own.incarnation)
+        return claim.incarnation <= self._first + FAR
+
+    @property
+    def is_misled(self) -> bool:
+        """Whether we had to outbid an incarnation that is not of our life: somebody lies."""
+        return life_of(self.own.incarnation) != life_of(self._first)
+
     def is_news(self, claim: Claim) -> bool:
         """Say whether a claim outbids what we believe."""
         known = self.members.get(claim.peer)
         if known is None:
-            return len(self.members) < MOST_MEMBERS
+            return True
         return (claim.incarnation, claim.status) > (known.incarnation, known.status)
 
     def believe(self, now: float, claim: Claim) -> None:

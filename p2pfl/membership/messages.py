@@ -78,8 +78,12 @@ def encode(message: Message) -> bytes:
     return body
 
 
-def decode(body: bytes | memoryview) -> Message:
+def decode(body: bytes | memoryview, n: int = MOST_ID + 1) -> Message:
     """Return the message in a frame.
+
+    Args:
+        body: the frame.
+        n: all ids are below.
 
     Raises:
         RemoteProtocolError: there is none, or it breaks a limit.
@@ -95,20 +99,22 @@ def decode(body: bytes | memoryview) -> Message:
     kind, number, target, incarnation, round, address, claims = values
     _check_number(kind, Kind.PING, Kind.EXCHANGE)
     _check_number(number, 0, MOST_NUMBER)
-    _check_member(target, incarnation, round, address)
+    _check_number(target, 0, n - 1)
+    _check_member(incarnation, round, address)
     if kind != Kind.EXCHANGE and len(claims) > RIDING:
         raise RemoteProtocolError(f"{len(claims)} claims in one message")
-    told = tuple(_claim(one) for one in claims)
+    told = tuple(_claim(one, n) for one in claims)
     return Message(Kind(kind), number, target, incarnation, round, address, told)
 
 
-def _claim(values: object) -> Claim:
+def _claim(values: object, n: int) -> Claim:
     if not (isinstance(values, list) and _is_list(values, 6)):
         raise RemoteProtocolError("a malformed claim")
     peer, status, incarnation, round, address, by = values
     _check_number(status, Status.ALIVE, Status.LEFT)
-    _check_number(by, 0, MOST_ID)
-    _check_member(peer, incarnation, round, address)
+    _check_number(peer, 0, n - 1)
+    _check_number(by, 0, n - 1)
+    _check_member(incarnation, round, address)
     return Claim(peer, Status(status), incarnation, round, address, by)
 
 
@@ -116,8 +122,7 @@ def _is_list(values: object, length: int) -> bool:
     return type(values) is list and len(values) == length
 
 
-def _check_member(peer: object, incarnation: object, round: object, address: object) -> None:
-    _check_number(peer, 0, MOST_ID)
+def _check_member(incarnation: object, round: object, address: object) -> None:
     _check_number(incarnation, 0, MOST_INCARNATION)
     _check_number(round, 0, MOST_ROUND)
     if type(address) is not str:

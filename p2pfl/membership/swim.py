@@ -17,8 +17,8 @@ from p2pfl.membership import messages
 from p2pfl.membership.alarms import Alarms
 from p2pfl.membership.members import (
     MOST_ADDRESS,
-    MOST_ID,
     MOST_INCARNATION,
+    MOST_MEMBERS,
     MOST_ROUND,
     Change,
     Claim,
@@ -66,12 +66,13 @@ class Swim:
             they say themselves outbids that.
         seed: of all that is drawn.
         address: where we listen, for the others.
+        n: how many peers there can be: all ids are below.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a machine needs
         self,
         me: int,
         incarnation: int,
@@ -79,11 +80,12 @@ class Swim:
         others: Mapping[int, str],
         seed: int,
         address: str = "",
+        n: int = MOST_MEMBERS,
     ) -> None:
         timers.check()
-        _check(me, incarnation, others, address)
+        _check(me, incarnation, others, address, n)
         own = Claim(me, Status.ALIVE, incarnation, 0, address, me)
-        self.me, self._timers, self._alarms = me, timers, Alarms()
+        self.me, self._n, self._timers, self._alarms = me, n, timers, Alarms()
         rng = random.Random(seed)
         self._roster = Roster(own, {k: where for k, where in others.items() if k != me})
         self._teller = Teller(self._roster, timers, rng, self._alarms)
@@ -149,11 +151,11 @@ class Swim:
         """Take in what another peer has sent.
 
         Raises:
-            RemoteProtocolError: it is malformed; nothing has changed.
+            RemoteProtocolError: it is malformed, or about nobody; nothing has changed.
         """
         if self._roster.has_left:
             return
-        message = messages.decode(body)
+        message = messages.decode(body, self._n)
         if sender == self.me:
             raise RemoteProtocolError("a message about members from ourselves")
         if message.kind is Kind.PREQ and message.target == self.me:
@@ -164,13 +166,14 @@ class Swim:
         known = self.members.get(sender)
         gone = known is not None and known.status > Status.SUSPECT
         for claim in message.claims:
-            self._believe(now, self._soften(claim) if message.kind is Kind.EXCHANGE else claim)
+            if self._roster.is_credible(claim, sender):
+                self._believe(now, self._soften(claim) if message.kind is Kind.EXCHANGE else claim)
         self._prober.answer(now, sender, message)
         # Two who take each other for gone must not go on telling so if one cannot object.
         told = any(claim.peer == self.me for claim in message.claims)
         objected = self._roster.own.incarnation > own
         if message.kind is Kind.EXCHANGE and message.number:
-            self._teller.tell_all(sender, ask=False)
+            self._teller.answer(now, sender)
         elif gone and message.kind is not Kind.PING and (objected or not told):
             self._teller.send(sender, Kind.GOSSIP)
 
@@ -260,6 +263,8 @@ class Swim:
         counted = self._counted
         self._counted = counted._replace(refutations=counted.refutations + 1)
         self._renew(now, claim.incarnation)
+        if self._roster.is_misled:
+            self._teller.speak_up(now)
 
     def _renew(self, now: float, said: int) -> None:
         number = min(max(self._roster.own.incarnation, said) + 1, MOST_INCARNATION)
@@ -285,10 +290,10 @@ def _same(known: Member, claim: Claim) -> bool:
     return (known.status, known.incarnation) == (claim.status, claim.incarnation)
 
 
-def _check(me: int, incarnation: int, others: Mapping[int, str], address: str) -> None:
+def _check(me: int, incarnation: int, others: Mapping[int, str], address: str, n: int) -> None:
     for peer in (me, *others):
-        if not 0 <= peer <= MOST_ID:
-            raise ValueError(f"peer {peer} is not in 0..2^31")
+        if not 0 <= peer < n:
+            raise ValueError(f"peer {peer} is not in 0..{n - 1}")
     if not 0 < incarnation < MOST_INCARNATION:
         raise ValueError(f"incarnation = {incarnation} is out of range")
     for where in (address, *others.values()):

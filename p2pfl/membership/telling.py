@@ -8,8 +8,11 @@ from p2pfl.membership import messages
 from p2pfl.membership.alarms import Alarms
 from p2pfl.membership.members import Claim, Roster, Status
 from p2pfl.membership.messages import RIDING, Kind, Message
+from p2pfl.membership.ration import Ration
 from p2pfl.membership.rumours import Rumours, times
 from p2pfl.membership.timers import Timers
+
+ANSWERS = 10  # to one peer, at once and in the time between two exchanges; who asks more waits
 
 
 class Teller:
@@ -34,6 +37,7 @@ class Teller:
         self.letters: list[tuple[int, bytes]] = []
         self.contacts: tuple[int, ...] = ()
         self.messages = self.bytes = 0
+        self._answers = Ration(ANSWERS, timers.exchange / ANSWERS)
 
     def start(self, now: float) -> None:
         """Begin to exchange what is known, each at a moment of its own."""
@@ -57,6 +61,18 @@ class Teller:
             self._write(to, Kind.EXCHANGE, 0, 0, part)
         self._write(to, Kind.EXCHANGE, int(ask), 0, last)
 
+    def answer(self, now: float, asker: int) -> None:
+        """Send all we know, which is far more than was asked with: not without end at once."""
+        if not (wait := self._answers.wait(now, asker)):
+            self._answer(now, asker)
+        elif (self._answer, asker) not in self._alarms:
+            self._alarms.set(now + wait, self._answer, asker)
+
+    def speak_up(self, now: float) -> None:
+        """Tell all ourselves that we are there: others might not be believed."""
+        if (self._speak, 0) not in self._alarms:
+            self._alarms.set(now + self._timers.gossip, self._speak)
+
     def spread(self, now: float, claim: Claim) -> None:
         """Tell this to all, by and by."""
         self._rumours.add(claim, len(self._roster.live))
@@ -68,6 +84,14 @@ class Teller:
         others = self._roster.others
         for peer in self._rng.sample(others, min(times(len(others)), len(others))):
             self._write(peer, Kind.GOSSIP, 0, 0, (claim,))
+
+    def _answer(self, now: float, asker: int) -> None:
+        self._answers.take(now, asker)
+        self.tell_all(asker, ask=False)
+
+    def _speak(self, now: float, _: int) -> None:
+        for peer in self._roster.others + [one.id for one in self._roster.dead]:
+            self.send(peer, Kind.GOSSIP)
 
     def _gossip(self, now: float, _: int) -> None:
         if not self._rumours:

@@ -182,7 +182,8 @@ class Links:
         addresses = self._book.addresses
         others = {peer: addresses.get(peer, "") for peer in sorted(founders)}
         address = "" if is_wildcard(addresses[self.me]) else addresses[self.me]
-        lookout = Lookout(self.me, self._roll.life, self._roll.timers, others, address)
+        roll, n = self._roll, self._book.nodes
+        lookout = Lookout(self.me, roll.life, roll.timers, others, address, n)
         for peer, life in self._handshake.lives.items():
             lookout.meet(peer, life)
         self._reader.lookout = self._attendance.lookout = lookout

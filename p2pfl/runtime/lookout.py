@@ -11,6 +11,7 @@ from p2pfl.membership.members import Status, incarnation
 from p2pfl.membership.swim import Swim
 from p2pfl.membership.timers import Timers
 from p2pfl.peer.events import PeerId, PeerSuspected
+from p2pfl.runtime.notices import Notice, Notices
 from p2pfl.runtime.presence import DOUBT, Lives, Presence
 
 Tell = Callable[[PeerId, bytes, str], None]  # whom, what, and where it listens if that is known
@@ -39,9 +40,10 @@ class Lookout:
         timers: of the membership machine.
         others: those who are there at the outset, and where they listen.
         address: where we listen, for the others.
+        n: how many peers there can be: all ids are below.
 
     Attributes:
-        noticed: what has changed, when (monotonic) and to what; to be taken out.
+        noticed: what has changed, to be written down; to be taken out.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class Lookout:
         timers: Timers,
         others: Mapping[PeerId, str],
         address: str,
+        n: int,
     ) -> None:
         self._lives = Lives()
         self._doubted: dict[PeerId, float] = {}  # suspects, and when to tell of it
-        self._swim = Swim(me, incarnation(life), timers, others, life ^ me, address)
+        self._swim = Swim(me, incarnation(life), timers, others, life ^ me, address, n)
         self._swim.start(time.monotonic())
-        self.noticed: list[tuple[float, PeerId, Status]] = []
+        self._notices = Notices()
+        self.noticed: list[Notice] = []
 
     @property
     def due(self) -> float:
@@ -120,10 +124,11 @@ class Lookout:
             tell(to, body, self.address(to))
         events: list[Presence] = []
         for change in self._swim.changes():
-            self.noticed.append((now, change.peer, change.status))
+            self._notices.note((now, change.peer, change.status))
             self._doubted.pop(change.peer, None)
             if change.status is not Status.LEFT:
                 events += self._lives.events(change)
+        self.noticed += self._notices.take(now)
         for event in [one for one in events if isinstance(one, PeerSuspected)]:
             events.remove(event)
             self._doubted[event.peer] = now + DOUBT

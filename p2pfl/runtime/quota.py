@@ -7,6 +7,7 @@ from collections import OrderedDict
 
 RATE, BURST = 2000.0, 4000.0  # messages a second in the long run, and at once
 REFUSED = 30.0  # messages that one counts for which had to be refused
+CLAIM = 64  # bytes about members that count for a message: about one claim
 MOST = 1000  # connections that are told apart; the one that was silent longest is forgotten
 
 

@@ -16,7 +16,7 @@ from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.lookout import Lookout
 from p2pfl.runtime.meeting import Meeting
 from p2pfl.runtime.neighbour import Neighbour
-from p2pfl.runtime.quota import REFUSED, Quota
+from p2pfl.runtime.quota import CLAIM, REFUSED, Quota
 from p2pfl.runtime.sockets import MOST_FRAMES, Link, Mail
 from p2pfl.runtime.wire import Header, Kind
 from p2pfl.security.refusals import Refusals
@@ -125,6 +125,7 @@ class Reader:
     def _hear_of_members(self, sender: PeerId, mail: Mail) -> None:
         if len(mail.frames) != 2:
             raise RemoteProtocolError("a message about members without any")
+        self._quota.spend(mail.connection, len(mail.frames[1]) / CLAIM)
         if self.lookout:
             self.lookout.hear(sender, mail.frames[1])
 

@@ -195,7 +195,8 @@ class Machines(Acquaintance):
         boot = self._boots[peer]
         known = {other: "" for other in others if other != peer}
         seed = (self._seed << 32) + (peer << 8) + boot
-        swim = Swim(peer, incarnation(boot), self._timers, known, seed)
+        n = self._emulator.setup.topology.n
+        swim = Swim(peer, incarnation(boot), self._timers, known, seed, n=n)
         self._swims[peer] = swim
         swim.start(self._emulator.time)
         if contacts:

@@ -11,9 +11,9 @@ BASE = incarnation(1)
 ALIVE, SUSPECT, DEAD, LEFT = Status
 
 
-def make(n=4, timers=Timers(), **settings):  # noqa: B008 - a tuple
-    """Return peer 0 of n, started at 0 s, who has heard from all others."""
-    swim = Swim(0, BASE, timers, {k: f"tcp://h{k}:1" for k in range(1, n)}, 1, **settings)
+def make(n=4, timers=Timers(), among=4096):  # noqa: B008 - a tuple
+    """Return peer 0 of n, started at 0 s, who has heard from all others; `among` ids there are."""
+    swim = Swim(0, BASE, timers, {k: f"tcp://h{k}:1" for k in range(1, n)}, 1, n=among)
     swim.start(0.0)
     for k in range(1, n):
         swim.hear(0.0, k, message(address=f"tcp://h{k}:1"))

@@ -71,7 +71,7 @@ class Watch:
             and len(swim._teller._rumours) <= n
             and len(swim._suspicions) <= n
             and len(swim._alarms) <= 8 + 4 * n + len(prober.relays)
-            and len(swim._alarms._heap) <= 100 + 100 * n,
+            and len(swim._alarms._heap) <= 2 * len(swim._alarms) + 100 + 4 * n,
             f"I6 {peer} remembers without bound",
         )
         held = {k for k, one in swim.members.items() if one.status is Status.SUSPECT}

@@ -17,6 +17,7 @@ from swim_cases import (
     run,
 )
 
+from p2pfl.errors import RemoteProtocolError
 from p2pfl.membership.members import MOST_INCARNATION, MOST_MEMBERS, incarnation
 from p2pfl.membership.messages import Kind
 
@@ -125,9 +126,10 @@ def test_the_highest_incarnation_of_all_starts_no_endless_talk():
         swim.hear(1.0, 2, message(Kind.GOSSIP, claim(1, DEAD, MOST_INCARNATION)))
         swim.hear(1.0, 2, message(Kind.GOSSIP, claim(0, DEAD, MOST_INCARNATION)))
         swim.letters()
-    told = message(Kind.GOSSIP, claim(0, DEAD, MOST_INCARNATION), said=MOST_INCARNATION)
-    one.hear(1.1, 1, told)
-    assert one.members[0].incarnation == MOST_INCARNATION
+    one.hear(1.1, 1, message(Kind.GOSSIP, claim(1, DEAD, by=1)))
+    told = message(Kind.GOSSIP, claim(0, DEAD, MOST_INCARNATION))
+    one.hear(1.2, 1, told)
+    assert one.members[0].incarnation == BASE
     assert letters(one) == []
 
 
@@ -199,9 +201,13 @@ def test_an_address_is_not_forgotten():
 
 def test_made_up_members_do_not_fill_the_memory():
     swim = make()
-    for first in range(10, 10_000, 8):
+    for first in range(8, MOST_MEMBERS, 8):
         told = (claim(k, DEAD) for k in range(first, first + 8))
         swim.hear(1.0, 2, message(Kind.GOSSIP, *told))
         swim.letters()
+    with pytest.raises(RemoteProtocolError):
+        swim.hear(1.0, 2, message(Kind.GOSSIP, claim(MOST_MEMBERS, DEAD)))
+    for k in range(4, 8):
+        swim.hear(1.0, k, message())
     assert len(swim.members) == MOST_MEMBERS
     assert 10 in swim.members

@@ -193,6 +193,11 @@ def rounds_again(mad: Mad) -> None:
         mad.serve(*chunk)
 
 
+def members_at_length(mad: Mad) -> None:
+    for _ in range(60):
+        mad.say(mad.small(Kind.MEMBERS), bytes(30_000))
+
+
 GIVEN_UP = [
     (chunks_in_vain, "a chunk nobody has asked for"),
     (credit_bombs, "more credit than is given"),
@@ -201,7 +206,7 @@ GIVEN_UP = [
     (id_of_another, "the key of this connection is not the one that is listed for peer 1"),
     (models_of_another, "a chunk from somebody else"),
 ]
-FLOODS = [heartbeats, hellos]
+FLOODS = [heartbeats, hellos, members_at_length]
 FORGIVEN = [
     (models_that_are_none, "values which are not finite"),
     (models_of_another_size, "bytes instead of"),
