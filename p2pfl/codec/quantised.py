@@ -109,7 +109,7 @@ def sign(bucket: int | None = None) -> Codec[Bits]:
 
     def encode(block: Tensor, keys: Tensor) -> Bits:
         total, d = _cut(block, bucket).abs().sum(2), block.shape[1]
-        size = bucket or d
+        size = min(bucket or d, d)
         first = torch.arange(0, d, size, device=block.device)
         return Bits(pack((block >= 0).to(torch.uint8), 1), total / (d - first).clamp(max=size))
 
