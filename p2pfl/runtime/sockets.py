@@ -209,7 +209,6 @@ class Link:
         try:
             if to.own:
                 secure_dialler(self.socket, to.own, to.theirs)
-            check_port(to.address)
             self.socket.connect(to.address)
         except zmq.ZMQError as error:
             self.close()
