@@ -37,11 +37,22 @@ VERBS = {
 }
 
 
-def start(tmp_path, *words, **more):
+def hear_all():
+    """Heed what a shell's background job, or one under nohup, is started deaf to."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def at_terminal():
+    hear_all()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def start(tmp_path, *words, preexec_fn=hear_all, **more):
     env = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     env |= {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "p2pfl", *map(str, words)]
-    return subprocess.Popen(command, env=env, **more)
+    return subprocess.Popen(command, env=env, preexec_fn=preexec_fn, **more)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -85,7 +96,7 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=at_terminal,
         )
         os.close(theirs)
 
@@ -150,6 +161,7 @@ def test_a_closed_terminal_asks_nothing_under_nohup():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert requests() == [signal.SIGTERM]
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert requests() == [signal.SIGTERM, signal.SIGHUP]
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert requests() == [signal.SIGTERM, signal.SIGHUP]
