@@ -132,7 +132,10 @@ def slow(*more: str, told: str) -> Any:
     ("more", "told"),
     [
         (("--bind", "tcp://0.0.0.0:7"), "tcp://0.0.0.0:7 is beyond this machine"),
-        (("--bind", "tcp://127.0.0.1:70000"), "there is no port 70000"),
+        (
+            ("--bind", "tcp://127.0.0.1:70000"),
+            "--bind tcp://127.0.0.1:70000: expected tcp://HOST:PORT",
+        ),
         slow(
             "--bind", "udp://127.0.0.1:7000", told="udp://127.0.0.1:7000: expected tcp://HOST:PORT"
         ),
