@@ -128,7 +128,7 @@ def test_one_that_has_finished_says_so_again(scene: Scene):
 
 def test_a_folder_that_cannot_be_read_is_a_mistake(scene: Scene, here: Here):
     code, err = here(*scene.line(0, "--resume", "--out", "x" * 300))
-    assert only_line(err).endswith("x cannot be read: File name too long")
+    assert only_line(err).endswith("x/experiment.toml cannot be read: File name too long")
     assert code == 2
 
 
