@@ -82,7 +82,7 @@ class Endpoint:
         """
         to = Dialling(address)
         if not is_address(address):
-            raise UserError(f"peer {peer} is at {address}, which is no address")
+            raise UserError(f"cannot dial {address}, which is no address")
         if not (self.keyring or self._insecure or is_loopback(address)):
             raise UserError(f"peer {peer} is at {address}, beyond this machine: that needs keys")
         if self.keyring:

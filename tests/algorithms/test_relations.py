@@ -338,7 +338,7 @@ def test_at_rest_unlike_gradients_that_sum_to_zero_move_nobody(name):
         (fedyogi, {"beta1": -1.0}, "beta1 must be"),
         (fedyogi, {"lr": -1.0}, "lr must be"),
         (fedadam, {"lr": math.inf}, "lr must be a finite"),
-        (fedadagrad, {"tau": math.inf}, "tau must be a finite"),
+        (fedadagrad, {"tau": math.inf}, "tau must be above 0 and at most"),
     ],
 )
 def test_what_cannot_be_is_refused(build, given, words):

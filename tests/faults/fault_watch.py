@@ -158,7 +158,7 @@ class Watched(Emulator):
 
     def look_at_mail(self, peer):
         machine = self.peers[peer]
-        if not isinstance(machine, Peer) or machine.mail._backlog is None:
+        if not isinstance(machine, Peer) or not machine.mail._drops:
             return
         held = [len(letters) for letters in machine.mail.unopened.values()]
         require(max(held, default=0) <= machine.mail._backlog, f"I6 mail of {peer}: {held}")

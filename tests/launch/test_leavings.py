@@ -162,7 +162,7 @@ def test_metrics_of_another_version_are_not_cut(tmp_path: Path):
 
 def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path: Path):
     folder = tmp_path / ("x" * 300)  # as one that belongs to somebody else, but for root as well
-    with pytest.raises(UserError, match="x cannot be read: File name too long"):
+    with pytest.raises(UserError, match=r"x/experiment\.toml cannot be read: File name too long"):
         check_home(folder, Experiment.from_dict(small(), "."), 2)
 
 
