@@ -28,6 +28,18 @@ def graphs(draw):
     return graph
 
 
+def rounds_of(peers, topology, losses, count):
+    """Let all say in so many rounds what they have heard of; yield each with all verdicts."""
+    for round in range(count):
+        for peer, loss in zip(peers, losses, strict=True):
+            peer.measured("train_loss", loss)
+        said = [peer.begin(round) for peer in peers]
+        for node, peer in enumerate(peers):
+            for sender in topology.view(node, round)[1]:
+                peer.heard(said[sender])
+        yield round, {peer.reached(round) for peer in peers}
+
+
 @settings(max_examples=80, deadline=None)
 @given(graphs(), st.data())
 def test_after_as_many_rounds_as_the_network_is_wide_all_hold_the_lowest(graph, data):
@@ -37,14 +49,7 @@ def test_after_as_many_rounds_as_the_network_is_wide_all_hold_the_lowest(graph, 
     losses = data.draw(st.lists(st.floats(-6, 6), min_size=topology.n, max_size=topology.n))
     windows = data.draw(st.integers(1, 2))
     peers = [Agreement(target(goal, "train_loss"), width) for _ in losses]
-    for round in range(windows * width):
-        for peer, loss in zip(peers, losses, strict=True):
-            peer.measured("train_loss", loss)
-        said = [peer.begin(round) for peer in peers]
-        for node, peer in enumerate(peers):
-            for sender in topology.view(node, round)[1]:
-                peer.heard(said[sender])
-        verdicts = {peer.reached(round) for peer in peers}
+    for round, verdicts in rounds_of(peers, topology, losses, windows * width):
         at_the_end = round % width == width - 1
         assert verdicts == {at_the_end and max(losses) <= goal}
         if at_the_end:
@@ -61,14 +66,8 @@ def test_where_links_are_drawn_all_conclude_the_same_or_nothing(n, seed, width, 
     peers = [
         Agreement(rule, width, floods=lambda round: topology.floods(round, width)) for _ in losses
     ]
-    for round in range(6 * width):
-        for peer, loss in zip(peers, losses, strict=True):
-            peer.measured("train_loss", loss)
-        said = [peer.begin(round) for peer in peers]
-        for node, peer in enumerate(peers):
-            for sender in topology.view(node, round)[1]:
-                peer.heard(said[sender])
-        (verdict,) = {peer.reached(round) for peer in peers}
+    for round, verdicts in rounds_of(peers, topology, losses, 6 * width):
+        (verdict,) = verdicts
         last = round % width == width - 1
         floods = last and topology.floods(round + 1 - width, width)
         assert verdict == (floods and max(losses) <= 1.0)
