@@ -223,18 +223,22 @@ def _ours(receive: Callable[..., Iterator[object]], secure: bool = False) -> tup
     return partial(wire_ours.send, secure=secure), partial(receive, secure=secure)
 
 
-RIVALS = {  # the first is what the others are compared with
+# The first is what the others are compared with.
+IN_CLEAR = {
     "raw TCP, buffer reused": Rival(_tcp_send, _tcp_receive),
     "ZeroMQ, 1 MB chunks": Rival(*_chunks(MB)),
     "ZeroMQ, 4 MB chunks": Rival(*_chunks(4 * MB)),
     "ZeroMQ, one frame": Rival(_frame_send, _frame_receive),
-    "ZeroMQ + CURVE, 1 MB chunks": Rival(*_chunks(MB, secure=True)),
-    "ZeroMQ + CURVE, a core each": Rival(*_chunks(MB, secure=True), pinned=True),
     "ZeroMQ, pickled": Rival(_pickle_send, _pickle_receive),
     "gloo send/recv": Rival(_gloo_send, _gloo_receive),
     "p2pfl, plain, in one piece": Rival(*_ours(wire_ours.receive)),
     "p2pfl, plain, as it comes": Rival(*_ours(wire_ours.mix)),
-    "p2pfl, CURVE, in one piece": Rival(*_ours(wire_ours.receive, secure=True)),
-    "p2pfl, CURVE, as it comes": Rival(*_ours(wire_ours.mix, secure=True)),
-    "p2pfl, CURVE, the same, a core each": Rival(*_ours(wire_ours.mix, secure=True), pinned=True),
 }
+ENCRYPTED = {
+    "ZeroMQ + CURVE, 1 MB chunks": Rival(*_chunks(MB, secure=True)),
+    "p2pfl, encrypted, as it comes": Rival(*_ours(wire_ours.mix, secure=True)),
+    "p2pfl, encrypted, in one piece": Rival(*_ours(wire_ours.receive, secure=True)),
+    "ZeroMQ + CURVE, a core each": Rival(*_chunks(MB, secure=True), pinned=True),
+    "p2pfl, as it comes, a core each": Rival(*_ours(wire_ours.mix, secure=True), pinned=True),
+}
+RIVALS = IN_CLEAR | ENCRYPTED

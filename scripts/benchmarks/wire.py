@@ -2,9 +2,10 @@
 
     python scripts/benchmarks/wire.py [--params 25] [--small 1] [--processes 8] [--repeats 5]
 
-Three tables, all on loopback, all of float32 values:
+Four tables, all on loopback, all of float32 values:
 
 * one model, one way, from one application to the other, until its values are ready to mix,
+* the same where every byte is encrypted,
 * all to all: every process gives a small model to all the others, and averages,
 * the average of several models that have been received.
 
@@ -29,7 +30,7 @@ from crowd import Measured
 from rich.console import Console
 from rich.table import Table
 
-TABLES = ("one-way", "all-to-all", "average")
+TABLES = ("one-way", "encrypted", "all-to-all", "average")
 Jobs = Mapping[str, Callable[[], Measured]]
 
 
@@ -47,10 +48,11 @@ def main() -> None:
     pyzmq = importlib.metadata.version("pyzmq")
     console.print(f"{machine.describe()}, pyzmq {pyzmq}", highlight=False)
     large, small = round(given.params * 1e6), round(given.small * 1e6)
-    if "one-way" in given.only:
-        title = f"One model, one way: {large:,} parameters"
-        jobs = {name: partial(one_way.measure, name, large) for name in one_way.RIVALS}
-        console.print(table(title, jobs, given.repeats, 4 * large / 1e9))
+    for name, rivals in (("one-way", one_way.IN_CLEAR), ("encrypted", one_way.ENCRYPTED)):
+        if name in given.only:
+            title = f"One model, {name}: {large:,} parameters"
+            jobs = {one: partial(one_way.measure, one, large) for one in rivals}
+            console.print(table(title, jobs, given.repeats, 4 * large / 1e9))
     if "all-to-all" in given.only:
         title = f"All to all, and averaged: {given.processes} processes, {small:,} parameters each"
         jobs = {
