@@ -73,7 +73,7 @@ def allow(
 
     Example:  p2pfl keys allow peers.toml 'KEY' --id 0 --address tcp://10.0.0.1:7000
     """
-    from p2pfl.runtime.addresses import is_wildcard
+    from p2pfl.addresses import is_wildcard
     from p2pfl.security.roster import Member, allow
 
     if address and is_wildcard(address):

@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from p2pfl.addresses import is_address, is_loopback, is_wildcard
 from p2pfl.errors import UserError
 from p2pfl.launch.serving import Post
-from p2pfl.runtime.addresses import is_loopback, is_wildcard
 from p2pfl.runtime.endpoint import Keyring
 from p2pfl.security.keys import KeyPair, default_path, read_keys
 from p2pfl.security.roster import Roster, read_roster
-from p2pfl.topology.files import is_address
 
 LOOK_EVERY = 1.0  # seconds between two looks at the file of peers
 IN_CLEAR = (

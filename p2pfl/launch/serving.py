@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from p2pfl.addresses import is_wildcard
 from p2pfl.data.shards import Federation
 from p2pfl.data.statistics import Affine, in_two_passes
 from p2pfl.errors import P2pflError, RunError, UserError
@@ -20,7 +21,6 @@ from p2pfl.launch.comeback import Comeback, next_life
 from p2pfl.launch.resuming import digest
 from p2pfl.learning.task import ModelTask, per_node
 from p2pfl.runtime import finding
-from p2pfl.runtime.addresses import is_wildcard
 from p2pfl.runtime.discovery import Discovery
 from p2pfl.runtime.endpoint import Endpoint, Keyring
 from p2pfl.runtime.finding import Book, Finder

@@ -8,14 +8,13 @@ from typing import NamedTuple
 
 import zmq
 
+from p2pfl.addresses import is_address, is_loopback
 from p2pfl.errors import UserError
 from p2pfl.peer.events import PeerId
-from p2pfl.runtime.addresses import is_loopback
 from p2pfl.runtime.sockets import Dialling, Frames, Link, Listener, new_context
 from p2pfl.security.gate import Gate
 from p2pfl.security.keys import KeyPair
 from p2pfl.security.selftest import check_listener
-from p2pfl.topology.files import is_address
 
 
 class Keyring(NamedTuple):

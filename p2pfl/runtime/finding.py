@@ -10,13 +10,13 @@ import time
 from collections.abc import Mapping
 from typing import Protocol
 
+from p2pfl.addresses import is_tcp
 from p2pfl.errors import RemoteProtocolError, UserError
 from p2pfl.peer.events import PeerId
 from p2pfl.runtime import wire
 from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.sockets import Frames, Link
 from p2pfl.runtime.wire import Header, Kind
-from p2pfl.topology.files import is_tcp
 
 ASK_EVERY = 0.3  # seconds
 MOST_ADDRESS = 200  # characters

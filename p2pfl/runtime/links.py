@@ -20,6 +20,7 @@ from typing import Any
 import zmq
 from torch import Tensor
 
+from p2pfl.addresses import is_wildcard
 from p2pfl.errors import RunError, UserError
 from p2pfl.learning.scratch import Pool
 from p2pfl.peer.events import (
@@ -29,7 +30,6 @@ from p2pfl.peer.events import (
     Skip,
 )
 from p2pfl.runtime import flows, wire
-from p2pfl.runtime.addresses import is_wildcard
 from p2pfl.runtime.attendance import GRACE, Attendance
 from p2pfl.runtime.chunks import Outgoing, Schema
 from p2pfl.runtime.endpoint import Endpoint

@@ -6,6 +6,7 @@ reading must not fill our memory, and neither must a stranger.
 
 from __future__ import annotations
 
+import errno
 import math
 import resource
 import time
@@ -16,8 +17,8 @@ from typing import NamedTuple
 
 import zmq
 
+from p2pfl.addresses import is_direct
 from p2pfl.errors import RunError, UserError
-from p2pfl.runtime.addresses import check_port, is_direct
 from p2pfl.runtime.wire import CHUNK, MOST_CREDIT
 from p2pfl.security.curve import HANDSHAKE, LARGEST, secure_dialler, secure_listener, sender_key
 from p2pfl.security.gate import Gate
@@ -112,7 +113,7 @@ class Listener:
         if descriptor is not None:
             self.socket.setsockopt(zmq.USE_FD, descriptor)
         try:
-            check_port(address)
+            _check_port(address)
             self.socket.bind(address)
         except zmq.ZMQError as error:
             self.socket.close(0)
@@ -330,3 +331,14 @@ def _receive(socket: zmq.Socket[bytes]) -> list[memoryview]:
         if len(frames) <= MOST_FRAMES:
             frames.append(frame.buffer)
     return frames
+
+
+def _check_port(address: str) -> None:
+    """Refuse a port that ZeroMQ would take for another: 70000 is 4464 to it.
+
+    Raises:
+        ZMQError: there is no such port.
+    """
+    port = address.rpartition(":")[2]
+    if address.startswith("tcp://") and port.isdecimal() and not 0 < int(port) < 2**16:
+        raise zmq.ZMQError(errno.EINVAL, f"there is no port {port}")

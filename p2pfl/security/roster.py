@@ -27,10 +27,9 @@ from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import AoT
 
 from p2pfl import files
+from p2pfl.addresses import is_address
 from p2pfl.errors import UserError
 from p2pfl.security.keys import is_key
-from p2pfl.topology import read_network
-from p2pfl.topology.files import is_address
 
 LARGEST = 1 << 22  # bytes
 
@@ -77,6 +76,8 @@ def read_roster(path: Path) -> Roster:
     """
     document = _parse(path)
     if "nodes" in document:
+        from p2pfl.topology import read_network  # which brings torch along: a second or two
+
         addresses = read_network(path).addresses
         return Roster([Member(id, address=address) for id, address in addresses.items()])
     if document and "peers" not in document:

@@ -5,24 +5,22 @@ One file serves every runtime; each reads what it needs of it.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import networkx as nx
 
+from p2pfl.addresses import is_address
 from p2pfl.errors import UserError
 from p2pfl.topology.formats import PARSERS, Raw, Wrong
 
 LARGEST = 64 * 2**20  # bytes
-_TCP = re.compile(r"tcp://(\[([^\]]+)\]|[^\s:/;\[\]]+):(\d{1,5})")
-_IPC = re.compile(r"ipc://\S+")
 
 
 class Link(NamedTuple):
@@ -155,22 +153,6 @@ def _checked(key: str, value: object, place: str) -> float:
 
 def _speed(value: object, place: str) -> float:
     return _checked("speed", value, place)
-
-
-def is_address(value: object) -> TypeGuard[str]:
-    """Say whether somebody may listen there, as in ``tcp://10.0.0.1:7000`` or ``ipc:///a/b``."""
-    return isinstance(value, str) and (bool(_IPC.fullmatch(value)) or is_tcp(value))
-
-
-def is_tcp(address: str) -> bool:
-    """Say whether an address is a host and a port, IPv6 in brackets, and nothing besides."""
-    match = _TCP.fullmatch(address)
-    if match is None or not 0 < int(match[3]) < 2**16:
-        return False
-    try:
-        return match[2] is None or bool(ipaddress.IPv6Address(match[2]))
-    except ValueError:
-        return False
 
 
 def _addresses(nodes: list[tuple[int, str, dict[str, Any]]]) -> dict[int, str]:

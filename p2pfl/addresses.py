@@ -1,12 +1,30 @@
-"""Addresses such as ``tcp://10.0.0.1:7000``: from where they can be reached."""
+"""Addresses such as ``tcp://10.0.0.1:7000``: what is one, and from where it can be reached."""
 
 from __future__ import annotations
 
-import errno
 import ipaddress
+import re
+from typing import TypeGuard
 from urllib.parse import urlsplit
 
-import zmq
+_TCP = re.compile(r"tcp://(\[([^\]]+)\]|[^\s:/;\[\]]+):(\d{1,5})")
+_IPC = re.compile(r"ipc://\S+")
+
+
+def is_address(value: object) -> TypeGuard[str]:
+    """Say whether somebody may listen there, as in ``tcp://10.0.0.1:7000`` or ``ipc:///a/b``."""
+    return isinstance(value, str) and (bool(_IPC.fullmatch(value)) or is_tcp(value))
+
+
+def is_tcp(address: str) -> bool:
+    """Say whether an address is a host and a port, IPv6 in brackets, and nothing besides."""
+    match = _TCP.fullmatch(address)
+    if match is None or not 0 < int(match[3]) < 2**16:
+        return False
+    try:
+        return match[2] is None or bool(ipaddress.IPv6Address(match[2]))
+    except ValueError:
+        return False
 
 
 def is_loopback(address: str) -> bool:
@@ -33,14 +51,3 @@ def is_wildcard(address: str) -> bool:
     """Say whether an address is no single place that others could dial."""
     host, _, port = address.removeprefix("tcp://").rpartition(":")
     return host in ("*", "0.0.0.0", "[::]") or port == "*"
-
-
-def check_port(address: str) -> None:
-    """Refuse a port that ZeroMQ would take for another: 70000 is 4464 to it.
-
-    Raises:
-        ZMQError: there is no such port.
-    """
-    port = address.rpartition(":")[2]
-    if address.startswith("tcp://") and port.isdecimal() and not 0 < int(port) < 2**16:
-        raise zmq.ZMQError(errno.EINVAL, f"there is no port {port}")
