@@ -136,7 +136,7 @@ def test_a_run_whose_terminal_is_closed_was_interrupted(tmp_path, on):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("format", ["text", "json"])
+@pytest.mark.parametrize("format", ["text", pytest.param("json", marks=pytest.mark.slow)])
 def test_a_peer_whose_terminal_is_closed_was_interrupted(tmp_path, format):
     with ExitStack() as held:
         servers = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]

@@ -166,6 +166,7 @@ def test_slurm_starts_nobody_when_keys_cannot_be_made(tmp_path, told):
 
 
 @pytest.mark.processes
+@pytest.mark.slow
 def test_peers_of_a_slurm_job_train_together(tmp_path):
     script(tmp_path / "hostname", "#!/bin/bash\necho 127.0.0.1\n")
     (tmp_path / "experiment.toml").write_text(EXPERIMENT)

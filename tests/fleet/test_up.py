@@ -136,6 +136,7 @@ def test_when_a_peer_dies_the_others_may_go_on(sshd, run):
     assert p2pfl.load(run).signature == p2pfl.load(run, node=1).signature
 
 
+@pytest.mark.slow
 def test_a_lost_connection_comes_back(sshd, run):
     pace = {"rounds": 300, "patience": 2.0}
     ended, watcher = follow(sshd, run, sshd.drop_all, pace=pace)
@@ -232,6 +233,7 @@ def test_peers_that_are_stopped_before_they_heed_it_are_interrupted(sshd, run):
     assert "error" not in summary(run)
 
 
+@pytest.mark.slow
 def test_who_leaves_while_it_is_collected_is_told_what_completes_it(sshd, run, monkeypatch):
     async def interrupted(*_):
         os.kill(os.getpid(), signal.SIGINT)
@@ -253,6 +255,7 @@ def test_hosts_that_are_away_are_told_as_what_they_are(tmp_path, sshd):
     assert ended.error.startswith("3 of 3 hosts have not given all they have: ward-a: nothing was")
 
 
+@pytest.mark.slow
 def test_down_while_up_follows(sshd, run):
     down = []
 

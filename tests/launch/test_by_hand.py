@@ -114,7 +114,10 @@ def test_another_ctrl_c_ends_a_peer_at_once(place: Path):
         assert process.wait(30) == -signal.SIGINT
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+)
 def test_a_peer_that_is_asked_to_end_says_so(place: Path, number: signal.Signals):
     with peers(peer(0), cwd=place) as (process,):
         events = place / "out-0" / "events.jsonl"

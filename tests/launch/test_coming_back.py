@@ -97,7 +97,7 @@ def listed(folder: Path, keys: bool, **sections: Any) -> Callable[[int], tuple[o
     return lambda node: ("--peers", "peers.toml", "--keys", f"{node}.key")
 
 
-@pytest.mark.parametrize("keys", [False, True])
+@pytest.mark.parametrize("keys", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_peer_that_was_killed_comes_back_and_hears_everybody(tmp_path: Path, keys: bool):
     with company(tmp_path, listed(tmp_path, keys)) as peers:
         for node in range(NODES):
@@ -136,6 +136,7 @@ def test_who_comes_late_needs_one_contact_and_no_list(tmp_path: Path):
         assert came > 0
 
 
+@pytest.mark.slow
 def test_who_comes_back_standardises_as_the_others_have_agreed(tmp_path: Path):
     pooled = {"preprocess": {"standardise": "pooled"}, "model": {"name": "logistic"}}
     line = listed(tmp_path, False, **pooled, data={"name": "breast_cancer"})

@@ -163,6 +163,7 @@ def endless_answers(one: Besieged, mad: Mad) -> None:
             mad.connection.sendall(frame(1, bytes(60_000)))
 
 
+@pytest.mark.slow
 def test_answers_without_end():
     """In clear, where whoever is dialled needs no key to speak."""
     with besieged(endless_answers, keyed=False, kind=Raw) as one:

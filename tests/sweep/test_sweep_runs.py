@@ -199,6 +199,7 @@ def test_a_worker_that_is_killed_ends_the_sweep_in_one_line(tmp_path):
 
 
 @pytest.mark.processes
+@pytest.mark.slow
 def test_workers_may_have_a_process_for_each_peer(tmp_path):
     found = run_sweep(ONE | {"on": "local", "seeds": 2}, tmp_path, jobs=2)
     assert [row["error"] for row in found.table] == ["", ""]
