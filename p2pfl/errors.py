@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -49,6 +50,25 @@ class LocalProtocolError(ProtocolError):
 
 class RemoteProtocolError(ProtocolError):
     """Another peer sent something it must not send: drop it and count it, but go on."""
+
+
+@contextmanager
+def short_of_memory() -> Iterator[None]:
+    """Tell in one line that memory has run out, which Python, numpy and torch do in many.
+
+    Raises:
+        RunError: memory has run out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = (str(error).splitlines() or [""])[0]
+        # torch has a class of its own for this on GPUs only.
+        _, found, rest = text.partition("can't allocate memory: ")
+        if not found and not isinstance(error, MemoryError) and "out of memory" not in text:
+            raise
+        asked = rest.partition(".")[0] or text
+        raise RunError(f"out of memory: {asked}" if asked else "out of memory") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -21,8 +21,8 @@ from p2pfl.cli.report import report
 from p2pfl.cli.run import run
 from p2pfl.cli.show import partition_show, version
 from p2pfl.cli.sweep import sweep
-from p2pfl.cli.terminal import end_at_once, tidy_up_first
-from p2pfl.errors import P2pflError, RunError, UserError
+from p2pfl.cli.terminal import end_at_once, perhaps_closed, tidy_up_first
+from p2pfl.errors import P2pflError, RunError, UserError, short_of_memory
 
 app = typer.Typer(
     help="Decentralised learning: peers train on their own data and average, with no server.",
@@ -70,7 +70,8 @@ def main() -> None:
     if sys.stdout is not None:
         sys.stdout = cast(TextIO, Output(sys.stdout))
     try:
-        app()
+        with short_of_memory():
+            app()
     except UserError as error:
         _fail(error, 2)
     except P2pflError as error:
@@ -82,7 +83,7 @@ def main() -> None:
 
 
 def _fail(error: Exception, code: int) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(
-        f"p2pfl: {error}", markup=False
-    )
+    console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+    with perhaps_closed():
+        console.print(f"p2pfl: {error}", markup=False)
     sys.exit(code)

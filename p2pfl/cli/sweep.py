@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from p2pfl.cli.options import DataOption, DeviceOption, Format
-from p2pfl.cli.terminal import tidy_up_first
+from p2pfl.cli.terminal import heed_requests, perhaps_closed, tidy_up_first
 from p2pfl.errors import RunError
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def sweep(  # noqa: PLR0913 - every parameter is an option of the command
     from p2pfl.sweep import SweepWatch, run_sweep
 
     tidy_up_first()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    heed_requests()
     with SweepView(quiet) as view:
         watch = SweepWatch(view.opened, view.ended, view.note)
         found = run_sweep(sweep, out, jobs, data=data, device=device, watch=watch)
@@ -91,7 +90,8 @@ class SweepView:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._bar.stop()
+        with perhaps_closed():
+            self._bar.stop()
         if kind is not None and issubclass(kind, KeyboardInterrupt) and self._folder:
             self.note(f"interrupted; the same command with --out {self._folder} goes on")
 
@@ -113,7 +113,8 @@ class SweepView:
 
     def note(self, text: str) -> None:
         """Say something."""
-        self._console.print(text, markup=False)
+        with perhaps_closed():
+            self._console.print(text, markup=False)
 
 
 def _score(row: Mapping[str, Any]) -> str:

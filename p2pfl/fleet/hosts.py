@@ -11,6 +11,7 @@ from typing import Any
 from p2pfl.errors import UserError
 from p2pfl.experiment.config import Kind, read
 from p2pfl.experiment.files import load_toml
+from p2pfl.files import is_file
 from p2pfl.launch.books import check_threads
 from p2pfl.security.roster import check_entries
 
@@ -170,7 +171,7 @@ def _check(host: Host, place: str) -> None:
         raise UserError(f"{place} has both python and venv; expected one of them")
     for key in ("ssh_key", "known_hosts"):
         file = getattr(host, key)
-        if file is not None and not Path(file).is_file():
+        if file is not None and not is_file(Path(file)):
             raise UserError(f"{place}.{key} = {file!r}: there is no such file here")
 
 

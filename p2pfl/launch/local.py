@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.churn.script import Script
-from p2pfl.errors import P2pflError, UserError
+from p2pfl.errors import P2pflError, UserError, short_of_memory
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.launch.books import Books, Watch, Where
 from p2pfl.launch.crew import Crew, News, reserve
@@ -169,7 +169,9 @@ def _entry(job: Job, pipe: connection.Connection[Any, Any]) -> None:
             resume=job["resume"],
         )
         folder = Path(job["folder"])
-        summary = peer_run(experiment, post, folder, parent.tell, parent.go_on, job["threads"])
+        with short_of_memory():
+            threads = job["threads"]
+            summary = peer_run(experiment, post, folder, parent.tell, parent.go_on, threads)
         parent.tell({"status": summary["status"]})
     except P2pflError as error:
         echo = isinstance(error, NeighbourGone)

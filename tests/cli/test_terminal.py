@@ -1,5 +1,6 @@
 """Ctrl-C at the wrong moment, and a terminal that is closed."""
 
+import csv
 import fcntl
 import json
 import os
@@ -165,3 +166,18 @@ def test_a_closed_terminal_asks_nothing_under_nohup():
         assert requests() == [signal.SIGTERM, signal.SIGHUP]
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.processes
+def test_a_sweep_whose_terminal_is_closed_goes_on_later(tmp_path):
+    plan = "experiment = 'digits'\nseeds = 2\n[set]\nnodes = 3\n'pace.rounds' = 100000\n"
+    (tmp_path / "s.toml").write_text(plan)
+    terminal = Terminal(tmp_path, "sweep", "s.toml", "--out", "r", "--jobs", "2")
+    with terminal.process as process:
+        terminal.read_until(lambda: sum(map(rounds, tmp_path.glob("r/runs/*"))))
+        terminal.close()
+        assert process.wait(60) == 130
+    with (tmp_path / "r" / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2  # what is to be done again; its worker may not have come to say why
+    assert not any(row["status"] in ("finished", "failed") for row in rows)
