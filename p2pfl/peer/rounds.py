@@ -140,6 +140,14 @@ class Peer(Generic[S, M, R]):
         return self.algorithm.model(self.state)
 
     @property
+    def awaited(self) -> list[PeerId]:
+        """Those without a word of whom this round does not end, while there is time."""
+        if self.phase is not Phase.WAITING or not self._patient:
+            return []
+        silent = (p for p in self._view.hears_from if not self.mail.has_come(p, self.round))
+        return [peer for peer in silent if self._is_waited_for(peer)]
+
+    @property
     def position(self) -> Position:
         """Where it stands, when a `Report` has just been asked for."""
         return Position(self.round, self.step, self.state)

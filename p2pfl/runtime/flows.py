@@ -185,10 +185,10 @@ class Inflow:
         for stream in self._streams:
             stream.end()
 
-    def drop_before(self, stream: Stream) -> None:
-        """Forget the models that came before one."""
+    def drop_before(self, round: int) -> None:
+        """Forget the models of earlier rounds than one, as far as they are not mixed yet."""
         for older in self._streams:
-            if older.round < stream.round:
+            if older.round < round:
                 older.drop()
 
     def errors(self) -> list[RemoteProtocolError]:

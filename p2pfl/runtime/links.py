@@ -308,7 +308,14 @@ class Links:
         """Take note that streams are mixed now, so that older ones of their senders never will."""
         for stream in streams:
             if one := self._neighbours.get(stream.sender):
-                one.inflow.drop_before(stream)
+                one.inflow.drop_before(stream.round)
+
+    def make_way(self, peers: Iterable[PeerId], round: int) -> None:
+        """Have older streams of some dropped, behind which what they send in a round would wait."""
+        for peer in peers:
+            if one := self._neighbours.get(peer):
+                one.inflow.drop_before(round)
+                one.ask(self._about)
 
     def end_streams(self) -> None:
         """Let nobody wait for the rest of a model any more."""

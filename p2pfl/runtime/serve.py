@@ -39,7 +39,7 @@ from p2pfl.peer.events import (
 from p2pfl.peer.letters import Letters
 from p2pfl.peer.mail import is_replaceable
 from p2pfl.peer.plan import Pace
-from p2pfl.peer.rounds import TIME_IS_UP
+from p2pfl.peer.rounds import TIME_IS_UP, Peer
 from p2pfl.runtime import chunks, flows, parts
 from p2pfl.runtime.conserved import watched
 from p2pfl.runtime.handshake import NeighbourGone
@@ -294,6 +294,8 @@ class Server:
             return
         for effect in effects:
             self._carry_out(effect)
+        if self._news and isinstance(self.machine, Peer):
+            self.links.make_way(self.machine.awaited, self.machine.round)
 
     def _carry_out(self, effect: Effect) -> None:  # noqa: C901 - a line for each
         match effect:

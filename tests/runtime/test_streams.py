@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -210,7 +211,7 @@ def test_models_that_nobody_will_mix_any_more_give_their_room_back():
     exchange.arrive(1, stop=3)
     assert inflow.owed() == 0  # it holds all the room there is
     newer = Stream(Header(Kind.CHUNK, RUN, TRAINING, 1, 1), inflow._expected.schema, exchange.news)
-    inflow.drop_before(newer)
+    inflow.drop_before(newer.round)
     assert inflow.owed() == 3
     exchange.arrive(1, start=3)
     assert inflow.next == 1
@@ -319,6 +320,44 @@ def test_who_was_late_once_is_in_step_again(monkeypatch):
         assert sum(seconds > patience for seconds in took) < rounds / 3
     for node in (0, 2):
         assert ended[node][0].missed < rounds / 3
+
+
+class Dawdling(Quadratics):
+    """Node 0 takes one step only once something has happened."""
+
+    def __init__(self, step: int, happened: threading.Event) -> None:
+        super().__init__(3, D, seed=3)
+        self._step, self._happened = step, happened
+
+    def grad(self, params: Tensor, nodes: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        if (int(nodes[0]), int(steps[0])) == (0, self._step):
+            self._happened.wait(SOON)
+        return super().grad(params, nodes, steps)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_late_model_does_not_hold_up_the_next_which_is_waited_for(monkeypatch):
+    """A model that came while its receiver trained for the next round has all the room there is."""
+    rounds, free, heard = 16, threading.Event(), threading.Event()
+    stuck(monkeypatch, 1, 2, free)
+
+    def go_on(server: Server) -> bool:
+        if server.node == 0 and server.machine.round >= 5:  # it has done without the model of 4
+            free.set()
+            if server.machine.mail.newest(1) >= 4:
+                heard.set()
+        return True
+
+    patience = 1.0
+    setup = large(patience=patience, rounds=rounds)
+    setup = dataclasses.replace(setup, task=Dawdling(5, heard))
+    _, ended = all_take_part(setup, go_on)
+    assert heard.is_set()
+    waited = 0
+    for _, rows, _ in ended:
+        took = [after.wall_s - before.wall_s for before, after in pairwise(rows)]
+        waited += sum(seconds > patience for seconds in took[4:])
+    assert waited < 4  # all three would wait in vain two times or more
 
 
 @pytest.mark.usefixtures("small_chunks")
