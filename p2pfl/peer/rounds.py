@@ -34,6 +34,7 @@ round still ends when all are heard; TRAINING is then what is left of those step
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from enum import Enum
 from functools import lru_cache
 from typing import Generic
@@ -144,8 +145,7 @@ class Peer(Generic[S, M, R]):
         """Those without a word of whom this round does not end, while there is time."""
         if self.phase is not Phase.WAITING or not self._patient:
             return []
-        silent = (p for p in self._view.hears_from if not self.mail.has_come(p, self.round))
-        return [peer for peer in silent if self._is_waited_for(peer)]
+        return [peer for peer in self._silent() if self._is_waited_for(peer)]
 
     @property
     def position(self) -> Position:
@@ -367,9 +367,7 @@ class Peer(Generic[S, M, R]):
         company = self._company
         hurries = self._has_deadlines and any(map(self._has_left_us, self._view.hears_from))
         patient, missing = self._patient and not hurries, []
-        for peer in self._view.hears_from:
-            if self.mail.has_come(peer, self.round):
-                continue
+        for peer in self._silent():
             if patient and self._is_waited_for(peer):
                 return []
             missing.append(peer)
@@ -382,6 +380,10 @@ class Peer(Generic[S, M, R]):
             missing = []
         company.missed(missing, self.round)
         return self._close(tuple(missing))
+
+    def _silent(self) -> Iterator[PeerId]:
+        """Return of whom nothing of this round has come, nor of a later one."""
+        return (p for p in self._view.hears_from if not self.mail.has_come(p, self.round))
 
     def _has_left_us(self, peer: PeerId) -> bool:
         """Say whether a neighbour has ended a round that we have not come to, so without us.
