@@ -9,18 +9,22 @@ from pathlib import Path
 import torch
 
 UNKNOWN = 32 << 20  # taken for the size of a last-level cache that the machine does not tell
-SHARE = 2  # one part in so many is for parameters and examples, the rest for activations
 _UNITS = {"K": 1 << 10, "M": 1 << 20}
 ACCELERATOR = 1 << 30  # which has memory instead of a cache, and wants wide products
 
 
-def cache_bytes(device: torch.device) -> int:
-    """Return the bytes of parameters and examples that a thread best works on together."""
+def cache_bytes(device: torch.device, threads: int | None = None) -> int:
+    """Return the bytes of parameters and examples that a thread best works on together.
+
+    Args:
+        device: where it works.
+        threads: how many work on something else each; None: as many as torch has.
+    """
     if device.type != "cpu":
         return ACCELERATOR
     # torchrun tells how many processes it has started here; they share the cache.
-    sharing = torch.get_num_threads() * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return _last_level() // SHARE // sharing
+    sharing = (threads or torch.get_num_threads()) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _last_level() // sharing
 
 
 @cache

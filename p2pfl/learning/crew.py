@@ -18,6 +18,24 @@ import torch
 WAITING = 2  # jobs for each thread that are kept ready, so that what they hold is bounded
 
 
+def shares(rows: int, most: int, threads: int) -> list[slice]:
+    """Return the blocks in which threads best share out some rows, so that they end together.
+
+    All have as many blocks to do as any other. But where there are fewer rows than threads, those
+    do them together.
+
+    Args:
+        rows: how many there are.
+        most: how many a block may have.
+        threads: how many take blocks.
+    """
+    if rows <= threads:
+        threads = 1
+    blocks = threads * -(-rows // (threads * most))
+    size = -(-rows // max(1, blocks))
+    return [slice(start, min(rows, start + size)) for start in range(0, rows, max(1, size))]
+
+
 class Crew:
     """A context in which work is shared out; at its end all of it is done.
 

@@ -138,7 +138,7 @@ class ModelTask(Task):
         self._evaluator = Evaluator(self._judged, loss)
         self._orders, self._scratch = EpochOrders(self.train, seed), Scratch()
         self._plan: _Plan | None = None
-        self._block = block or self._fitting()
+        self._block, self._bytes = block, self._row_bytes()
         least = int(self.train.count.min()) if len(self.train.count) else 0
         # Whether all batches have one size, which then need not be looked at again.
         self._even = batch_size != "full" and least >= batch_size
@@ -150,8 +150,13 @@ class ModelTask(Task):
 
     @property
     def block(self) -> int:
-        """How many rows are trained together: as many as fit the cache, or as the user says."""
-        return self._block
+        """How many rows are trained together: as the user says, or as many as fit the cache.
+
+        Threads which take blocks of their own share it; else all work on one.
+        """
+        if self._block:
+            return self._block
+        return max(1, cache_bytes(self.device, None if self.parallel else 1) // self._bytes)
 
     @property
     def parallel(self) -> bool:
@@ -299,13 +304,12 @@ class ModelTask(Task):
     def _descend(self, params: Tensor, nodes: Tensor, first: Tensor, factors: Tensor) -> Tensor:
         return self.backend.descend(params, self._batches(nodes, first, len(factors)), factors)
 
-    def _fitting(self) -> int:
-        """Return how many rows, with their batches, fit the part of the cache meant for them."""
+    def _row_bytes(self) -> int:
+        """Return the bytes of a row and its batch."""
         examples = self.train.x[:1]
         most = int(self.train.count.max()) if len(self.train.count) else 0
         size = most if self.batch_size == "full" else min(self.batch_size, most)
-        batch = size * examples.numel() * self.compute.itemsize
-        return max(1, cache_bytes(self.device) // (self.d * self.dtype.itemsize + batch))
+        return self.d * self.dtype.itemsize + size * examples.numel() * self.compute.itemsize
 
     def _score(self, params: Tensor, nodes: Tensor, examples: Examples) -> Scores:
         params = params.to(self._wide)

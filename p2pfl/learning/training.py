@@ -13,7 +13,7 @@ from torch import Tensor
 from p2pfl.algorithm import Algorithm, M, R, S
 from p2pfl.data.batches import BatchSize
 from p2pfl.learning.checks import require
-from p2pfl.learning.crew import Crew
+from p2pfl.learning.crew import Crew, shares
 from p2pfl.learning.task import Task
 from p2pfl.learning.tree import assign, leaves, put_, take, tree_map, views, wide
 
@@ -73,15 +73,16 @@ def train_(
         total[some] = _visit(algorithm, task, part, nodes[some], first[some], count[some])
         put_(state, some, part)
 
-    if even and len(nodes) > task.block and algorithm.factor and int(count[0]) <= TOGETHER:
+    alone = len(nodes) <= task.block  # then all threads work on it together
+    if even and not alone and algorithm.factor and int(count[0]) <= TOGETHER:
         task.prepare(nodes, first, int(count[0]))
-    blocks = [slice(start, start + task.block) for start in range(0, len(nodes), task.block)]
-    for rows in blocks[:1]:  # with the first, a backend finds out how to do it
-        visit(rows)
-    threads = min(torch.get_num_threads(), len(blocks) - 1) if task.parallel else 1
+    done = 0
+    if not (alone or task.parallel):  # with the first block, a backend finds out whether it is
+        visit(slice(0, done := task.block))
+    threads = torch.get_num_threads() if task.parallel and not alone else 1
     with Crew(threads) as crew:
-        for rows in blocks[1:]:
-            crew.do(visit, rows)
+        for rows in shares(len(nodes) - done, task.block, threads):
+            crew.do(visit, slice(done + rows.start, done + rows.stop))
     return total / count
 
 

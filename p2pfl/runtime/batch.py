@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from p2pfl.learning.crew import Crew
+from p2pfl.learning.crew import Crew, shares
 from p2pfl.learning.training import train_
 from p2pfl.learning.tree import split, tree_map, unshared
 from p2pfl.peer.events import PeerId, Train, Trained
@@ -62,12 +62,10 @@ class Batch:
         task = self._setup.task
         threads = torch.get_num_threads() if task.parallel else 1
         self._prepare(asked)
-        # As many blocks for one thread as for any other, so that they end together.
-        blocks = threads * -(-len(asked) // (threads * task.block))
-        size = -(-len(asked) // blocks)
-        with Crew(threads) as crew:
-            for start in range(0, len(asked), size):
-                crew.do(self._train, asked[start : start + size])
+        blocks = shares(len(asked), task.block, threads)
+        with Crew(threads if len(blocks) > 1 else 1) as crew:
+            for rows in blocks:
+                crew.do(self._train, asked[rows])
 
     def _prepare(self, asked: Asked) -> None:
         """Tell the task what comes next, where all make equally many plain steps."""

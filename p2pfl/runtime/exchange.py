@@ -17,7 +17,7 @@ from p2pfl.learning.crew import Crew
 from p2pfl.learning.tree import assign, columns, has_columns, leaves, tree_map, unshared
 from p2pfl.runtime.ranks import Fields, Neighbourhood
 
-PART = 4  # of a thread's cache: a block is read as often as a node has neighbours
+PART = 8  # of a thread's cache: a block is read as often as a node has neighbours
 LEAST = 64  # columns, below which reading a row's part costs as much as reading more
 
 

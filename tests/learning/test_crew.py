@@ -5,12 +5,14 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from learning_cases import build, shards
 
 from p2pfl.algorithm import Rows
 from p2pfl.algorithms import dpsgd
 from p2pfl.learning import ModelTask, losses, optim, train
-from p2pfl.learning.crew import Crew
+from p2pfl.learning.crew import Crew, shares
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
@@ -66,3 +68,18 @@ def test_threads_change_no_bit(name, momentum):
     (state, loss), (other, loss_) = trained(1), trained(3)
     assert torch.equal(state.x, other.x)
     assert torch.equal(loss, loss_)
+
+
+@given(st.integers(0, 60), st.integers(1, 20), st.integers(1, 5))
+def test_shares_end_together(rows, most, threads):
+    blocks = shares(rows, most, threads)
+    assert [i for block in blocks for i in range(rows)[block]] == list(range(rows))
+    sizes = [block.stop - block.start for block in blocks]
+    assert all(0 < size <= most for size in sizes)
+    if rows > threads:  # each has as many blocks as any other, so far as they can be divided
+        assert -(-len(sizes) // threads) == -(-rows // (threads * most))
+        assert max(sizes) == min(sizes[:-1], default=sizes[-1])
+
+
+def test_few_rows_are_left_together():
+    assert shares(3, 8, 4) == [slice(0, 3)]

@@ -74,9 +74,9 @@ def test_a_row_alone_is_a_row_among_others(name):
 
 def test_the_block_follows_the_cache_or_the_user(monkeypatch):
     assert make(block=7).block == 7
-    monkeypatch.setattr(task, "cache_bytes", lambda device: 1)
+    monkeypatch.setattr(task, "cache_bytes", lambda *how: 1)
     assert make().block == 1
-    monkeypatch.setattr(task, "cache_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr(task, "cache_bytes", lambda *how: 1 << 20)
     small, large = make(batch_size=1).block, make(batch_size=5).block
     assert small > large > 1
 
