@@ -46,6 +46,10 @@ class Batch:
         self._asked.pop(peer, None)
         self._done.pop(peer, None)
 
+    def is_done(self, peer: PeerId) -> bool:
+        """Say whether the local steps of a peer have been taken."""
+        return peer in self._done
+
     def fetch(self, peer: PeerId) -> Trained:
         """Return what came of a peer's local steps."""
         if peer not in self._done:

@@ -23,7 +23,6 @@ from p2pfl.peer.events import (
     Discard,
     Effect,
     Evaluate,
-    Evaluated,
     Event,
     Machine,
     PeerId,
@@ -46,14 +45,15 @@ from p2pfl.runtime.churning import Churning
 from p2pfl.runtime.conserved import watched
 from p2pfl.runtime.gathering import Gathering
 from p2pfl.runtime.later import Later, postponed
+from p2pfl.runtime.measuring import Measuring
 from p2pfl.runtime.network import NetworkModel
 from p2pfl.runtime.post import Post
 from p2pfl.runtime.rosters import Tick, Told
 from p2pfl.runtime.setup import Ending, Row, Seconds, Setup
-from p2pfl.runtime.sketch import sketch
 
-TOGETHER = 16  # models which wait to be evaluated, at most
 SMALL = 64  # bytes of a message that is no model, about
+
+QUIET = 120.0  # virtual seconds in which nothing but membership goes on: nobody goes on any more
 
 _MEMBERSHIP = (Told, Tick)  # what is for the membership machines
 
@@ -92,24 +92,22 @@ class Emulator:
         self.peers: dict[PeerId, Machine] = {}
         self.positions: dict[PeerId, Position] = {}
         self.time, self.rejected, self.missed, self.one_sided = 0.0, 0, 0, 0
+        self._lively = 0.0  # when anything happened last besides membership
         self.seconds = Seconds()
         self._examples = setup.task.examples(torch.arange(setup.topology.n)).tolist()
-        self._attackers = set(setup.attackers.tolist())
-        self._heap: list[tuple[float, int, PeerId, int, Happens]] = []
+        self._heap: list[tuple[float, PeerId, int, int, Happens]] = []
         self._order = itertools.count()
         self._lives: Counter[PeerId] = Counter()  # what was meant for an earlier one is void
         self._held: dict[PeerId, tuple[float, list[tuple[float, Happens]]]] = {}
-        self._unmeasured: list[tuple[PeerId, Evaluate]] = []
         self.stopped: dict[PeerId, str] = {}
         self.gone: dict[PeerId, Machine] = {}
         self._clock = time.perf_counter()
-        stop = getattr(setup.pace, "stop", None)
         # In step, models trained together are given up together; where some peers are slow,
         # theirs would keep those of many.
         in_step = getattr(setup.pace, "patience", 0.0) == math.inf
         self._batch = Batch(setup, keep_blocks=in_step)
-        self._together = 1 if stop and stop.metric != "train_loss" else TOGETHER
         self._rounds = Gathering(set())
+        self._measuring = Measuring(setup, self._rounds)
         self.churning = Churning(self)
         self.post = Post(network, self.churning.turmoil)
         for node in range(setup.topology.n):
@@ -153,7 +151,7 @@ class Emulator:
     def at(self, due: float, peer: PeerId, happens: Happens) -> None:
         """Let something happen to a peer, unless its life ends before."""
         life = self._lives[peer]
-        heapq.heappush(self._heap, (due, next(self._order), peer, life, happens))
+        heapq.heappush(self._heap, (due, peer, next(self._order), life, happens))
 
     def enter(self, peer: PeerId, begin: Position | None = None) -> None:
         """Make the machine of a peer, which begins now, or goes on from somewhere."""
@@ -174,7 +172,7 @@ class Emulator:
             if self.drift:
                 _later(machine).now()  # its last exchange counts
             self.gone[peer] = machine
-            self._unmeasured = [one for one in self._unmeasured if one[0] != peer]
+            self._measuring.forget(peer)
 
     def freeze(self, peer: PeerId) -> None:
         """Let nothing happen to a peer until it is thawed."""
@@ -211,8 +209,8 @@ class Emulator:
 
     def _history(self) -> Iterator[list[Row]]:
         self.churning.begin()
-        while self._heap and not self.churning.is_over:
-            due, _, peer, life, happens = heapq.heappop(self._heap)
+        while self._heap and not self._is_over:
+            due, peer, _, life, happens = heapq.heappop(self._heap)
             if life != self._lives[peer]:
                 continue
             if peer in self._held and not callable(happens):
@@ -230,11 +228,18 @@ class Emulator:
         if isinstance(happens, _MEMBERSHIP):
             self.churning.hear(peer, happens)
             return
-        self.churning.note_life()
+        self._lively = self.time
         if callable(happens):
             happens()
         else:
             self.tell(peer, happens)
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether nobody goes on."""
+        if self.time - self._lively > QUIET:
+            return True
+        return len(self.stopped) == len(self.peers) and not self.churning.arriving
 
     def _compared(self, round: int) -> list[Row]:
         self._measure()
@@ -275,15 +280,15 @@ class Emulator:
             case Send():
                 self._send(peer, effect)
             case Skip(to=to, round=round, kept=kept):
-                for dst in to:
-                    self._dispatch(peer, dst, SMALL, Skipped(peer, round, kept))
+                self._dispatch(peer, to, SMALL, Skipped(peer, round, kept))
             case SetTimer(after=after, round=number):
                 since = 0.0 if number == TIME_IS_UP else self.time  # all began together
                 self.at(max(self.time, since + after), peer, TimerFired(number))
             case Report():
                 self._report(peer, effect, last)
             case Evaluate():
-                self._evaluate(peer, effect)
+                if self._measuring.ask(peer, effect):
+                    self._measure()
             case Discard():
                 pass  # nothing else holds it
             case Stop(reason=reason):
@@ -294,11 +299,6 @@ class Emulator:
         self._batch.forget(peer)  # what was for a round that there will not be
         self._rounds.leave(peer)
         self.churning.done(peer)
-
-    def _evaluate(self, peer: PeerId, effect: Evaluate) -> None:
-        self._unmeasured.append((peer, effect))
-        if len(self._unmeasured) >= self._together:
-            self._measure()
 
     def _report(self, peer: PeerId, report: Report, last: bool) -> None:
         self.missed += len(report.missed)
@@ -316,15 +316,10 @@ class Emulator:
             wall_s=time.perf_counter() - self._clock,
             virtual_s=self.time,
         )
-        every, mark = self.setup.pace.evaluate_every, None
+        self._rounds.add(row)
+        every = self.setup.pace.evaluate_every
         if every and (last or (report.round + 1) % every == 0):
-            params = _later(report).params
-            began = time.perf_counter()
-            mark = sketch(params)
-            if peer in self._attackers:
-                mark = torch.full_like(mark, math.nan)
-            self.seconds.evaluation += time.perf_counter() - began
-        self._rounds.add(row, mark)
+            self._measuring.report(peer, report)
         if self.setup.churn:
             self.positions[peer] = self.peers[peer].position
         self.churning.ended_round(peer, report.round)
@@ -332,42 +327,40 @@ class Emulator:
     def _send(self, src: PeerId, send: Send) -> None:
         size = self.post.size(src, send)
         message = Received(src, send.round, send.degree, send.score, send.message, size, send.fresh)
-        for dst in send.to:
-            self._dispatch(src, dst, size, message)
+        self._dispatch(src, send.to, size, message)
 
-    def _dispatch(self, src: PeerId, dst: PeerId, size: int, message: Received | Skipped) -> None:
+    def _dispatch(
+        self, src: PeerId, to: tuple[PeerId, ...], size: int, message: Received | Skipped
+    ) -> None:
         rosters = self.churning.rosters if self.setup.churn else None
-        if rosters and dst in self.peers and not rosters.introduce(src, dst, self.time):
-            return  # it was for an earlier life
-        due = self.post.due(src, dst, size, self.time)
-        if due < math.inf and not self.post.is_damaged(src, dst):
+        for dst in to:
+            if rosters and dst in self.peers and not rosters.introduce(src, dst, self.time):
+                continue  # it was for an earlier life
+            due = self.post.due(src, dst, size, self.time)
+            if due == math.inf:
+                continue
+            if self.post.is_damaged(src, dst):
+                self.rejected += 1
+                continue
             if rosters:
                 rosters.introduce(dst, src, due)
             self.at(due, dst, message)
-        elif due < math.inf:
-            self.rejected += 1
 
     def _measure(self) -> None:
-        """Evaluate the models that wait for it."""
-        waiting, self._unmeasured = self._unmeasured, []
-        if not waiting:
-            return
-        models = [_later(asked).params for _, asked in waiting]
-        began = time.perf_counter()
-        nodes = torch.tensor([peer for peer, _ in waiting])
-        scores = self.setup.task.evaluate(torch.cat(models), nodes)
-        each = list(zip(waiting, *(field.tolist() for field in scores), strict=True))
-        self.seconds.evaluation += time.perf_counter() - began
-        for (peer, asked), loss, acc in each:
-            self._rounds.evaluated(peer, asked.round, loss, acc)
-            self.tell(peer, Evaluated(asked.round, loss, acc))
+        """Measure the models that wait for it."""
+        told = self._measuring.measure()
+        self.seconds.evaluation = self._measuring.seconds
+        for peer, evaluated in told:
+            self.tell(peer, evaluated)
 
     def _trained(self, peer: PeerId) -> Trained:
+        if not self._batch.is_done(peer):
+            self._measuring.settle()  # or what is measured would be worked out twice
         trained = self._batch.fetch(peer)
         self.seconds.training = self._batch.seconds
         return trained
 
 
-def _later(has: Machine | Report | Evaluate) -> Later:
+def _later(has: Machine) -> Later:
     """Return what a peer takes for its model, which is a state in truth: see `postponed`."""
     return cast(Later, has.params)

@@ -27,9 +27,9 @@ class Gathering:
         self._floor = -1  # the last round that everybody has ended
         self._rows: dict[int, dict[PeerId, tuple[Row, Tensor | None]]] = {}
 
-    def add(self, row: Row, mark: Tensor | None) -> None:
-        """Take in a row with the sketch of its model, if there is one."""
-        self._rows.setdefault(row.round, {})[row.node] = (row, mark)
+    def add(self, row: Row) -> None:
+        """Take in a row."""
+        self._rows.setdefault(row.round, {})[row.node] = (row, None)
         if row.node in self._last:
             self._count[self._last[row.node]] -= 1
             self._last[row.node] = row.round
@@ -45,6 +45,11 @@ class Gathering:
         """Wait for this peer no longer; what it has reported stays."""
         if peer in self._last:
             self._count[self._last.pop(peer)] -= 1
+
+    def marked(self, peer: PeerId, round: int, mark: Tensor) -> None:
+        """Write down the sketch of a model."""
+        row, _ = self._rows[round][peer]
+        self._rows[round][peer] = (row, mark)
 
     def evaluated(self, peer: PeerId, round: int, loss: float, acc: float) -> None:
         """Write down how good a model was."""

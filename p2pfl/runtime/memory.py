@@ -19,7 +19,7 @@ from p2pfl.runtime.setup import Setup
 from p2pfl.topology.schedule import in_degrees
 
 WORKING = 256 << 20  # torch's own, activations and evaluation
-BLOCKS = 4  # of the size of the cache: gradients and activations beside the parameters
+BLOCKS = 6  # what all threads train at a time: parameters, gradients, what an optimiser makes
 # The rest was measured, as models of each node (`scripts/benchmarks/memory.py`).
 EMULATED = 3  # in the emulator: its own, those on the way, those it heard
 UNEVEN = 5  # the same where nobody waits for ever, and some may be ahead of others
@@ -71,7 +71,9 @@ def needed(setup: Setup, held: int, emulated: bool = False, twice: bool = False)
     remembered = _beyond(algorithm.absorb(None, message, params.shape[1]), state)
     at_once = _at_once(setup, params, message)
     block = min(setup.task.block, held) * params.nbytes  # which can be asked for
-    working = WORKING + max(BLOCKS * cache_bytes(params.device), 2 * block)
+    trained = min(cache_bytes(params.device, 1), held * params.nbytes)
+    trained *= BLOCKS * wide(params).itemsize // params.element_size()
+    working = WORKING + max(trained, 2 * block)
     working += _sorted(setup, params, held, emulated)
     more = remembered + _beyond((algorithm.model(state),), state)
     if twice:

@@ -13,8 +13,9 @@ from p2pfl.learning import Quadratics
 from p2pfl.peer.gossiper import Tempo
 from p2pfl.peer.plan import Pace
 from p2pfl.peer.stopping import target
-from p2pfl.runtime.emulate import TOGETHER, Emulator
+from p2pfl.runtime.emulate import Emulator
 from p2pfl.runtime.later import Later, postponed
+from p2pfl.runtime.measuring import STACKED, TOGETHER
 
 
 class Counting(Quadratics):
@@ -122,7 +123,7 @@ def test_models_are_evaluated_together_where_nothing_waits_for_the_result(networ
     n = 2 * TOGETHER
     setup = make("dpsgd ring", Pace(6, evaluate_every=2), n=n, task=Counting(n, 5))
     _, rounds = emulated(setup, network)
-    assert setup.task.calls <= 3 * (n // TOGETHER + 2)
+    assert setup.task.calls <= 3 * (n // STACKED + 2)
     measured = [rows for rows in rounds if rows[0].round % 2]
     assert not any(math.isnan(row.eval_loss) for row in flat(measured))
     one_by_one = make("dpsgd ring", Pace(6, evaluate_every=2), n=n, task=Counting(n, 5))
