@@ -17,6 +17,7 @@ from p2pfl.runtime.turmoil import Turmoil
 if TYPE_CHECKING:
     from p2pfl.runtime.emulate import Emulator
 
+QUIET = 120.0  # virtual seconds in which nothing but membership goes on: nobody goes on any more
 NOBODY = -1  # to whom things happen that happen to no peer
 
 
@@ -29,7 +30,6 @@ class Churning:
     Attributes:
         turmoil: the faults in force.
         chronicle: what has happened, and who noticed it when.
-        arriving: who asks others for their models, to begin with.
     """
 
     def __init__(self, emulator: Emulator) -> None:
@@ -41,7 +41,15 @@ class Churning:
         self.rosters: Rosters = Oracle(emulator)
         if setup.churn and setup.membership:
             self.rosters = Machines(emulator, setup.membership, emulator.network.seed)
-        self.arriving: set[PeerId] = set()
+        self._arriving: set[PeerId] = set()
+        self._lively = 0.0  # when anything happened last besides membership
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody goes on."""
+        emulator = self._emulator
+        done = len(emulator.stopped) == len(emulator.peers)
+        return (done and not self._arriving) or emulator.time - self._lively > QUIET
 
     def begin(self) -> None:
         """Put the script into the heap."""
@@ -63,6 +71,10 @@ class Churning:
             self.rosters.hear(peer, happens)
         else:
             self.rosters.tick(peer, happens)
+
+    def note_life(self) -> None:
+        """Take note that something happens besides membership."""
+        self._lively = self._emulator.time
 
     def ended_round(self, peer: PeerId, round: int) -> None:
         """Take note of how far a peer is."""
@@ -98,12 +110,12 @@ class Churning:
                 emulator.freeze(peer)
             case "cont" if emulator.is_frozen(peer):
                 emulator.thaw(peer)
-            case "kill" | "leave" if running or peer in self.arriving:
+            case "kill" | "leave" if running or peer in self._arriving:
                 self._end(peer, kind == "leave")
 
     def _end(self, peer: PeerId, politely: bool) -> None:
-        emulator, came = self._emulator, peer not in self.arriving
-        self.arriving.discard(peer)
+        emulator, came = self._emulator, peer not in self._arriving
+        self._arriving.discard(peer)
         self.turmoil.down.add(peer)
         if came and politely:
             self.rosters.left(peer)
@@ -113,7 +125,7 @@ class Churning:
 
     def _ask_for_models(self, peer: PeerId) -> None:
         """Let a peer that comes, or comes back, ask a few others for their models."""
-        emulator, self.arriving = self._emulator, self.arriving | {peer}
+        emulator, self._arriving = self._emulator, self._arriving | {peer}
         there = [p for p in sorted(emulator.peers) if p not in emulator.stopped]
         open_ = [p for p in there if not (emulator.is_frozen(p) or self.turmoil.is_cut((p, peer)))]
         near = emulator.setup.topology.contacts(peer)[1]
@@ -128,7 +140,7 @@ class Churning:
     def _arrive(self, peer: PeerId, friends: list[PeerId]) -> None:
         """Let a peer begin from what its friends hold."""
         emulator = self._emulator
-        setup, self.arriving = emulator.setup, self.arriving - {peer}
+        setup, self._arriving = emulator.setup, self._arriving - {peer}
         friends = [p for p in friends if p in emulator.peers and p not in emulator.stopped]
         algorithm = setup.algorithm
         offers = [

@@ -53,8 +53,6 @@ from p2pfl.runtime.setup import Ending, Row, Seconds, Setup
 
 SMALL = 64  # bytes of a message that is no model, about
 
-QUIET = 120.0  # virtual seconds in which nothing but membership goes on: nobody goes on any more
-
 _MEMBERSHIP = (Told, Tick)  # what is for the membership machines
 
 Happens: TypeAlias = Event | Train | Told | Tick | Callable[[], None]
@@ -92,7 +90,6 @@ class Emulator:
         self.peers: dict[PeerId, Machine] = {}
         self.positions: dict[PeerId, Position] = {}
         self.time, self.rejected, self.missed, self.one_sided = 0.0, 0, 0, 0
-        self._lively = 0.0  # when anything happened last besides membership
         self.seconds = Seconds()
         self._examples = setup.task.examples(torch.arange(setup.topology.n)).tolist()
         self._heap: list[tuple[float, PeerId, int, int, Happens]] = []
@@ -151,6 +148,7 @@ class Emulator:
     def at(self, due: float, peer: PeerId, happens: Happens) -> None:
         """Let something happen to a peer, unless its life ends before."""
         life = self._lives[peer]
+        # At one time one peer after the other, so that what belongs to one is in the cache once.
         heapq.heappush(self._heap, (due, peer, next(self._order), life, happens))
 
     def enter(self, peer: PeerId, begin: Position | None = None) -> None:
@@ -209,7 +207,7 @@ class Emulator:
 
     def _history(self) -> Iterator[list[Row]]:
         self.churning.begin()
-        while self._heap and not self._is_over:
+        while self._heap and not self.churning.is_over:
             due, peer, _, life, happens = heapq.heappop(self._heap)
             if life != self._lives[peer]:
                 continue
@@ -228,18 +226,11 @@ class Emulator:
         if isinstance(happens, _MEMBERSHIP):
             self.churning.hear(peer, happens)
             return
-        self._lively = self.time
+        self.churning.note_life()
         if callable(happens):
             happens()
         else:
             self.tell(peer, happens)
-
-    @property
-    def _is_over(self) -> bool:
-        """Whether nobody goes on."""
-        if self.time - self._lively > QUIET:
-            return True
-        return len(self.stopped) == len(self.peers) and not self.churning.arriving
 
     def _compared(self, round: int) -> list[Row]:
         self._measure()
@@ -280,7 +271,8 @@ class Emulator:
             case Send():
                 self._send(peer, effect)
             case Skip(to=to, round=round, kept=kept):
-                self._dispatch(peer, to, SMALL, Skipped(peer, round, kept))
+                for dst in to:
+                    self._dispatch(peer, dst, SMALL, Skipped(peer, round, kept))
             case SetTimer(after=after, round=number):
                 since = 0.0 if number == TIME_IS_UP else self.time  # all began together
                 self.at(max(self.time, since + after), peer, TimerFired(number))
@@ -327,24 +319,20 @@ class Emulator:
     def _send(self, src: PeerId, send: Send) -> None:
         size = self.post.size(src, send)
         message = Received(src, send.round, send.degree, send.score, send.message, size, send.fresh)
-        self._dispatch(src, send.to, size, message)
+        for dst in send.to:
+            self._dispatch(src, dst, size, message)
 
-    def _dispatch(
-        self, src: PeerId, to: tuple[PeerId, ...], size: int, message: Received | Skipped
-    ) -> None:
+    def _dispatch(self, src: PeerId, dst: PeerId, size: int, message: Received | Skipped) -> None:
         rosters = self.churning.rosters if self.setup.churn else None
-        for dst in to:
-            if rosters and dst in self.peers and not rosters.introduce(src, dst, self.time):
-                continue  # it was for an earlier life
-            due = self.post.due(src, dst, size, self.time)
-            if due == math.inf:
-                continue
-            if self.post.is_damaged(src, dst):
-                self.rejected += 1
-                continue
+        if rosters and dst in self.peers and not rosters.introduce(src, dst, self.time):
+            return  # it was for an earlier life
+        due = self.post.due(src, dst, size, self.time)
+        if due < math.inf and not self.post.is_damaged(src, dst):
             if rosters:
                 rosters.introduce(dst, src, due)
             self.at(due, dst, message)
+        elif due < math.inf:
+            self.rejected += 1
 
     def _measure(self) -> None:
         """Measure the models that wait for it."""

@@ -231,7 +231,7 @@ class Watched(Emulator):
         everybody = set(range(self.plan.n))
         if self.stopped:
             return
-        if self.churning.arriving:
+        if self.churning._arriving:
             wrong = {}
         else:
             gone = {p: self.peers[p]._company.gone for p in running}
