@@ -98,19 +98,18 @@ class Mail(Generic[S, M, R]):
         sender = letter.sender
         if letter.round <= self._newest.get(sender, -1):
             raise RemoteProtocolError(f"{sender} sent round {letter.round} again, or out of order")
-        letters = self.unopened.get(sender, ())
-        if not self._drops and len(letters) >= max(FAR * self._backlog, ROOM // (letter.size or 1)):
+        most = max(FAR * self._backlog, ROOM // (letter.size or 1))
+        if not self._drops and len(self.unopened.get(sender, ())) >= most:
             raise RemoteProtocolError(f"{sender} is too far ahead: there is no room for its model")
         if self._algorithm.absorb is not newest:
             self._try_absorb(letter)
-        if self._mixing.conserves == "mass":
-            self._ledger.heard(sender)
+        self._ledger.heard(sender)
         self._newest.pop(sender, None)  # who was heard last is to stand last
         self._newest[sender] = letter.round
-        unopened = self.unopened[sender]
-        unopened.append(letter)
-        if self._drops and len(unopened) > self._backlog:
-            unopened.popleft()
+        letters = self.unopened[sender]
+        letters.append(letter)
+        if self._drops and len(letters) > self._backlog:
+            letters.popleft()
             self._outran.add(sender)
         elif self._drops and letter.round > round + self._backlog:
             self._outran.add(sender)  # what came between has been lost
