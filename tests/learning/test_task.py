@@ -81,6 +81,12 @@ def test_the_block_follows_the_cache_or_the_user(monkeypatch):
     assert small > large > 1
 
 
+def test_threads_that_work_on_one_block_have_the_whole_cache(monkeypatch):
+    monkeypatch.setattr(task, "cache_bytes", lambda device, threads: (1 << 20) // (threads or 4))
+    each, together = (make(backend=b).block for b in (backends.Stacked, backends.Vmapped))
+    assert 4 * each <= together < 4 * (each + 1)
+
+
 def test_a_node_without_examples():
     made = make(counts=[5, 0, 5])
     nodes = torch.arange(3)

@@ -118,6 +118,22 @@ def test_only_the_sample_is_evaluated_but_all_are_compared():
         assert not any(math.isnan(row.consensus_distance) for row in rounds[1])
 
 
+@pytest.mark.parametrize("patience", [0.0, math.inf])
+@pytest.mark.parametrize("every", [0, 1, 2])
+def test_every_exchange_is_worked_out_once(every, patience):
+    setup, done = make("dpsgd ring", Pace(6, patience=patience, evaluate_every=every)), []
+
+    def receive(state, inbox):
+        done.append(inbox)
+        return before.receive(state, inbox)
+
+    before = setup.algorithm
+    setup = dataclasses.replace(setup, algorithm=before._replace(receive=receive))
+    emulator, _ = emulated(setup, uneven(4))
+    assert len(emulator.ending.params) == N
+    assert len(done) == 6 * N
+
+
 @pytest.mark.parametrize("network", [STEADY, uneven(2)])
 def test_models_are_evaluated_together_where_nothing_waits_for_the_result(network):
     n = 2 * TOGETHER
