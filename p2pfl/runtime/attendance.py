@@ -121,7 +121,9 @@ class Attendance:
                 self._meeting.drop(event.peer)
             elif isinstance(event, PeerUp):
                 self._meeting.reach(event.peer, self.lookout.address(event.peer))
-        return events
+        # Others may say again that it is there; as long as we do not reach it, we do not wait.
+        up = [event.peer for event in events if isinstance(event, PeerUp)]
+        return [*events, *(PeerSuspected(peer) for peer in up if peer in self._unreachable)]
 
     def _cut_off(self, busy: Busy) -> list[Presence]:
         """Say who is there, as others tell, and cannot be reached by us: it is not waited for."""
