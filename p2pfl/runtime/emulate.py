@@ -310,8 +310,9 @@ class Emulator:
         )
         self._rounds.add(row)
         every = self.setup.pace.evaluate_every
-        if every and (last or (report.round + 1) % every == 0):
-            self._measuring.report(peer, report)
+        due = every and (last or (report.round + 1) % every == 0)
+        if due and self._measuring.report(peer, report):
+            self._measure()
         if self.setup.churn:
             self.positions[peer] = self.peers[peer].position
         self.churning.ended_round(peer, report.round)

@@ -44,12 +44,13 @@ class Measuring:
         self._most = 1 if stop and stop.metric != "train_loss" else TOGETHER
         self.seconds = 0.0
 
-    def report(self, peer: PeerId, report: Report) -> None:
-        """Take in a model that is to be compared with those of others."""
+    def report(self, peer: PeerId, report: Report) -> bool:
+        """Take in a model that is to be compared with others; say whether to `measure` now."""
         self._reported.append((peer, report))
+        return len(self._reported) >= TOGETHER
 
     def ask(self, peer: PeerId, evaluate: Evaluate) -> bool:
-        """Take in a model that is to be evaluated; say whether it is time to `measure`."""
+        """Take in a model that is to be evaluated; say whether to `measure` now."""
         self._asked.append((peer, evaluate))
         return len(self._asked) >= self._most
 

@@ -15,7 +15,7 @@ from p2pfl.peer.plan import Pace
 from p2pfl.peer.stopping import target
 from p2pfl.runtime.emulate import Emulator
 from p2pfl.runtime.later import Later, postponed
-from p2pfl.runtime.measuring import STACKED, TOGETHER
+from p2pfl.runtime.measuring import STACKED, TOGETHER, Measuring
 
 
 class Counting(Quadratics):
@@ -132,6 +132,20 @@ def test_every_exchange_is_worked_out_once(every, patience):
     emulator, _ = emulated(setup, uneven(4))
     assert len(emulator.ending.params) == N
     assert len(done) == 6 * N
+
+
+def test_no_more_models_wait_to_be_compared_than_are_measured_together(monkeypatch):
+    most, before = [], Measuring.report
+
+    def report(self, *given):
+        most.append(len(self._reported))
+        return before(self, *given)
+
+    monkeypatch.setattr(Measuring, "report", report)
+    n = 3 * TOGETHER
+    setup = make("dpsgd ring", Pace(3, patience=0.0), n=n, task=Quadratics(n, 5))
+    emulated(dataclasses.replace(setup, sample=torch.tensor([1])), uneven(2))
+    assert max(most) == TOGETHER - 1
 
 
 @pytest.mark.parametrize("network", [STEADY, uneven(2)])
