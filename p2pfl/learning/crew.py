@@ -75,6 +75,25 @@ class Crew:
         self._jobs.append(self._pool.submit(work, *given))
 
 
+def share_out(
+    work: Callable[[slice], object], rows: int, most: int, parallel: bool, done: int = 0
+) -> None:
+    """Have ``work(block)`` done for each block of some rows, by all threads that torch may use.
+
+    Args:
+        work: what is to be done.
+        rows: how many there are.
+        most: how many a block may have.
+        parallel: whether threads take blocks of their own; else all work on one at a time.
+        done: how many, the first ones, are done already.
+    """
+    threads = torch.get_num_threads() if parallel else 1
+    blocks = shares(rows - done, most, threads)
+    with Crew(threads if len(blocks) > 1 else 1) as crew:
+        for block in blocks:
+            crew.do(work, slice(done + block.start, done + block.stop))
+
+
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Return threads that stay, as does the memory they use again and again."""

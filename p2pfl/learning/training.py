@@ -13,7 +13,7 @@ from torch import Tensor
 from p2pfl.algorithm import Algorithm, M, R, S
 from p2pfl.data.batches import BatchSize
 from p2pfl.learning.checks import require
-from p2pfl.learning.crew import Crew, shares
+from p2pfl.learning.crew import share_out
 from p2pfl.learning.task import Task
 from p2pfl.learning.tree import assign, leaves, put_, take, tree_map, views, wide
 
@@ -79,10 +79,7 @@ def train_(
     done = 0
     if not (alone or task.parallel):  # with the first block, a backend finds out whether it is
         visit(slice(0, done := task.block))
-    threads = torch.get_num_threads() if task.parallel and not alone else 1
-    with Crew(threads) as crew:
-        for rows in shares(len(nodes) - done, task.block, threads):
-            crew.do(visit, slice(done + rows.start, done + rows.stop))
+    share_out(visit, len(nodes), task.block, task.parallel and not alone, done)
     return total / count
 
 

@@ -319,15 +319,8 @@ class Peer(Generic[S, M, R]):
             raise RemoteProtocolError(f"{sender} speaks in a round that there will not be")
         before = self.mail.newest(sender)
         self.mail.put(event, self.round)
-        # A model of the last round, come while we train for the next, is as good as in time:
-        # whose wait for a third peer made us wait in vain is in step again.
-        if event.round + (not spoken) >= self.round:
-            company.in_time(sender, event.round, before)
-        else:
-            alone = self._has_deadlines and not any(
-                company.is_waited_for(p, self.round) for p in self._view.hears_from
-            )
-            company.behind(sender, event.round, self.round - event.round, alone)
+        if self.pace.patience:  # else nobody is waited for
+            self._note_pace(event, before)
         effects: list[Effect] = []
         if self._mutual and company.is_left_out(sender, event.round):
             effects = self._drop(sender, event.round)
@@ -339,6 +332,19 @@ class Peer(Generic[S, M, R]):
             effects = [Skip((sender,), event.round, kept)]
             effects += [] if kept else self._drop(sender, event.round)
         return [*effects, *self._try_close()]
+
+    def _note_pace(self, event: Received, before: int) -> None:
+        """Take note of whether a sender, whom we heard last in the round `before`, is in time."""
+        sender, round, company = event.sender, self.round, self._company
+        # A model of the last round, come while we train for the next, is as good as in time:
+        # whose wait for a third peer made us wait in vain is in step again.
+        if event.round + (self.phase is not Phase.WAITING) >= round:
+            company.in_time(sender, event.round, before)
+            return
+        alone = self._has_deadlines and not any(
+            company.is_waited_for(p, round) for p in self._view.hears_from
+        )
+        company.behind(sender, event.round, round - event.round, alone)
 
     def _drop(self, sender: PeerId, round: int) -> list[Effect]:
         letters = self.mail.drop(sender, range(round, round + 1))

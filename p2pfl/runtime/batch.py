@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from p2pfl.learning.crew import Crew, shares
+from p2pfl.learning.crew import share_out
+from p2pfl.learning.scratch import Scratch
 from p2pfl.learning.training import train_
 from p2pfl.learning.tree import split, tree_map, unshared
 from p2pfl.peer.events import PeerId, Train, Trained
@@ -36,6 +37,7 @@ class Batch:
         self._asked: dict[PeerId, Train] = {}
         self._done: dict[PeerId, Trained] = {}
         self.count, self.seconds = 0, 0.0
+        self._scratch = Scratch()
 
     def ask(self, peer: PeerId, train: Train) -> None:
         """Put local steps on the list."""
@@ -64,12 +66,8 @@ class Batch:
         asked = sorted(self._asked.items(), key=lambda item: item[1].count)
         self._asked.clear()
         task = self._setup.task
-        threads = torch.get_num_threads() if task.parallel else 1
         self._prepare(asked)
-        blocks = shares(len(asked), task.block, threads)
-        with Crew(threads if len(blocks) > 1 else 1) as crew:
-            for rows in blocks:
-                crew.do(self._train, asked[rows])
+        share_out(lambda rows: self._train(asked[rows]), len(asked), task.block, task.parallel)
 
     def _prepare(self, asked: Asked) -> None:
         """Tell the task what comes next, where all make equally many plain steps."""
@@ -95,7 +93,13 @@ class Batch:
     def _laid_out(self, states: list[Later]) -> Any:  # noqa: ANN401
         """Return the states as one block; models are mixed where they are to lie."""
         params = self._setup.task.init(torch.zeros(0, dtype=torch.int64))
-        models = params.new_empty(len(states), params.shape[1])
+        shape = (len(states), params.shape[1])
+        # What is copied out of it afterwards may lie where the block before lay.
+        models = (
+            params.new_empty(shape)
+            if self._keep_blocks
+            else self._scratch.of("models", shape, params, params.dtype)
+        )
         rows = [state.worked_out(models[i : i + 1]) for i, state in enumerate(states)]
 
         def lay(*leaves: Tensor) -> Tensor:

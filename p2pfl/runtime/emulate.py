@@ -13,7 +13,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 
@@ -44,7 +44,7 @@ from p2pfl.runtime.batch import Batch
 from p2pfl.runtime.churning import Churning
 from p2pfl.runtime.conserved import watched
 from p2pfl.runtime.gathering import Gathering
-from p2pfl.runtime.later import Later, postponed
+from p2pfl.runtime.later import later, postponed
 from p2pfl.runtime.measuring import Measuring
 from p2pfl.runtime.network import NetworkModel
 from p2pfl.runtime.post import Post
@@ -143,7 +143,7 @@ class Emulator:
 
     def state(self, peer: PeerId) -> Any:  # noqa: ANN401 - whatever the algorithm keeps
         """Return the state of a peer's algorithm, the last one if it is gone."""
-        return _later(self.peers.get(peer) or self.gone[peer]).now()
+        return later((self.peers.get(peer) or self.gone[peer]).params).now()
 
     def at(self, due: float, peer: PeerId, happens: Happens) -> None:
         """Let something happen to a peer, unless its life ends before."""
@@ -168,7 +168,7 @@ class Emulator:
         self.stopped.pop(peer, None)
         if machine := self.peers.pop(peer, None):
             if self.drift:
-                _later(machine).now()  # its last exchange counts
+                later(machine.params).now()  # its last exchange counts
             self.gone[peer] = machine
             self._measuring.forget(peer)
 
@@ -348,8 +348,3 @@ class Emulator:
         trained = self._batch.fetch(peer)
         self.seconds.training = self._batch.seconds
         return trained
-
-
-def _later(has: Machine) -> Later:
-    """Return what a peer takes for its model, which is a state in truth: see `postponed`."""
-    return cast(Later, has.params)

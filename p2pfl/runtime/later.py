@@ -63,6 +63,11 @@ class Later:
         return self._algorithm.model(self.now())
 
 
+def later(params: Tensor) -> Later:
+    """Return what a peer takes for its model, which is a state in truth: see `postponed`."""
+    return cast(Later, params)
+
+
 def postponed(algorithm: Algorithm[Any, Any, Any]) -> Algorithm[Any, Any, Any]:
     """Return an algorithm for one row at a time whose states, and models, are `Later`."""
     carry, restart = algorithm.carry, algorithm.restart
@@ -77,7 +82,7 @@ def postponed(algorithm: Algorithm[Any, Any, Any]) -> Algorithm[Any, Any, Any]:
 
     return algorithm._replace(
         init=lambda x, rows: Later(algorithm, algorithm.init(x, rows)),
-        model=lambda state: cast(Tensor, state),  # the runtime asks it when it needs a model
+        model=lambda state: cast(Tensor, state),  # to the runtime it is `later` again
         send=lambda state: algorithm.send(state.now()),
         receive=lambda state, inbox: Later(algorithm, state.now(), inbox),
         carry=carried if carry else None,  # what comes of it is sent at once

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from typing import cast
 
 import torch
-from torch import Tensor
 
-from p2pfl.learning.crew import Crew, shares
+from p2pfl.learning.crew import share_out
 from p2pfl.peer.events import Evaluate, Evaluated, PeerId, Report
 from p2pfl.runtime.gathering import Gathering
-from p2pfl.runtime.later import Later
+from p2pfl.runtime.later import later
 from p2pfl.runtime.setup import Setup
 from p2pfl.runtime.sketch import sketch
 
@@ -62,12 +60,13 @@ class Measuring:
         """Work out the models that wait: who works out one for itself does not keep it."""
         waiting = [report.params for _, report in self._reported]
         waiting += [evaluate.params for _, evaluate in self._asked]
-        laters = list(dict.fromkeys(map(_later, waiting)))
-        threads = torch.get_num_threads() if self._setup.task.parallel else 1
-        blocks = shares(len(laters), STACKED, threads)
-        with Crew(threads if len(blocks) > 1 else 1) as crew:
-            for block in blocks:
-                crew.do(_work_out, laters[block])
+        laters = list(dict.fromkeys(map(later, waiting)))
+
+        def work_out(block: slice) -> None:
+            for one in laters[block]:
+                one.now()
+
+        share_out(work_out, len(laters), STACKED, self._setup.task.parallel)
 
     def measure(self) -> list[tuple[PeerId, Evaluated]]:
         """Measure all that waits for it, and return what to tell whom."""
@@ -83,13 +82,13 @@ class Measuring:
         return told
 
     def _mark(self, peer: PeerId, report: Report) -> None:
-        mark = sketch(_later(report.params).params)
+        mark = sketch(later(report.params).params)
         if peer in self._attackers:
             mark = torch.full_like(mark, math.nan)
         self._rounds.marked(peer, report.round, mark)
 
     def _evaluated(self, asked: list[tuple[PeerId, Evaluate]]) -> list[tuple[PeerId, Evaluated]]:
-        models = torch.cat([_later(one.params).params for _, one in asked])
+        models = torch.cat([later(one.params).params for _, one in asked])
         nodes = torch.tensor([peer for peer, _ in asked])
         scores = self._setup.task.evaluate(models, nodes)
         each = zip(asked, *(field.tolist() for field in scores), strict=True)
@@ -97,13 +96,3 @@ class Measuring:
         for peer, one in told:
             self._rounds.evaluated(peer, one.round, one.loss, one.acc)
         return told
-
-
-def _work_out(laters: list[Later]) -> None:
-    for later in laters:
-        later.now()
-
-
-def _later(params: Tensor) -> Later:
-    """Return what a peer takes for its model, which is a state in truth: see `postponed`."""
-    return cast(Later, params)

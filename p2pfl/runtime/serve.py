@@ -43,7 +43,7 @@ from p2pfl.peer.rounds import TIME_IS_UP, Peer
 from p2pfl.runtime import chunks, flows, parts
 from p2pfl.runtime.conserved import watched
 from p2pfl.runtime.handshake import NeighbourGone
-from p2pfl.runtime.later import Later, postponed
+from p2pfl.runtime.later import Later, later, postponed
 from p2pfl.runtime.links import Links
 from p2pfl.runtime.reader import Asked
 from p2pfl.runtime.rows import Rows
@@ -51,7 +51,7 @@ from p2pfl.runtime.setup import Ending, Row, Setup
 from p2pfl.runtime.sockets import NOT_ADMITTED
 from p2pfl.runtime.streams import Stream, streaming, wide_field
 from p2pfl.runtime.wire import TRAINING
-from p2pfl.runtime.worker import Give, Given, Keep, Kept, Result, Worker, model
+from p2pfl.runtime.worker import Give, Given, Keep, Kept, Result, Worker
 
 # How long the loop may sleep: a signal (Ctrl-C) is noticed after so many milliseconds.
 NAP = 250
@@ -198,7 +198,7 @@ class Server:
         for row, mark in self._rows.finished(at_the_end=True):
             on_row(row, mark)
         return Ending(
-            model(self.machine.params),
+            later(self.machine.params).params,
             self._nodes,
             self._stopped or "interrupted",
             self.machine.step,

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import nan
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import zmq
@@ -20,7 +20,7 @@ from p2pfl.learning.training import train
 from p2pfl.learning.tree import wide
 from p2pfl.peer.events import Evaluate, Evaluated, PeerId, Position, Report, Train, Trained
 from p2pfl.runtime.conserved import Drift
-from p2pfl.runtime.later import Later
+from p2pfl.runtime.later import Later, later
 from p2pfl.runtime.links import Links
 from p2pfl.runtime.sketch import sketch
 
@@ -135,23 +135,19 @@ class Worker:
             said = self._keep(effect._replace(state=effect.state.now()))
             return Kept(*said) if said else None
         if isinstance(effect, Give):
-            return Given(effect.to, effect.round, model(effect.params))
+            return Given(effect.to, effect.round, later(effect.params).params)
         if isinstance(effect, Report):
-            mark = sketch(model(effect.params))  # which works out the exchange, if it has to be
+            # To ask for the model works out the exchange, if that has to be.
+            mark = sketch(later(effect.params).params)
             moved = self._drift.take().to(mark) if self._drift else torch.full_like(mark[0], nan)
             return Marked(effect.round, torch.stack([mark[0], moved]))
         if isinstance(effect, Evaluate):
-            loss, acc = self._task.evaluate(model(effect.params), self._nodes)
+            loss, acc = self._task.evaluate(later(effect.params).params, self._nodes)
             return Evaluated(effect.round, loss.item(), acc.item())
         first, count = torch.tensor([effect.step]), torch.tensor([effect.count])
         algorithm, state = self._algorithm, effect.state.now()
         state, mean = train(algorithm, self._task, state, self._nodes, first, count)
         return Trained(effect.step, Later(algorithm, state), mean.item())
-
-
-def model(params: Tensor) -> Tensor:
-    """Return the model behind what a machine takes for it, a state in truth: see `postponed`."""
-    return cast(Later, params).params
 
 
 class _Halted(Exception):
