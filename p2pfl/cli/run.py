@@ -67,6 +67,12 @@ def run(  # noqa: PLR0913 - every parameter is an option of the command
     join_timeout: Annotated[
         float, typer.Option(help="Seconds peers wait for each other at the start (local).")
     ] = 60.0,
+    bind: Annotated[
+        bool,
+        typer.Option(
+            help="Keep each peer on cores of its own, where there are as many as peers (local)."
+        ),
+    ] = True,
     format: Annotated[Format, typer.Option(help="How the summary is printed.")] = Format.text,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     verbose: Annotated[
@@ -95,7 +101,7 @@ def run(  # noqa: PLR0913 - every parameter is an option of the command
             with LiveView(checked.nodes, checked.rounds, title, quiet or not first) as view:
                 tell = view.note if verbose else lambda text: None
                 watch = Watch(view.rows, view.phase, tell, lambda text: view.note(f"note: {text}"))
-                where = Where(data, device, join_timeout)
+                where = Where(data, device, join_timeout, bind)
                 result = run_checked(checked, runs_on, place, where, watch, ranks)
     except KeyboardInterrupt:
         with perhaps_closed():

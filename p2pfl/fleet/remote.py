@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.fleet.look import look, path
+from p2pfl.launch import cores
 
 GRACE = 10.0  # seconds a peer has to end by itself before it is killed
 POLL = 0.1  # seconds between two looks at a file
@@ -52,10 +53,12 @@ def start(folder: str, peers: list[dict[str, Any]]) -> dict[str, Any]:
 
     Where one cannot be started, none is left running.
     """
-    fair = max(1, len(os.sched_getaffinity(0)) // len(peers))
+    fair = cores.threads_each(len(peers))
     try:
-        for peer in peers:
-            _start(Path(folder, f"{peer['node']:03d}"), _command(peer, fair))
+        for peer, own in zip(peers, cores.deal(len(peers)), strict=True):
+            # Who is to have another number of threads is to have what cores they find.
+            with cores.bound(cores.usable() if peer["threads"] else own):
+                _start(Path(folder, f"{peer['node']:03d}"), _command(peer, fair))
     except OSError:
         stop(folder, [peer["node"] for peer in peers])
         raise

@@ -53,11 +53,13 @@ class Where:
         data: the folder relative data paths start from; default: the experiment file's.
         device: where to compute, as ``"cpu"`` or ``"cuda:0"``.
         join_timeout: seconds that peer processes wait for each other at the start.
+        bind: keep each of several peer processes on cores of its own, where there are enough.
     """
 
     data: Path | None = None
     device: str = "cpu"
     join_timeout: float = 60.0
+    bind: bool = True
 
 
 def check_device(device: str) -> None:

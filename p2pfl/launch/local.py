@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing as mp
-import os
 import shutil
 import signal
 import time
@@ -21,6 +20,7 @@ from torch import Tensor
 from p2pfl.churn.script import Script
 from p2pfl.errors import P2pflError, UserError, short_of_memory
 from p2pfl.experiment.experiment import Experiment
+from p2pfl.launch import cores
 from p2pfl.launch.books import Books, Watch, Where
 from p2pfl.launch.crew import Crew, News, reserve
 from p2pfl.launch.leavings import (
@@ -124,7 +124,7 @@ def _jobs(experiment: Experiment, folder: Path, where: Where, resume: bool) -> l
     sockets = reserve(experiment.nodes)
     ports = [held.getsockname()[1] for held in sockets]
     addresses = {node: f"tcp://127.0.0.1:{port}" for node, port in enumerate(ports)}
-    threads = max(1, (os.cpu_count() or 1) // experiment.nodes)
+    threads, dealt = cores.threads_each(experiment.nodes), cores.deal(experiment.nodes)
     return [
         {
             "experiment": experiment.to_dict(),
@@ -138,6 +138,7 @@ def _jobs(experiment: Experiment, folder: Path, where: Where, resume: bool) -> l
             "linger": LINGER,
             "folder": str(home(folder, node)),
             "threads": threads,
+            "cores": dealt[node] if where.bind else cores.usable(),
             "resume": resume,
         }
         for node in range(experiment.nodes)
@@ -153,6 +154,7 @@ def preload(experiment: Experiment) -> list[str]:
 def _entry(job: Job, pipe: connection.Connection[Any, Any]) -> None:
     """Be one peer process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to deal with
+    cores.bind(job["cores"])  # before there is any other thread
     parent = _Parent(pipe)
     signal.signal(signal.SIGTERM, parent.asks_to_end)
     try:

@@ -79,6 +79,7 @@ class Job(NamedTuple):
     on: On
     data: str | None
     device: str
+    bind: bool
 
 
 def run_sweep(
@@ -115,7 +116,8 @@ def run_sweep(
     planned = runs(plan)
     if jobs is None:
         jobs = 1 if plan.on == "local" else joblib.cpu_count()
-    where = Where(Path(data).resolve() if data else None, device)
+    # The peers of runs side by side would all be bound to the same cores, the first ones.
+    where = Where(Path(data).resolve() if data else None, device, bind=jobs == 1)
     with folders.opened(plan, planned, Path(out) if out else None) as folder:
         to_do = [r for r in planned if folders.summary(folder, r).get("status") != "finished"]
         watch.opened(folder, len(to_do), len(planned) - len(to_do))
@@ -135,9 +137,9 @@ def run_sweep(
 
 
 def _jobs(to_do: Sequence[Run], plan: Plan, folder: Path, where: Where) -> list[Job]:
-    data = str(where.data) if where.data else None
+    given = (plan.on, str(where.data) if where.data else None, where.device, where.bind)
     return [
-        Job(i, run.text, str(folder / folders.RUNS / run.name), plan.on, data, where.device)
+        Job(i, run.text, str(folder / folders.RUNS / run.name), *given)
         for i, run in enumerate(to_do)
     ]
 
@@ -186,7 +188,8 @@ def _end_with(parent: int) -> None:
 
 def _run(job: Job) -> Outcome:
     """Run a job and say what went wrong, if anything; the rest stands in its folder."""
-    where, folder = Where(Path(job.data) if job.data else None, job.device), Path(job.folder)
+    folder, data = Path(job.folder), Path(job.data) if job.data else None
+    where = Where(data, job.device, bind=job.bind)
     if folder.is_dir():  # what an attempt that did not finish has left
         shutil.rmtree(folder)
     try:

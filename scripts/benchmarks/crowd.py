@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing as mp
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 import zmq
-from machine import cores
 
 PATIENCE = 120.0  # seconds to wait for one another
 _CONTEXT = mp.get_context("forkserver")
@@ -87,12 +85,6 @@ def _run(
     except BaseException:
         meeting.barrier.abort()  # the others need not wait
         raise
-
-
-def pin(rank: int) -> None:
-    """Give this process a core of its own, as far as there are any."""
-    every = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {every[rank % cores()]})
 
 
 class Memory:

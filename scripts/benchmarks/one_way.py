@@ -20,8 +20,10 @@ import torch
 import torch.distributed as dist
 import wire_ours
 import zmq
-from crowd import PATIENCE, Measured, Meeting, Memory, pin, together
+from crowd import PATIENCE, Measured, Meeting, Memory, together
 from numpy.typing import NDArray
+
+from p2pfl.launch import cores
 
 WARM_UP, TIMES = 1, 5  # models that are not counted, and that are
 QUEUE = 8  # chunks that may wait at either end
@@ -39,12 +41,12 @@ class Rival(NamedTuple):
     Attributes:
         send: sends the values it is given, whenever resumed.
         receive: yields what has come.
-        pinned: whether each end gets one core.
+        bound: whether each end is kept on cores of its own, as ``--on local`` does with peers.
     """
 
     send: Send
     receive: Receive
-    pinned: bool = False
+    bound: bool = False
 
 
 def measure(rival: str, params: int) -> Measured:
@@ -61,8 +63,8 @@ def measure(rival: str, params: int) -> Measured:
 def _work(rank: int, meeting: Meeting, name: str, params: int) -> Any:  # noqa: ANN401
     rival = RIVALS[name]
     torch.set_num_threads(1)
-    if rival.pinned:
-        pin(rank)
+    if rival.bound:
+        cores.bind(cores.deal(meeting.size)[rank])
     return _receiver(rival, meeting, params) if rank else _sender(rival, meeting, params)
 
 
@@ -231,14 +233,16 @@ IN_CLEAR = {
     "ZeroMQ, one frame": Rival(_frame_send, _frame_receive),
     "ZeroMQ, pickled": Rival(_pickle_send, _pickle_receive),
     "gloo send/recv": Rival(_gloo_send, _gloo_receive),
-    "p2pfl, plain, in one piece": Rival(*_ours(wire_ours.receive)),
-    "p2pfl, plain, as it comes": Rival(*_ours(wire_ours.mix)),
+    "p2pfl, plain, in one piece": Rival(*_ours(wire_ours.receive), bound=True),
+    "p2pfl, plain, as it comes": Rival(*_ours(wire_ours.mix), bound=True),
+    "raw TCP, ends bound": Rival(_tcp_send, _tcp_receive, bound=True),
+    "p2pfl, plain, not bound": Rival(*_ours(wire_ours.mix)),
 }
 ENCRYPTED = {
     "ZeroMQ + CURVE, 1 MB chunks": Rival(*_chunks(MB, secure=True)),
-    "p2pfl, encrypted, as it comes": Rival(*_ours(wire_ours.mix, secure=True)),
-    "p2pfl, encrypted, in one piece": Rival(*_ours(wire_ours.receive, secure=True)),
-    "ZeroMQ + CURVE, a core each": Rival(*_chunks(MB, secure=True), pinned=True),
-    "p2pfl, as it comes, a core each": Rival(*_ours(wire_ours.mix, secure=True), pinned=True),
+    "p2pfl, encrypted, as it comes": Rival(*_ours(wire_ours.mix, secure=True), bound=True),
+    "p2pfl, encrypted, in one piece": Rival(*_ours(wire_ours.receive, secure=True), bound=True),
+    "ZeroMQ + CURVE, ends bound": Rival(*_chunks(MB, secure=True), bound=True),
+    "p2pfl, encrypted, not bound": Rival(*_ours(wire_ours.mix, secure=True)),
 }
 RIVALS = IN_CLEAR | ENCRYPTED

@@ -9,6 +9,8 @@ Four tables, all on loopback, all of float32 values:
 * all to all: every process gives a small model to all the others, and averages,
 * the average of several models that have been received.
 
+The two ends of p2pfl are bound to cores of their own, as ``p2pfl run --on local`` binds two peers
+where there are two cores; rivals are left to the system but where a line says that they are bound.
 Extra memory is what the process that receives most needed at most beyond its buffers, if it keeps
 any. Each rival runs in processes of its own, and the rivals take turns; figures are medians, and
 ratios medians of the ratios within a repeat. A quick look: ``--params 1 --small 0.1 --repeats 1``.

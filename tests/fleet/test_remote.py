@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from p2pfl.fleet import remote
 from p2pfl.fleet.look import look
+from p2pfl.launch import cores
 
 SLEEPER = [sys.executable, "-c", "print('ready', flush=True); import time; time.sleep(60)"]
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEPER[2]
@@ -113,6 +115,20 @@ def test_one_that_nobody_would_find_is_killed(tmp_path, monkeypatch):
         remote.start(str(tmp_path), asked(3))
     (first,) = started
     assert first.wait(10) == -9
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_peers_of_a_host_are_kept_on_cores_of_their_own_unless_threads_are_given(
+    tmp_path, monkeypatch, threads
+):
+    started, before = sleeping(monkeypatch), cores.usable()
+    remote.start(str(tmp_path), [peer | {"threads": threads} for peer in asked(0, 1)])
+    found = [sorted(os.sched_getaffinity(process.pid)) for process in started]
+    for process in started:
+        process.kill()
+        process.wait(10)
+    assert found == ([before, before] if threads else cores.deal(2))
+    assert cores.usable() == before
 
 
 def test_a_number_that_was_used_again_is_left_alone(tmp_path, sleeper):

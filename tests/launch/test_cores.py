@@ -1,0 +1,83 @@
+"""Which cores the peers of one machine are kept on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tomli_w
+from launch_cases import LONG, command, p2pfl, small
+
+from p2pfl.experiment.experiment import Experiment
+from p2pfl.launch import cores, local
+from p2pfl.launch.books import Where
+
+TELLS = """\
+import json, math, os
+from pathlib import Path
+from torch import nn
+
+def make(shape, outputs):
+    with Path(__file__).with_name("cores").open("a") as file:
+        print(json.dumps(sorted(os.sched_getaffinity(0))), file=file)
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), outputs))
+"""
+
+
+def told(nodes: int, bind: bool) -> list[list[int]]:
+    """Return the cores that peers of a local run are told to stay on."""
+    experiment = Experiment.from_dict(small(nodes=nodes, topology="complete"))
+    jobs = local._jobs(experiment, Path("run"), Where(bind=bind), resume=False)
+    for job in jobs:
+        job["socket"].close()
+    return [job["cores"] for job in jobs]
+
+
+@pytest.mark.parametrize(
+    ("peers", "each", "threads"),
+    [
+        (1, [[2, 3, 5, 7, 11]], 5),
+        (2, [[2, 3], [5, 7]], 2),
+        (5, [[2], [3], [5], [7], [11]], 1),
+        (6, [[2, 3, 5, 7, 11]] * 6, 1),
+    ],
+)
+def test_each_has_as_many_as_any_other_or_all(monkeypatch, peers, each, threads):
+    monkeypatch.setattr(cores, "usable", lambda: [2, 3, 5, 7, 11])
+    assert cores.deal(peers) == each
+    assert cores.threads_each(peers) == threads
+
+
+def test_what_is_bound_is_let_go_again():
+    before = cores.usable()
+    with cores.bound(before[:1]):
+        assert cores.usable() == before[:1]
+    assert cores.usable() == before
+
+
+def test_cores_that_are_not_there_any_more_change_nothing():
+    before = cores.usable()
+    cores.bind([10**4])
+    assert cores.usable() == before
+
+
+@pytest.mark.parametrize(("nodes", "bind"), [(1, True), (2, True), (2, False), (10**2, True)])
+def test_what_peers_are_told(nodes: int, bind: bool):
+    dealt = told(nodes, bind)
+    assert len(dealt) == nodes
+    assert dealt == (cores.deal(nodes) if bind else [cores.usable()] * nodes)
+
+
+@pytest.mark.skipif(len(cores.usable()) < 2, reason="needs a core for each of two peers")
+@pytest.mark.processes
+def test_peers_stay_on_cores_of_their_own(tmp_path: Path):
+    (tmp_path / "tells.py").write_text(TELLS)
+    model = {"name": "custom", "factory": "tells.py:make"}
+    (tmp_path / "e.toml").write_text(
+        tomli_w.dumps(small(nodes=2, topology="complete", model=model))
+    )
+    with command(*p2pfl("run", "e.toml", "--on", "local", "-q"), cwd=tmp_path) as process:
+        assert process.wait(LONG) == 0
+    found = {tuple(json.loads(line)) for line in (tmp_path / "cores").read_text().splitlines()}
+    assert found >= set(map(tuple, cores.deal(2)))
