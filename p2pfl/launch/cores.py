@@ -12,13 +12,30 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+TOLD = Path("/sys/devices/system/cpu")  # where Linux tells which threads a core consists of
 
 
 def usable() -> list[int]:
-    """Return the cores that this process may use, in ascending order."""
+    """Return the cores that this process may use, those side by side that are one in truth.
+
+    To the system every thread that a core can run at once is a core.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
+        return sorted(os.sched_getaffinity(0), key=_place)
     return list(range(os.cpu_count() or 1))
+
+
+def _place(core: int) -> tuple[int, int, int]:
+    folder = TOLD / f"cpu{core}" / "topology"
+    try:
+        package, inside = (
+            int((folder / name).read_text()) for name in ("physical_package_id", "core_id")
+        )
+    except (OSError, ValueError):  # as in some containers
+        return 0, core, core
+    return package, inside, core
 
 
 def threads_each(peers: int) -> int:
