@@ -38,6 +38,7 @@ class Company:
         self._misses: Counter[PeerId] = Counter()  # how many it has missed since it was in step
         self._left_out: dict[PeerId, deque[int]] = {}  # the last rounds in which we do not count
         self._alone: dict[PeerId, deque[int]] = {}  # those in which only we do
+        self._passed: dict[PeerId, int] = {}  # up to which round each has not spoken to us
 
     def note(self, event: PeerUp | PeerSuspected | PeerDown, round: int) -> None:
         """Take note, in a round, of who is there for certain, perhaps, or not any more."""
@@ -60,6 +61,7 @@ class Company:
                 self._misses.pop(peer, None)
                 self._left_out.pop(peer, None)
                 self._alone.pop(peer, None)
+                self._passed.pop(peer, None)
 
     def absent(self, round: int) -> frozenset[PeerId]:
         """Return who has no place among the others in a round.
@@ -111,10 +113,15 @@ class Company:
     def leave_out(self, peer: PeerId, round: int) -> None:
         """Take note that a peer counts nothing of ours in a round, nor do we of its."""
         self._left_out.setdefault(peer, deque(maxlen=BACKLOG)).append(round)
+        self._passed[peer] = max(round, self._passed.get(peer, round))
 
     def is_left_out(self, peer: PeerId, round: int) -> bool:
         """Say whether what a peer says in a round is not to be counted."""
         return round in self._left_out.get(peer, ())
+
+    def has_passed(self, peer: PeerId, round: int) -> bool:
+        """Say whether a peer has told us that it has spoken in a round, if not a later one."""
+        return self._passed.get(peer, -1) >= round
 
     def has_been_left_out(self, since: int) -> bool:
         """Say whether anybody has done without us in a round from `since` on."""

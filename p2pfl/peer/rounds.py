@@ -34,6 +34,7 @@ round still ends when all are heard; TRAINING is then what is left of those step
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from enum import Enum
 from functools import lru_cache
@@ -125,6 +126,10 @@ class Peer(Generic[S, M, R]):
         self._leaps = views.mutual and pace.patience > 0
         self._follows, self._company = views.follow, Company(leaps=self._leaps)
         self._view = View((), ())
+        # To whom we have spoken in the last rounds.
+        self._told: deque[tuple[int, tuple[PeerId, ...]]] = deque(
+            maxlen=1 if self._mutual else BACKLOG
+        )
         self._hearing: set[PeerId] = set()  # who has heard all that was said
         self._one_sided = self._steps = 0
         self._patient, self._out_of_time = True, False
@@ -189,12 +194,20 @@ class Peer(Generic[S, M, R]):
                 self.mail.take_back(peer)
         company.note(event, self.round)
         effects: list[Effect] = []
-        if company.gone != before and self.phase is Phase.WAITING:
-            # We have spoken in this round. Who is to hear us only now waits in vain.
-            now = self._view_in(self.round).sends_to
-            new = tuple(p for p in now if p not in self._view.sends_to)
-            effects += [Skip(new, self.round)] if new and self._follows else []
+        if company.gone != before and self._follows:
+            effects += self._pass_by()
         return [*effects, *self._try_close()]
+
+    def _pass_by(self) -> list[Effect]:
+        """Tell those who are to hear us only now that we have spoken already, and wait in vain.
+
+        Where both ends of a link count, who is behind speaks to us, and is told then.
+        """
+        due: dict[PeerId, int] = {}
+        for round, told in () if self._mutual and self.phase is not Phase.WAITING else self._told:
+            due = {peer: last for peer, last in due.items() if peer not in told}
+            due |= {peer: round for peer in self._view_in(round).sends_to if peer not in told}
+        return [Skip(tuple(p for p in due if due[p] == r), r) for r in sorted({*due.values()})]
 
     def _train(self, round: int) -> list[Effect]:
         self._training, self._steps = True, self.pace.steps_in(round)
@@ -245,6 +258,7 @@ class Peer(Generic[S, M, R]):
                     p for p in view.hears_from if p not in gone or self._has_last_words(p)
                 ),
             )
+        self._told.append((self.round, self._view.sends_to))
         fresh, degree = self._begin_anew(), len(self._view.sends_to)
         message = self.algorithm.send(self.state)
         own = variant(message, 0) if self.algorithm.needs.addressed else message
@@ -384,7 +398,7 @@ class Peer(Generic[S, M, R]):
             return []
         if hurries or not self.pace.patience:  # they were given no time
             missing = []
-        company.missed(missing, self.round)
+        company.missed([p for p in missing if not self._has_passed(p)], self.round)
         return self._close(tuple(missing))
 
     def _silent(self) -> Iterator[PeerId]:
@@ -406,9 +420,16 @@ class Peer(Generic[S, M, R]):
         Who is no neighbour of ours any more may have seen so before it spoke. Where both ends of a
         link count, it says so itself; and of the last round all are leaving.
         """
-        if not self._company.is_waited_for(peer, self.round):
+        if not self._company.is_waited_for(peer, self.round) or self._has_passed(peer):
             return False
         return self._mutual or peer in self._view_in(self.round).hears_from
+
+    def _has_passed(self, peer: PeerId) -> bool:
+        """Say whether we know that somebody whom we hear in this round has spoken to others in it.
+
+        Where both ends of a link count, they agree on that round by round.
+        """
+        return not self._mutual and self._company.has_passed(peer, self.round)
 
     def _close(self, missing: tuple[PeerId, ...]) -> list[Effect]:
         opened = self.mail.open(self._view, self.round, not self.pace.patience)

@@ -10,7 +10,7 @@ from p2pfl.peer.company import Company
 from p2pfl.peer.events import PeerDown
 from p2pfl.peer.letters import unstacked
 from p2pfl.peer.mail import Mail
-from p2pfl.peer.rounds import Peer
+from p2pfl.peer.rounds import Peer, Phase
 
 SEEDS = 300
 
@@ -67,6 +67,12 @@ def says_nothing_to_strangers(patch):
     patch.setattr(Peer, "_turned_away", lambda self: [])
 
 
+def forgets_those_who_are_behind(patch):
+    pass_by = Peer._pass_by
+    waits = Phase.WAITING
+    patch.setattr(Peer, "_pass_by", lambda self: pass_by(self) if self.phase is waits else [])
+
+
 def forgets_to_count(patch):
     patch.setattr(Mail, "disown", lambda self, sender, round: False)
 
@@ -80,6 +86,7 @@ MUTANTS = {  # with a seed from which it does not take long; none takes 300 from
     never_catches_up: 50,
     says_nothing_to_strangers: 84,
     forgets_to_count: 0,
+    forgets_those_who_are_behind: 1182,
 }
 
 

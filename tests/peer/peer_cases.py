@@ -61,19 +61,22 @@ def vector(*values: float) -> Tensor:
     return torch.tensor([values], dtype=torch.float64)
 
 
-def make_peer(
+def make_peer(  # noqa: PLR0913 - all that makes a peer
     algorithm: str = "dpsgd",
     me: int = 1,
     to: tuple[int, ...] = (0, 2),
     hears: tuple[int, ...] | None = None,
     x: tuple[float, ...] = (0.0, 0.0),
     ring: tuple[int, ...] = (),
+    hops: tuple[int, ...] = (),
     **pace: Any,
 ) -> Peer[Any, Any, Any]:
     view = View(to, to if hears is None else hears)
     views = Views(lambda round, gone: view)
     if ring:
         views = Views(lambda round, gone: ring_among(me, ring, gone), follow=True, mutual=True)
+    if hops:
+        views = Views(lambda round, gone: one_way_among(me, hops, round, gone), follow=True)
     rows = Rows(torch.tensor([me]), torch.tensor([1]))
     how, rule = ALGORITHMS[algorithm]
     paced = Pace(**{"rounds": 3, "evaluate_every": 100, **pace})
@@ -86,6 +89,16 @@ def ring_among(me: int, ring: tuple[int, ...], gone: frozenset[int]) -> View:
     i = live.index(me)
     both = tuple(sorted({live[i - 1], live[(i + 1) % len(live)]} - {me}))
     return View(both, both)
+
+
+def one_way_among(me: int, hops: tuple[int, ...], round: int, gone: frozenset[int]) -> View:
+    """Return who is so many places further and back among those of ten who are there.
+
+    How many it is in each round `hops` says, again and again.
+    """
+    live = [peer for peer in range(10) if peer not in gone]
+    i, hop = live.index(me), hops[round % len(hops)]
+    return View((live[(i + hop) % len(live)],), (live[i - hop],))
 
 
 def letter(

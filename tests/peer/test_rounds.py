@@ -21,6 +21,8 @@ from p2pfl.peer.events import (
     Report,
     Send,
     SetTimer,
+    Skip,
+    Skipped,
     Started,
     Stop,
     TimerFired,
@@ -256,6 +258,56 @@ def test_who_was_given_up_wrongly_is_not_waited_for_before_it_is_heard():
     assert sent.to == (0, 2)
     peer.handle(letter(0, 1, 0.0, 0.0))
     assert peer.round == 2
+
+
+def directed(hops, rounds, gone):
+    """A peer, 1, that has ended so many rounds, in which somebody was gone.
+
+    Returns:
+        the peer, and to whom it has spoken in each round.
+    """
+    peer, told = make_peer(hops=hops, rounds=99), []
+    peer.handle(PeerDown(gone))
+    effects = peer.handle(Started())
+    for round in range(rounds):
+        sent, *_ = train(peer, effects)
+        told.append(sent.to)
+        (sender,) = peer.awaited
+        effects = peer.handle(letter(sender, round, 0.0, 0.0, degree=1))
+    assert (peer.round, peer.phase) == (rounds, Phase.TRAINING)
+    return peer, told
+
+
+def test_who_is_to_hear_us_in_a_round_that_we_have_spoken_in_is_told():
+    """It may not have come to that round yet, and would wait for ever."""
+    peer, told = directed(hops=(1,), rounds=2, gone=2)
+    assert told == [(3,), (3,)]
+    assert peer.handle(PeerUp(2)) == [Skip((2,), 1)]
+    peer, told = directed(hops=(1, 2, 4), rounds=3, gone=4)
+    assert told == [(2,), (3,), (6,)]
+    assert peer.handle(PeerUp(4)) == [Skip((5,), 2)]
+    peer, told = directed(hops=(1, 2, 4), rounds=3, gone=3)
+    assert told == [(2,), (4,), (6,)]
+    assert peer.handle(PeerUp(3)) == [Skip((3,), 1), Skip((5,), 2)]
+
+
+def test_who_was_spoken_to_later_need_not_be_told():
+    peer, told = directed(hops=(2, 1), rounds=2, gone=2)
+    assert told == [(4,), (3,)]
+    assert peer.handle(PeerUp(2)) == [Skip((2,), 1)]  # and 3, for round 0, has heard us since
+
+
+@pytest.mark.parametrize("passed", [0, 1, 5])
+def test_who_has_spoken_to_others_is_not_waited_for_up_to_that_round(passed):
+    peer = make_peer(hops=(1,), rounds=99)
+    effects = train(peer, peer.handle(Started()))
+    assert peer.awaited == [0]
+    effects = peer.handle(Skipped(0, passed))
+    while peer.phase is Phase.TRAINING:
+        effects = train(peer, effects)
+    assert (peer.round, peer.awaited) == (passed + 1, [0])
+    peer.handle(letter(0, peer.round, 0.0, 0.0, degree=1))
+    assert peer.round == passed + 2
 
 
 def reunited(**more):
