@@ -12,30 +12,17 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 
-TOLD = Path("/sys/devices/system/cpu")  # where Linux tells which threads a core consists of
+TOLD = Path("/sys/devices/system/cpu")  # where Linux tells which processors are one core
 
 
 def usable() -> list[int]:
-    """Return the cores that this process may use, those side by side that are one in truth.
-
-    To the system every thread that a core can run at once is a core.
-    """
+    """Return the processors that this process may use, in ascending order."""
     if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0), key=_place)
+        return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
-
-
-def _place(core: int) -> tuple[int, int, int]:
-    folder = TOLD / f"cpu{core}" / "topology"
-    try:
-        package, inside = (
-            int((folder / name).read_text()) for name in ("physical_package_id", "core_id")
-        )
-    except (OSError, ValueError):  # as in some containers
-        return 0, core, core
-    return package, inside, core
 
 
 def threads_each(peers: int) -> int:
@@ -44,26 +31,41 @@ def threads_each(peers: int) -> int:
 
 
 def deal(peers: int) -> list[list[int]]:
-    """Return the cores of each peer: as many as of any other, or all where there are too few."""
-    cores = usable()
-    each = len(cores) // peers
-    if not each:
-        return [cores] * peers
-    return [cores[k * each : (k + 1) * each] for k in range(peers)]
+    """Return the processors of each peer: those of whole cores, or all where there are too few.
+
+    To the system every thread that a core runs at once is a processor.
+    """
+    processors = usable()
+    whole = [list(core) for _, core in groupby(sorted(processors, key=_place), key=_place)]
+    if len(whole) < peers:
+        return [processors] * peers
+    cuts = [k * len(whole) // peers for k in range(peers + 1)]
+    return [sorted(chain(*whole[begin:end])) for begin, end in pairwise(cuts)]
 
 
-def bind(cores: Iterable[int]) -> None:
-    """Keep this thread, and what it starts from now on, on some cores, if the system can."""
+def _place(processor: int) -> tuple[int, int]:
+    """Return the package of a processor, and the first one of the same core."""
+    folder = TOLD / f"cpu{processor}" / "topology"
+    try:
+        package = int((folder / "physical_package_id").read_text())
+        siblings = (folder / "thread_siblings_list").read_text()
+        return package, int(siblings.replace("-", ",").split(",")[0])
+    except (OSError, ValueError):  # as in some containers
+        return 0, processor
+
+
+def bind(processors: Iterable[int]) -> None:
+    """Keep this thread, and what it starts from now on, on some processors, if the system can."""
     if hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):  # they have been taken from us meanwhile
-            os.sched_setaffinity(0, cores)
+            os.sched_setaffinity(0, processors)
 
 
 @contextmanager
-def bound(cores: Iterable[int]) -> Iterator[None]:
-    """Start something that is to stay on some cores."""
+def bound(processors: Iterable[int]) -> Iterator[None]:
+    """Start something that is to stay on some processors."""
     before = usable()
-    bind(cores)
+    bind(processors)
     try:
         yield
     finally:

@@ -45,6 +45,7 @@ def run(  # noqa: PLR0913 - the front door of the package
     changes: Iterable[str] = (),
     data: str | Path | None = None,
     device: str = "cpu",
+    bind: bool = True,
     watch: Watch | None = None,
 ) -> Result:
     """Run an experiment.
@@ -61,6 +62,7 @@ def run(  # noqa: PLR0913 - the front door of the package
             ``pace.seconds``, and the sections ``output`` and ``checkpoint`` only.
         data: the folder that relative data paths start from.
         device: where to compute.
+        bind: keep each of several peer processes on cores of its own, where there are enough.
         watch: told how it goes on.
 
     Returns:
@@ -72,7 +74,8 @@ def run(  # noqa: PLR0913 - the front door of the package
             nothing in it to go on from.
         RunError: the run failed. Its folder, if any, is valid and says so.
     """
-    where, watch = Where(Path(data) if data else None, device), watch or Watch()
+    where = Where(Path(data) if data else None, device, bind=bind)
+    watch = watch or Watch()
     if resume is not None:
         if experiment is not None or out is not None:
             raise UserError("resume takes experiment and folder from a run: give no others")

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from p2pfl.peer.events import PeerDown, PeerId, PeerSuspected, PeerUp
 from p2pfl.peer.plan import BACKLOG
 
+REMEMBERED = 64  # rounds: further apart than that peers are only on long one-way rings
 RETURNED = -1  # the round of a deadline that was not missed, but cannot be expected to be met
 LAGGING = 3  # deadlines that a peer has to miss running to count as slow
 
@@ -22,15 +23,17 @@ class Company:
 
     Args:
         leaps: whether who is behind catches up by leaving out rounds.
+        gap: for how many rounds those who are done keep their place. Where all wait for each other,
+            all are soon done; and each would forget them in another round.
 
     Attributes:
         gone: who has left, or is presumed dead.
     """
 
-    def __init__(self, leaps: bool = False) -> None:
-        self._leaps = leaps
+    def __init__(self, leaps: bool = False, gap: float = BACKLOG) -> None:
+        self._leaps, self._gap = leaps, gap
         self.gone: frozenset[PeerId] = frozenset()
-        self._done: dict[PeerId, int] = {}  # up to which round those who are done keep their place
+        self._done: dict[PeerId, float] = {}  # up to which round they keep their place
         self._suspected: set[PeerId] = set()
         self._late: dict[PeerId, int] = {}  # the last deadline missed by who has not caught up
         # In which round each was last heard too late, and how many that was before ours.
@@ -38,7 +41,6 @@ class Company:
         self._misses: Counter[PeerId] = Counter()  # how many it has missed since it was in step
         self._left_out: dict[PeerId, deque[int]] = {}  # the last rounds in which we do not count
         self._alone: dict[PeerId, deque[int]] = {}  # those in which only we do
-        self._passed: dict[PeerId, int] = {}  # up to which round each has not spoken to us
 
     def note(self, event: PeerUp | PeerSuspected | PeerDown, round: int) -> None:
         """Take note, in a round, of who is there for certain, perhaps, or not any more."""
@@ -54,14 +56,13 @@ class Company:
             case PeerDown(peer=peer, done=done):
                 self.gone |= {peer}
                 if done:
-                    self._done[peer] = round + BACKLOG
+                    self._done[peer] = round + self._gap
                 self._suspected.discard(peer)
                 self._late.pop(peer, None)
                 self._behind.pop(peer, None)
                 self._misses.pop(peer, None)
                 self._left_out.pop(peer, None)
                 self._alone.pop(peer, None)
-                self._passed.pop(peer, None)
 
     def absent(self, round: int) -> frozenset[PeerId]:
         """Return who has no place among the others in a round.
@@ -112,16 +113,11 @@ class Company:
 
     def leave_out(self, peer: PeerId, round: int) -> None:
         """Take note that a peer counts nothing of ours in a round, nor do we of its."""
-        self._left_out.setdefault(peer, deque(maxlen=BACKLOG)).append(round)
-        self._passed[peer] = max(round, self._passed.get(peer, round))
+        self._left_out.setdefault(peer, deque(maxlen=REMEMBERED)).append(round)
 
     def is_left_out(self, peer: PeerId, round: int) -> bool:
         """Say whether what a peer says in a round is not to be counted."""
         return round in self._left_out.get(peer, ())
-
-    def has_passed(self, peer: PeerId, round: int) -> bool:
-        """Say whether a peer has told us that it has spoken in a round, if not a later one."""
-        return self._passed.get(peer, -1) >= round
 
     def has_been_left_out(self, since: int) -> bool:
         """Say whether anybody has done without us in a round from `since` on."""

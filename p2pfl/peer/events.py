@@ -75,6 +75,8 @@ class TimerFired:
 class Skipped:
     """A neighbour does without us in a round: it counts nothing of ours, so we nothing of its.
 
+    Where links go one way, it has spoken to others in it, and says nothing to us.
+
     If it has `kept` what we said, which came too late, it takes that for what it is, later; so we
     may count it all the same.
     """
@@ -152,7 +154,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Tell peers that nothing of theirs counts here up to a round; they are told `Skipped`."""
+    """Tell peers that a round has gone by without them; they are told `Skipped`."""
 
     to: tuple[PeerId, ...]
     round: int

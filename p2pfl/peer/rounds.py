@@ -45,7 +45,7 @@ from torch import Tensor
 from p2pfl.algorithm import Algorithm, M, R, Rows, S
 from p2pfl.errors import LocalProtocolError, RemoteProtocolError, diverged
 from p2pfl.peer.addressed import variant
-from p2pfl.peer.company import Company
+from p2pfl.peer.company import REMEMBERED, Company
 from p2pfl.peer.events import (
     Discard,
     Effect,
@@ -124,11 +124,12 @@ class Peer(Generic[S, M, R]):
         self._view_of = lru_cache(maxsize=4)(views.of)
         # Whether who is behind catches up by leaving out rounds.
         self._leaps = views.mutual and pace.patience > 0
-        self._follows, self._company = views.follow, Company(leaps=self._leaps)
+        gap = math.inf if pace.patience == math.inf else BACKLOG
+        self._follows, self._company = views.follow, Company(self._leaps, gap)
         self._view = View((), ())
-        # To whom we have spoken in the last rounds.
+        # In which of the last rounds we have spoken, and who knows of it.
         self._told: deque[tuple[int, tuple[PeerId, ...]]] = deque(
-            maxlen=1 if self._mutual else BACKLOG
+            maxlen=1 if self._mutual else REMEMBERED
         )
         self._hearing: set[PeerId] = set()  # who has heard all that was said
         self._one_sided = self._steps = 0
@@ -194,7 +195,7 @@ class Peer(Generic[S, M, R]):
                 self.mail.take_back(peer)
         company.note(event, self.round)
         effects: list[Effect] = []
-        if company.gone != before and self._follows:
+        if company.gone != before and self._follows and self.pace.patience:
             effects += self._pass_by()
         return [*effects, *self._try_close()]
 
@@ -203,11 +204,15 @@ class Peer(Generic[S, M, R]):
 
         Where both ends of a link count, who is behind speaks to us, and is told then.
         """
-        due: dict[PeerId, int] = {}
-        for round, told in () if self._mutual and self.phase is not Phase.WAITING else self._told:
-            due = {peer: last for peer, last in due.items() if peer not in told}
-            due |= {peer: round for peer in self._view_in(round).sends_to if peer not in told}
-        return [Skip(tuple(p for p in due if due[p] == r), r) for r in sorted({*due.values()})]
+        effects: list[Effect] = []
+        if self._mutual and self.phase is not Phase.WAITING:
+            return effects
+        for i, (round, told) in enumerate(self._told):
+            there = (p for p in self._view_in(round).sends_to if p not in self._company.gone)
+            if new := tuple(p for p in there if p not in told):
+                self._told[i] = round, told + new
+                effects.append(Skip(new, round))
+        return effects
 
     def _train(self, round: int) -> list[Effect]:
         self._training, self._steps = True, self.pace.steps_in(round)
@@ -398,7 +403,7 @@ class Peer(Generic[S, M, R]):
             return []
         if hurries or not self.pace.patience:  # they were given no time
             missing = []
-        company.missed([p for p in missing if not self._has_passed(p)], self.round)
+        company.missed(missing, self.round)
         return self._close(tuple(missing))
 
     def _silent(self) -> Iterator[PeerId]:
@@ -420,16 +425,9 @@ class Peer(Generic[S, M, R]):
         Who is no neighbour of ours any more may have seen so before it spoke. Where both ends of a
         link count, it says so itself; and of the last round all are leaving.
         """
-        if not self._company.is_waited_for(peer, self.round) or self._has_passed(peer):
+        if not self._company.is_waited_for(peer, self.round):
             return False
         return self._mutual or peer in self._view_in(self.round).hears_from
-
-    def _has_passed(self, peer: PeerId) -> bool:
-        """Say whether we know that somebody whom we hear in this round has spoken to others in it.
-
-        Where both ends of a link count, they agree on that round by round.
-        """
-        return not self._mutual and self._company.has_passed(peer, self.round)
 
     def _close(self, missing: tuple[PeerId, ...]) -> list[Effect]:
         opened = self.mail.open(self._view, self.round, not self.pace.patience)

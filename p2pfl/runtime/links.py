@@ -269,7 +269,7 @@ class Links:
         return {p: one for p, one in among if everybody or p in heard or one.is_busy}
 
     def skip(self, skip: Skip) -> None:
-        """Tell peers that nothing of theirs counts in a round."""
+        """Tell peers that a round has gone by without them."""
         for peer in skip.to:
             one = self._neighbours.get(peer)
             if one and len(one.link.unsent) < MOST_UNSENT:  # else it hears nothing of us anyway

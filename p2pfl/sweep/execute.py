@@ -116,10 +116,11 @@ def run_sweep(
     planned = runs(plan)
     if jobs is None:
         jobs = 1 if plan.on == "local" else joblib.cpu_count()
-    # The peers of runs side by side would all be bound to the same cores, the first ones.
-    where = Where(Path(data).resolve() if data else None, device, bind=jobs == 1)
     with folders.opened(plan, planned, Path(out) if out else None) as folder:
         to_do = [r for r in planned if folders.summary(folder, r).get("status") != "finished"]
+        # Runs side by side would bind their peers to the same cores.
+        bind = min(jobs, len(to_do)) <= 1
+        where = Where(Path(data).resolve() if data else None, device, bind=bind)
         watch.opened(folder, len(to_do), len(planned) - len(to_do))
         errors: dict[str, str] = {}
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fault_plan import draw
+from fault_plan import LOSSY, draw
 from fault_swarm import perform, report
 from fault_watch import Watched
 
@@ -45,6 +47,24 @@ def test_faults(request):
 def test_a_thousand_seeds():
     reached = swarm(range(1000, 2000))
     assert all(reached[what] >= 10 for what in RARE), reached
+
+
+@pytest.mark.parametrize(
+    ("seed", "algorithm", "topology"),
+    [(136, "dpsgd", "one_peer"), (126, "push_sum", "exponential"), (1182, "dpsgd", "one_peer")],
+)
+def test_in_step_on_one_way_links_all_come_to_the_end(seed, algorithm, topology):
+    """Nobody waits for ever, whoever comes and goes meanwhile, or is done a little sooner."""
+    plan = draw(seed)
+    plan = plan._replace(
+        algorithm=algorithm,
+        topology=topology,
+        rate=0.0,
+        pace=plan.pace._replace(patience=math.inf, rounds=60),
+        network=dataclasses.replace(plan.network, loss=0.0),
+        faults=tuple(one for one in plan.faults if one.kind not in LOSSY),
+    )
+    perform(plan)
 
 
 def test_the_same_seed_is_the_same_run_whatever_the_hashes():

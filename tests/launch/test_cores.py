@@ -38,28 +38,33 @@ def told(nodes: int, bind: bool) -> list[list[int]]:
     ("peers", "each", "threads"),
     [
         (1, [[2, 3, 5, 7, 11]], 5),
-        (2, [[2, 3], [5, 7]], 2),
+        (2, [[2, 3], [5, 7, 11]], 2),
+        (4, [[2], [3], [5], [7, 11]], 1),
         (5, [[2], [3], [5], [7], [11]], 1),
         (6, [[2, 3, 5, 7, 11]] * 6, 1),
     ],
 )
-def test_each_has_as_many_as_any_other_or_all(monkeypatch, peers, each, threads):
+def test_all_are_dealt_out_if_there_are_enough(monkeypatch, tmp_path, peers, each, threads):
+    monkeypatch.setattr(cores, "TOLD", tmp_path)  # the system does not tell what is one core
     monkeypatch.setattr(cores, "usable", lambda: [2, 3, 5, 7, 11])
     assert cores.deal(peers) == each
     assert cores.threads_each(peers) == threads
 
 
-def test_threads_of_one_core_stay_together(monkeypatch, tmp_path: Path):
+@pytest.mark.parametrize("listed", ["{0},{1}", "{0}-{1}"])
+def test_a_core_is_not_divided(monkeypatch, tmp_path: Path, listed):
     monkeypatch.setattr(cores, "TOLD", tmp_path)
-    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda pid: set(range(8)))
-    assert cores.usable() == [0, 1, 2, 3, 4, 5, 6, 7]  # the system does not tell
-    for core in range(8):
-        folder = tmp_path / f"cpu{core}" / "topology"
+    monkeypatch.setattr(cores, "usable", lambda: list(range(8)))
+    for processor in range(8):
+        folder = tmp_path / f"cpu{processor}" / "topology"
         folder.mkdir(parents=True)
-        (folder / "physical_package_id").write_text(f"{core % 2}\n")
-        (folder / "core_id").write_text(f"{core % 4}\n")
-    assert cores.deal(2) == [[0, 4, 2, 6], [1, 5, 3, 7]]
+        (folder / "physical_package_id").write_text(f"{processor % 2}\n")
+        first = processor % 4
+        (folder / "thread_siblings_list").write_text(listed.format(first, first + 4) + "\n")
+    assert cores.deal(2) == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert cores.deal(3) == [[0, 4], [2, 6], [1, 3, 5, 7]]
     assert cores.deal(4) == [[0, 4], [2, 6], [1, 5], [3, 7]]
+    assert cores.deal(5) == [list(range(8))] * 5
 
 
 def test_what_is_bound_is_let_go_again():

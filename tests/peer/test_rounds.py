@@ -260,19 +260,19 @@ def test_who_was_given_up_wrongly_is_not_waited_for_before_it_is_heard():
     assert peer.round == 2
 
 
-def directed(hops, rounds, gone):
+def directed(hops, rounds, gone, **more):
     """A peer, 1, that has ended so many rounds, in which somebody was gone.
 
     Returns:
         the peer, and to whom it has spoken in each round.
     """
-    peer, told = make_peer(hops=hops, rounds=99), []
+    peer, told = make_peer(hops=hops, rounds=99, **more), []
     peer.handle(PeerDown(gone))
     effects = peer.handle(Started())
     for round in range(rounds):
         sent, *_ = train(peer, effects)
         told.append(sent.to)
-        (sender,) = peer.awaited
+        (sender,) = peer._view.hears_from
         effects = peer.handle(letter(sender, round, 0.0, 0.0, degree=1))
     assert (peer.round, peer.phase) == (rounds, Phase.TRAINING)
     return peer, told
@@ -282,7 +282,8 @@ def test_who_is_to_hear_us_in_a_round_that_we_have_spoken_in_is_told():
     """It may not have come to that round yet, and would wait for ever."""
     peer, told = directed(hops=(1,), rounds=2, gone=2)
     assert told == [(3,), (3,)]
-    assert peer.handle(PeerUp(2)) == [Skip((2,), 1)]
+    assert peer.handle(PeerUp(2)) == [Skip((2,), 0), Skip((2,), 1)]
+    assert peer.handle(PeerDown(9)) == []  # it has been told
     peer, told = directed(hops=(1, 2, 4), rounds=3, gone=4)
     assert told == [(2,), (3,), (6,)]
     assert peer.handle(PeerUp(4)) == [Skip((5,), 2)]
@@ -291,23 +292,34 @@ def test_who_is_to_hear_us_in_a_round_that_we_have_spoken_in_is_told():
     assert peer.handle(PeerUp(3)) == [Skip((3,), 1), Skip((5,), 2)]
 
 
-def test_who_was_spoken_to_later_need_not_be_told():
-    peer, told = directed(hops=(2, 1), rounds=2, gone=2)
-    assert told == [(4,), (3,)]
-    assert peer.handle(PeerUp(2)) == [Skip((2,), 1)]  # and 3, for round 0, has heard us since
+def test_who_is_done_and_who_waits_for_nobody_need_not_be_told():
+    peer, _ = directed(hops=(1,), rounds=2, gone=2)
+    assert peer.handle(PeerDown(3, done=True)) == []
+    peer = make_peer(hops=(1,), rounds=99, patience=0.0)
+    peer.handle(PeerDown(2))
+    train(peer, peer.handle(Started()))
+    assert (peer.round, peer.phase) == (1, Phase.TRAINING)
+    assert peer.handle(PeerUp(2)) == []
 
 
-@pytest.mark.parametrize("passed", [0, 1, 5])
-def test_who_has_spoken_to_others_is_not_waited_for_up_to_that_round(passed):
+def test_who_has_spoken_to_others_is_not_waited_for_in_that_round():
     peer = make_peer(hops=(1,), rounds=99)
-    effects = train(peer, peer.handle(Started()))
+    train(peer, peer.handle(Started()))
     assert peer.awaited == [0]
-    effects = peer.handle(Skipped(0, passed))
-    while peer.phase is Phase.TRAINING:
-        effects = train(peer, effects)
-    assert (peer.round, peer.awaited) == (passed + 1, [0])
-    peer.handle(letter(0, peer.round, 0.0, 0.0, degree=1))
-    assert peer.round == passed + 2
+    peer.handle(Skipped(0, 2))
+    assert peer.awaited == [0]  # what it has said before may be on its way
+    for round in (0, 1):
+        train(peer, peer.handle(letter(0, round, 0.0, 0.0, degree=1)))
+    assert (peer.round, peer.phase) == (3, Phase.TRAINING)
+
+
+def test_those_who_are_done_keep_their_place_where_all_wait_for_each_other():
+    """Each has heard of it in another round, and would forget them in another."""
+    for patience, last in ((math.inf, (2,)), (5.0, (3,))):
+        peer, _ = directed(hops=(1,), rounds=1, gone=9, patience=patience)
+        peer.handle(PeerDown(2, done=True))
+        assert peer._view_in(1).sends_to == (2,)
+        assert peer._view_in(50).sends_to == last
 
 
 def reunited(**more):
