@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 
 TOLD = Path("/sys/devices/system/cpu")  # where Linux tells which processors are one core
@@ -36,7 +37,8 @@ def deal(peers: int) -> list[list[int]]:
     To the system every thread that a core runs at once is a processor.
     """
     processors = usable()
-    whole = [list(core) for _, core in groupby(sorted(processors, key=_place), key=_place)]
+    places = sorted((_place(processor), processor) for processor in processors)
+    whole = [[p for _, p in core] for _, core in groupby(places, key=itemgetter(0))]
     if len(whole) < peers:
         return [processors] * peers
     cuts = [k * len(whole) // peers for k in range(peers + 1)]

@@ -124,7 +124,9 @@ def _jobs(experiment: Experiment, folder: Path, where: Where, resume: bool) -> l
     sockets = reserve(experiment.nodes)
     ports = [held.getsockname()[1] for held in sockets]
     addresses = {node: f"tcp://127.0.0.1:{port}" for node, port in enumerate(ports)}
-    threads, dealt = cores.threads_each(experiment.nodes), cores.deal(experiment.nodes)
+    nodes = experiment.nodes
+    threads = cores.threads_each(nodes)
+    dealt = cores.deal(nodes) if where.bind else [cores.usable()] * nodes
     return [
         {
             "experiment": experiment.to_dict(),
@@ -138,7 +140,7 @@ def _jobs(experiment: Experiment, folder: Path, where: Where, resume: bool) -> l
             "linger": LINGER,
             "folder": str(home(folder, node)),
             "threads": threads,
-            "cores": dealt[node] if where.bind else cores.usable(),
+            "cores": dealt[node],
             "resume": resume,
         }
         for node in range(experiment.nodes)

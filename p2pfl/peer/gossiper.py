@@ -44,7 +44,7 @@ from p2pfl.peer.events import (
 )
 from p2pfl.peer.ledger import Ledger, typed
 from p2pfl.peer.letters import unstacked
-from p2pfl.peer.plan import Views
+from p2pfl.peer.plan import Views, is_measured
 
 HALVES = 8  # of a mass, given away one after the other while nothing is heard
 
@@ -213,8 +213,7 @@ class Gossiper(Generic[S, M]):
         effects.append(Report(tick, self._loss, self.params, self._received_bytes))
         self._received_bytes, self.round = 0, tick + 1
         last = tick + 1 >= self.tempo.ticks
-        every = self.tempo.evaluate_every
-        if every and (last or (tick + 1) % every == 0):
+        if is_measured(self.tempo.evaluate_every, tick, last):
             effects.append(Evaluate(tick, self.params))
         if last:
             self._done = True

@@ -15,6 +15,17 @@ from p2pfl.peer.stopping import StopRule
 BACKLOG = 8
 
 
+def is_measured(every: int, round: int, last: bool) -> bool:
+    """Say whether models are measured at the end of a round: `every` so many, and after the last.
+
+    >>> [is_measured(2, round, last=round == 4) for round in range(5)]
+    [False, True, False, True, True]
+    >>> is_measured(0, 4, last=True)
+    False
+    """
+    return every > 0 and (last or (round + 1) % every == 0)
+
+
 class View(NamedTuple):
     """Whom a peer talks to in a round.
 

@@ -70,7 +70,7 @@ from p2pfl.peer.events import (
     Trained,
 )
 from p2pfl.peer.mail import Mail, Opened, is_replaceable
-from p2pfl.peer.plan import BACKLOG, Pace, View, Views
+from p2pfl.peer.plan import BACKLOG, Pace, View, Views, is_measured
 from p2pfl.peer.stopping import Agreement
 from p2pfl.topology.mixing import Mixing
 
@@ -441,8 +441,8 @@ class Peer(Generic[S, M, R]):
         self._one_sided = 0
         report = (self.round, self._loss, self.params, opened.received, missed, one_sided)
         effects.append(Report(*report))
-        every, stop = self.pace.evaluate_every, self.pace.stop
-        if every and (last or (self.round + 1) % every == 0):
+        if is_measured(self.pace.evaluate_every, self.round, last):
+            stop = self.pace.stop
             effects.append(Evaluate(self.round, self.params))
             self._unjudged = stop is not None and stop.metric != "train_loss"
         self.round += 1

@@ -39,6 +39,7 @@ from p2pfl.peer.events import (
     Train,
     Trained,
 )
+from p2pfl.peer.plan import is_measured
 from p2pfl.peer.rounds import TIME_IS_UP
 from p2pfl.runtime.batch import Batch
 from p2pfl.runtime.churning import Churning
@@ -309,8 +310,7 @@ class Emulator:
             virtual_s=self.time,
         )
         self._rounds.add(row)
-        every = self.setup.pace.evaluate_every
-        due = every and (last or (report.round + 1) % every == 0)
+        due = is_measured(self.setup.pace.evaluate_every, report.round, last)
         if due and self._measuring.report(peer, report):
             self._measure()
         if self.setup.churn:

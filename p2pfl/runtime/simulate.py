@@ -19,6 +19,7 @@ from p2pfl.learning.training import train_
 from p2pfl.learning.tree import assign, leaves, tree_map, unshared, views, wide
 from p2pfl.peer.addressed import side_by_side, spread
 from p2pfl.peer.gossiper import Tempo
+from p2pfl.peer.plan import is_measured
 from p2pfl.peer.stopping import Agreement, Progress
 from p2pfl.runtime.exchange import block_width, receive_, squared_distances
 from p2pfl.runtime.ranks import Neighbourhood, Ranks
@@ -252,8 +253,7 @@ class Simulator:
         began = time.perf_counter()
         none = torch.full_like(loss, math.nan)
         scores, far = Scores(none, none), none
-        every = self.pace.evaluate_every
-        if every and (last or (k + 1) % every == 0):
+        if is_measured(self.pace.evaluate_every, k, last):
             scores, far = self._judge(none), self._compare()
             self._agreement.measured("eval_loss", scores[0])
             self._agreement.measured("eval_acc", scores[1])

@@ -79,7 +79,6 @@ class Job(NamedTuple):
     on: On
     data: str | None
     device: str
-    bind: bool
 
 
 def run_sweep(
@@ -116,11 +115,9 @@ def run_sweep(
     planned = runs(plan)
     if jobs is None:
         jobs = 1 if plan.on == "local" else joblib.cpu_count()
+    where = Where(Path(data).resolve() if data else None, device)
     with folders.opened(plan, planned, Path(out) if out else None) as folder:
         to_do = [r for r in planned if folders.summary(folder, r).get("status") != "finished"]
-        # Runs side by side would bind their peers to the same cores.
-        bind = min(jobs, len(to_do)) <= 1
-        where = Where(Path(data).resolve() if data else None, device, bind=bind)
         watch.opened(folder, len(to_do), len(planned) - len(to_do))
         errors: dict[str, str] = {}
         try:
@@ -138,9 +135,9 @@ def run_sweep(
 
 
 def _jobs(to_do: Sequence[Run], plan: Plan, folder: Path, where: Where) -> list[Job]:
-    given = (plan.on, str(where.data) if where.data else None, where.device, where.bind)
+    data = str(where.data) if where.data else None
     return [
-        Job(i, run.text, str(folder / folders.RUNS / run.name), *given)
+        Job(i, run.text, str(folder / folders.RUNS / run.name), plan.on, data, where.device)
         for i, run in enumerate(to_do)
     ]
 
@@ -169,7 +166,7 @@ def _work(job: Job, threads: int, parent: int) -> Outcome:
         # Peers would take over how we were started, a way that is joblib's alone.
         multiprocessing.set_start_method(None, force=True)
     torch.set_num_threads(threads)
-    return _run(job)
+    return _run(job, alone=False)
 
 
 @cache  # a worker runs one job after another
@@ -187,10 +184,15 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run(job: Job) -> Outcome:
-    """Run a job and say what went wrong, if anything; the rest stands in its folder."""
+def _run(job: Job, alone: bool = True) -> Outcome:
+    """Run a job and say what went wrong, if anything; the rest stands in its folder.
+
+    Args:
+        job: what is to be run.
+        alone: whether no other runs beside it, whose peers would be bound to the same cores.
+    """
     folder, data = Path(job.folder), Path(job.data) if job.data else None
-    where = Where(data, job.device, bind=job.bind)
+    where = Where(data, job.device, bind=alone)
     if folder.is_dir():  # what an attempt that did not finish has left
         shutil.rmtree(folder)
     try:
