@@ -28,6 +28,14 @@ def test_uniform_is_splitmix64(key):
     assert rng.uniform(torch.tensor(key), 5).tolist() == expected
 
 
+@given(INT64)
+def test_signs_are_the_bits_of_splitmix64(key):
+    bits = [z >> k & 1 for z in splitmix64(key % 2**64, 3) for k in range(64)]
+    expected = torch.tensor([2 * bit - 1 for bit in bits], dtype=torch.int8)
+    for width in (0, 1, 64, 130, 192):
+        assert torch.equal(rng.signs(torch.tensor([key]), width)[0], expected[:width])
+
+
 def test_splitmix64_known_values():
     # The first outputs from the seed 1234567, as published with the reference code.
     assert splitmix64(1234567, 2) == [6457827717110365317, 3203168211198807973]

@@ -143,24 +143,21 @@ def gather(experiment: Experiment, folder: Path, where: Where, watching: Watchin
     federation = experiment.federation(where.data)
     affine = experiment.affine(federation)
     task = experiment.task(federation, affine, where.device)
-    params, nodes, summaries = [], [], []
-    for node in range(experiment.nodes):
-        place = home(folder, node)
-        lost = node in watching.failed or node in watching.absent
-        if lost or not list(place.glob("models/*.safetensors")):
-            continue
-        module = load(place, node).model
-        params.append(task.spec.flatten(module).to(task.device, task.dtype))
-        nodes.append(node)
-        summaries.append(read_summary(place))
+    lost = watching.failed.keys() | watching.absent
+    places = {node: home(folder, node) for node in range(experiment.nodes) if node not in lost}
+    nodes = [node for node, place in places.items() if list(place.glob("models/*.safetensors"))]
     if not nodes and watching.interrupted:
         raise KeyboardInterrupt
     if not nodes:
         away = f": the churn script keeps peers {sorted(watching.absent)} away"
         none = "no peer has left a model" + (away if watching.absent else "")
         raise RunError(watching.error() or none)
+    params = torch.empty((len(nodes), task.d), dtype=task.dtype, device=task.device)
+    for row, node in zip(params, nodes, strict=True):
+        row.copy_(task.spec.flatten(load(places[node], node).model))
+    summaries = [read_summary(places[node]) for node in nodes]
     ending = Ending(
-        torch.stack(params),
+        params,
         torch.tensor(nodes),
         ", ".join(sorted({summary["reason"] for summary in summaries})),
         sum(summary["node_updates"] for summary in summaries),

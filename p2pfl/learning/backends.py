@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from types import MappingProxyType
 
@@ -19,6 +20,7 @@ from p2pfl.errors import RunError, UserError, first_line
 from p2pfl.learning.chain import Into, NotAChain, layers_of, value_and_grad
 from p2pfl.learning.losses import Loss
 from p2pfl.learning.modules import ModelFailed, Pure, forward
+from p2pfl.learning.pieces import BLOCK
 from p2pfl.learning.scratch import Scratch
 from p2pfl.learning.tree import wide
 
@@ -274,8 +276,11 @@ class Auto(Backend):
 def close(one: Tensor, two: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Tell whether two results of the same sums in another order, in `dtype`, agree."""
     tolerance = torch.finfo(dtype or one.dtype).eps ** 0.5
-    largest = two.nan_to_num().abs().amax().item() if two.numel() else 0.0
-    return torch.allclose(one, two, rtol=tolerance, atol=tolerance * largest, equal_nan=True)
+    pairs = [*zip(*(torch.split(each.flatten(), BLOCK) for each in (one, two)), strict=True)]
+    sizes = (part.nan_to_num().abs().amax().item() for _, part in pairs if part.numel())
+    largest = max(sizes, default=0.0)
+    within = partial(torch.allclose, rtol=tolerance, atol=tolerance * largest, equal_nan=True)
+    return all(within(*pair) for pair in pairs)
 
 
 def draws_by_itself(model: Pure, vector: Tensor, x: Tensor, key: Tensor) -> bool:

@@ -66,7 +66,7 @@ class KeyedDropout(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Pure:
-    """A model made pure: copies of its structure, with the parameters shared.
+    """A model made pure: copies of its structure, in which what is trained takes no memory.
 
     Attributes:
         spec: how its parameters lie in one vector.
@@ -163,8 +163,12 @@ def _called(module: nn.Module, values: dict[str, Tensor], x: Tensor, when: str) 
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """Copy the structure and the buffers; share the parameters, which callers replace."""
-    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    """Copy the structure, the buffers and what is frozen, with stand-ins for what is trained."""
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.detach().new_zeros(()).expand(parameter.shape))
+        for parameter in model.parameters()
+        if parameter.requires_grad  # and so is replaced whenever the copy is called
+    }
     return copy.deepcopy(model, memo)
 
 

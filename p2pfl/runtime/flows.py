@@ -191,17 +191,10 @@ class Inflow:
             if older.round < round:
                 older.drop()
 
-    def errors(self) -> list[RemoteProtocolError]:
-        """Return what was wrong with models that were mixed in part, once."""
-        found = [RemoteProtocolError(one.error) for one in self._streams if one.error]
-        for one in self._streams:
-            one.error = ""
-        return found
-
     def owed(self) -> int:
         """Return how much credit to give now: none until it is worth a message."""
         last = self._arriving
-        self._streams = [s for s in self._streams if s.held or s.error or s is last]
+        self._streams = [s for s in self._streams if s.held or s is last]
         room = self._expected.window - sum(one.held for one in self._streams)
         owed = room - self._given
         if 2 * owed < max(self._expected.window, 2):

@@ -216,7 +216,7 @@ class Links:
         self._expected = Expected(schema, window, self.pool.empty, stay, news)
         for one in self._neighbours.values():
             self._prepare(one)
-        self._ask(self._neighbours)
+        self._ask(self._neighbours.values())
 
     def _prepare(self, one: Neighbour) -> None:
         """Tell a neighbour's end what is to come of it."""
@@ -250,7 +250,7 @@ class Links:
         happened: list[Event | Asked] = [*self._reader.models(readable), *asked]
         busy, stirred = self._busy(everybody), not short or self._reader.unusual
         self._reader.begin_anew()
-        self._ask(busy)
+        self._ask(busy.values())
         self._pass_on()
         return [*happened, *(self._attendance.changes(busy, self._room) if stirred else [])]
 
@@ -384,11 +384,9 @@ class Links:
         for one in neighbours:
             one.tend(about)
 
-    def _ask(self, neighbours: Mapping[PeerId, Neighbour]) -> None:
+    def _ask(self, neighbours: Iterable[Neighbour]) -> None:
         """Give credit to those who may send more."""
-        for peer, one in neighbours.items():
-            for error in one.inflow.errors():
-                self.reject(error, peer)
+        for one in neighbours:
             one.ask(self._about)
 
     def _pass_on(self) -> None:

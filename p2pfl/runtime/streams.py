@@ -13,6 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from threading import Condition
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +21,6 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox
-from p2pfl.errors import RemoteProtocolError
 from p2pfl.learning.tree import leaves, tree_map
 from p2pfl.peer.events import PeerId, Received
 from p2pfl.peer.letters import WIDE, Letters
@@ -54,11 +54,10 @@ def wide_field(schema: Schema) -> Wide | None:
 class Stream(Incoming):
     """A model that is mixed while it arrives; it stands in a message in place of the large field.
 
-    The thread that reads the links puts chunks in, another takes columns out.
+    The thread that reads the links checks chunks and puts them in, another takes columns out.
 
     Attributes:
         held: chunks that have come and have not been mixed.
-        error: why the sender was left out halfway, if what it sent was at fault.
     """
 
     def __init__(self, header: Header, schema: Schema, news: Condition) -> None:
@@ -67,8 +66,8 @@ class Stream(Incoming):
         assert wide is not None
         self._wide, self._news = wide, news
         self.sender: PeerId = header.sender
-        self.held, self.error = 0, ""
-        self._chunks: deque[memoryview] = deque()
+        self.held = 0
+        self._chunks: deque[Tensor] = deque()
         self._small: dict[int, Tensor] = {}
         self._ended = False
         self.device = torch.device("cpu")
@@ -110,19 +109,10 @@ class Stream(Incoming):
             if not self._chunks:
                 self._ended = True
                 return None
-            frame = self._chunks[0]
-        field = self.schema.fields[self._wide.field]
-        values = torch.frombuffer(frame, dtype=field.dtype)
-        try:
-            check_values(values, field)
-        except RemoteProtocolError as error:
-            self.error = str(error)
-            self.drop()
-            return None
-        return values.unsqueeze(0)
+            return self._chunks[0]
 
     def done(self) -> None:
-        """Let go of the columns taken last."""
+        """Let go of the columns taken last, if there were any."""
         with self._news:
             if self._chunks:
                 self._chunks.popleft()
@@ -131,16 +121,19 @@ class Stream(Incoming):
     def _keep(self, pieces: Sequence[Piece], frames: Sequence[memoryview]) -> None:
         for (k, _, _), frame in zip(pieces, frames, strict=True):
             field = self.schema.fields[k]
+            values = torch.frombuffer(frame, dtype=field.dtype)
+            check_values(values, field)
             if k == self._wide.field:
-                with self._news:
-                    if not self._ended:
-                        self._chunks.append(frame)
-                        self.held += 1
-                        self._news.notify_all()
+                self._put(values.unsqueeze(0))
             else:
-                small = torch.frombuffer(bytearray(frame), dtype=field.dtype)
-                check_values(small, field)
-                self._small[k] = small.reshape(field.shape)
+                self._small[k] = values.reshape(field.shape).clone()  # its message is let go of
+
+    def _put(self, columns: Tensor) -> None:
+        with self._news:
+            if not self._ended:
+                self._chunks.append(columns)
+                self.held += 1
+                self._news.notify_all()
 
 
 def streaming(
@@ -181,31 +174,33 @@ def _mix(
 ) -> Any:  # noqa: ANN401
     """Return the state after the exchange, whose large fields are new."""
     rows = _rows(inbox)
-    streams = {k: row for k, row in enumerate(rows) if isinstance(row, Stream)}
-    columns = next(iter(streams.values())).columns
-    for start, stop in columns:
-        known = {k: stream.take_columns(deadline) for k, stream in streams.items()}
-        streams = {k: stream for k, stream in streams.items() if known[k] is not None}
-        parts = [
-            known.get(k) if isinstance(row, Stream) else row[:, start:stop]
-            for k, row in enumerate(rows)
-        ]
-        part = whole.cut(start, stop)
-        whole.write(part, algorithm.receive(part, _without(inbox, parts)), start, stop)
-        for stream in streams.values():
+    streams = [row for row in rows if isinstance(row, Stream)]
+    here, some = list[int](), inbox
+    for start, stop in streams[0].columns:
+        parts = {}
+        for k, row in enumerate(rows):
+            part = row[:, start:stop] if isinstance(row, Tensor) else row.take_columns(deadline)
+            if part is not None:
+                parts[k] = part
+        if here != list(parts):
+            here, some = list(parts), _among(inbox, list(parts))
+        fields = (tuple(parts.values()) if isinstance(f, tuple) else f for f in some.heard)
+        heard = type(some.heard)(*fields)
+        letters = replace(some, heard=heard, into=[whole.room(start, stop)])
+        before = whole.cut(start, stop)
+        whole.write(before, algorithm.receive(before, letters), start, stop)
+        for stream in streams:
             stream.done()
         mixed()
     return whole.state()
 
 
-def _without(inbox: Letters[Any], parts: list[Tensor | None]) -> Letters[Any]:
-    """Return an inbox of some columns, without the senders of whom there are none."""
-    here = [k for k, part in enumerate(parts) if part is not None]
+def _among(inbox: Letters[Any], here: list[int]) -> Letters[Any]:
+    """Return an inbox of some of its senders, as yet with the rows of all."""
     own = here.index(int(inbox.own))
     weights = inbox.weights[:, here]
     weights[0, own] += 1 - weights.sum()
-    present = tuple(part for part in parts if part is not None)
-    fields = [present if isinstance(f, tuple) else f[here] for f in inbox.heard]
+    fields = (field if isinstance(field, tuple) else field[here] for field in inbox.heard)
     return Letters(weights, type(inbox.heard)(*fields), torch.tensor([own]))
 
 
@@ -216,21 +211,35 @@ class _After:
         self._state, self._d, self._empty = state, d, empty
         self._before = list(leaves(state))
         self._after = list(self._before)
+        model = next(field for field in self._before if self._is_wide(field))
+        self._room = empty(tuple(model.shape), model.dtype)
 
     def cut(self, start: int, stop: int) -> Any:  # noqa: ANN401
         """Return some columns of the state before the exchange, as views."""
         return tree_map(lambda f: f[:, start:stop] if self._is_wide(f) else f, self._state)
 
+    def room(self, start: int, stop: int) -> Tensor:
+        """Return where these columns of a new field may be worked out, to stay there."""
+        return self._room[:, start:stop]
+
     def write(self, part: Any, after: Any, start: int, stop: int) -> None:  # noqa: ANN401
         """Put columns in their place; those that are still what they were are not copied."""
+        room = self.room(start, stop).data_ptr()
         for k, (old, new) in enumerate(zip(leaves(part), leaves(after), strict=True)):
             if not self._is_wide(self._before[k]):
                 self._after[k] = new  # the same in all blocks
             elif new.data_ptr() != old.data_ptr():
                 if self._after[k] is self._before[k]:  # which may still be on its way to others
-                    before = self._before[k]
-                    self._after[k] = self._empty(tuple(before.shape), before.dtype)
-                self._after[k][:, start:stop] = new
+                    self._after[k] = self._memory(new.data_ptr() == room)
+                place = self._after[k][:, start:stop]
+                if new.data_ptr() != place.data_ptr():
+                    place.copy_(new)
+
+    def _memory(self, is_in_room: bool) -> Tensor:
+        room = self._room
+        if is_in_room and not any(field is room for field in self._after):
+            return room
+        return self._empty(tuple(room.shape), room.dtype)
 
     def state(self) -> Any:  # noqa: ANN401
         """Return the whole."""

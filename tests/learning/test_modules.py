@@ -81,6 +81,16 @@ def test_what_cannot_be_trained_is_refused(make, message):
         pure(make())
 
 
+def test_copies_hold_no_memory_for_what_is_trained():
+    model = nn.Sequential(nn.Linear(300, 200), nn.BatchNorm1d(200), nn.Linear(200, 100))
+    model[2].requires_grad_(requires_grad=False)
+    made = pure(model)
+    for part in (made.training, made.evaluating, made.pattern, made.estimating):
+        held = sum(p.untyped_storage().nbytes() for p in part.parameters() if p.requires_grad)
+        assert held < 100
+        torch.testing.assert_close(part.get_parameter("2.weight"), model[2].weight)
+
+
 def test_the_model_is_left_alone():
     _, model = build("batchnorm")
     before = copy.deepcopy(model.state_dict())

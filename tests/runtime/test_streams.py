@@ -22,6 +22,7 @@ from test_serve import SOON, assert_as_simulated, everybody
 from torch import Tensor
 
 from p2pfl.algorithms.averaging import Params, dpsgd
+from p2pfl.errors import RemoteProtocolError
 from p2pfl.learning import Quadratics
 from p2pfl.learning.optim import sgd
 from p2pfl.peer.events import Send
@@ -148,14 +149,14 @@ def test_values_that_are_not_finite_leave_their_sender_out_from_there_on():
     first, second = exchange.columns[1][1], exchange.columns[2][1]
     exchange.sent[1][0, second - 1] = math.nan
     exchange.arrive(1)
-    exchange.arrive(2)
+    exchange.arrive(2, stop=2)
+    with pytest.raises(RemoteProtocolError, match="x has values which are not finite"):
+        exchange.arrive(2, start=2, stop=3)
+    exchange.arrive(2, start=3)  # is passed over
     mixed = exchange.mix()
     torch.testing.assert_close(mixed[:, :first], exchange.expected(1, 2)[:, :first])
     torch.testing.assert_close(mixed[:, first:], exchange.expected(1)[:, first:])
-    assert exchange.inflows[0].errors() == []
-    (error,) = exchange.inflows[1].errors()
-    assert str(error) == "x has values which are not finite"
-    assert exchange.inflows[1].errors() == []
+    assert exchange.inflows[1].next == 1
     exchange.inflows[1].owed()
     assert exchange.inflows[1]._streams == []  # nothing of it is kept
 
@@ -448,6 +449,7 @@ def peak_of_a_hub(k: int, d: int, rounds: int) -> float:
 @pytest.mark.processes
 def test_the_memory_for_mixing_does_not_grow_with_the_number_of_neighbours():
     d, rounds = 5_000_000, 2  # 20 MB
-    few, many = (peak_of_a_hub(k, d, rounds) for k in (2, 14))
-    # Twelve models more are 240 MB; one run and the next differ by up to two.
-    assert many - few < 120
+    few, many = (peak_of_a_hub(k, d, rounds) for k in (2, 26))
+    # All 24 models more would be 480 MB. One run and the next differ by up to six, as what is
+    # trained, mixed and still on its way to somebody falls together or does not.
+    assert many - few < 240

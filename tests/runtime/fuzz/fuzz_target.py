@@ -108,8 +108,6 @@ class Peer:
                 columns = stream.take_columns(0.0)
                 assert columns is None or columns.isfinite().all()
                 stream.done()
-        for error in self._inflows[Do.STREAM].errors():
-            raise error
 
     def _hand_over(self, connection: bytes, frames: Sequence[zmq.Frame]) -> bool:
         self._asked -= 1
