@@ -223,6 +223,25 @@ class Needs(NamedTuple):
     counts: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ByColumn(Generic[S]):
+    """A `step` which treats every parameter by itself: it may be given a few columns at a time.
+
+    What has no column for each parameter it makes the same of in all of them.
+    """
+
+    step: Callable[[S, Tensor], S]
+
+    def __call__(self, state: S, grads: Tensor) -> S:
+        """Make the step."""
+        return self.step(state, grads)
+
+
+def by_column(step: Callable[[S, Tensor], S], columnwise: bool) -> Callable[[S, Tensor], S]:
+    """Return a step, `ByColumn` if what it calls treats every parameter by itself as well."""
+    return ByColumn(step) if columnwise else step
+
+
 class Algorithm(NamedTuple, Generic[S, M, R]):
     """Five pure functions, how a message is remembered, and what the network must be like.
 
@@ -231,7 +250,7 @@ class Algorithm(NamedTuple, Generic[S, M, R]):
     Attributes:
         init: initial state from initial parameters ``[rows, d]``, given who the rows are.
         model: where the gradient is taken, and what is evaluated and saved.
-        step: one local step, given the gradient at `model`.
+        step: one local step, given the gradient at `model`; in less memory if it is `ByColumn`.
         send: what the neighbours are told.
         receive: what is made of their messages.
         absorb: what is remembered of a sender after its next message, given the number of

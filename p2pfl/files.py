@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from p2pfl.errors import UserError
@@ -28,15 +30,26 @@ def replace(path: Path, data: bytes) -> None:
     Raises:
         OSError: the disk is full, or worse; what was there before is there still.
     """
+    with replacing(path) as draft:
+        draft.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Have a file written under the name that is yielded, to be called `path` when it is whole.
+
+    Raises:
+        OSError: as of `replace`.
+    """
     draft = path.with_name(f".{path.name}.tmp")
     try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            if path.exists():
-                os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
+        draft.touch()
+        mode = (path if path.exists() else draft).stat().st_mode & 0o777
+        yield draft
+        with draft.open("rb") as file:
+            os.fchmod(file.fileno(), mode)  # who writes it may have put another in its place
             os.fsync(file.fileno())
         draft.replace(path)
-    except OSError:
+    except BaseException:
         draft.unlink(missing_ok=True)
         raise

@@ -45,3 +45,24 @@ def test_what_a_crash_has_left_is_no_hindrance(tmp_path):
     (tmp_path / ".file.tmp").write_bytes(b"half of it, and then the power")
     files.replace(tmp_path / "file", b"whole")
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+def test_who_writes_a_draft_may_make_a_file_of_its_own(tmp_path):
+    path, usual = tmp_path / "file", tmp_path / "usual"
+    usual.touch()
+    with files.replacing(path) as draft:
+        draft.unlink()
+        draft.touch(0o600)
+        draft.write_bytes(b"whole")
+    assert path.read_bytes() == b"whole"
+    assert path.stat().st_mode == usual.stat().st_mode
+
+
+def test_whatever_goes_wrong_no_draft_stays(tmp_path):
+    def interrupted(draft):
+        draft.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), files.replacing(tmp_path / "file") as draft:
+        interrupted(draft)
+    assert [*tmp_path.iterdir()] == []

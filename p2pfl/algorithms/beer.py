@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from p2pfl import rng
-from p2pfl.algorithm import Algorithm, Inbox, M, Needs, Rows
+from p2pfl.algorithm import Algorithm, Inbox, M, Needs, Rows, by_column
 from p2pfl.algorithms.compressed import check_gamma
 from p2pfl.algorithms.corrected import Track
 from p2pfl.codec import Codec
@@ -74,7 +74,7 @@ def beer(
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        by_column(step, opt.columnwise),
         send,
         receive,
         absorb,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
+from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows, by_column
 from p2pfl.algorithms.averaging import Params
 from p2pfl.learning.checks import require
 from p2pfl.learning.optim import Optimiser
@@ -56,7 +56,7 @@ def gradient_tracking(opt: Optimiser) -> Algorithm[TrackState, Track, Track]:
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        by_column(step, opt.columnwise),
         lambda s: Track(s.x, s.y),
         receive,
         needs=Needs(every_message=True),
@@ -112,7 +112,7 @@ def _corrected(
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        by_column(step, opt.columnwise),
         lambda s: Params(s.ahead),
         receive,
         needs=STEADY._replace(positive=positive),
@@ -153,7 +153,7 @@ def extra(opt: Optimiser) -> Algorithm[ExtraState, Params, Params]:
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        by_column(step, opt.columnwise),
         lambda s: Params(s.x),
         receive,
         needs=STEADY,
@@ -216,7 +216,7 @@ def kgt(opt: Optimiser, outer_lr: float = 1.0) -> Algorithm[KgtState, Stride, St
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        by_column(step, opt.columnwise),
         send,
         receive,
         needs=Needs(every_message=True),

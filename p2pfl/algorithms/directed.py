@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
+from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows, by_column
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.tree import wide
 
@@ -61,7 +61,7 @@ def push_diging(opt: Optimiser) -> Algorithm[PushDigingState, TrackedMass, Track
     return Algorithm(
         init,
         model,
-        step,
+        by_column(step, opt.columnwise),
         lambda s: TrackedMass(s.x, s.y, s.w),
         receive,
         needs=SHARES,
@@ -110,7 +110,7 @@ def push_pull(opt: Optimiser) -> Algorithm[PushPullState, TrackedMass, TrackedMa
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        by_column(step, opt.columnwise),
         send,
         receive,
         needs=SHARES,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
+from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows, by_column
 from p2pfl.algorithms.averaging import Params
 from p2pfl.learning.checks import require
 from p2pfl.learning.optim import Optimiser
@@ -64,7 +64,7 @@ def qg(
     return Algorithm(
         init,
         lambda s: s.x,
-        step,
+        by_column(step, opt.columnwise),
         lambda s: Params(s.x),
         receive,
         needs=Needs(rounds=True),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from p2pfl.algorithm import Algorithm, Inbox, M, R, Rows, on_inner
+from p2pfl.algorithm import Algorithm, ByColumn, Inbox, M, R, Rows, by_column, on_inner
 
 
 class Anchored(NamedTuple):
@@ -41,7 +41,7 @@ def proximal(algorithm: Algorithm[Any, M, R], mu: float) -> Algorithm[Anchored, 
     return Algorithm(
         init,
         lambda s: inner.model(s.inner),
-        step,
+        by_column(step, isinstance(inner.step, ByColumn)),
         lambda s: inner.send(s.inner),
         receive,
         inner.absorb,

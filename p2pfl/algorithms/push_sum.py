@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows
+from p2pfl.algorithm import Algorithm, Inbox, Needs, Rows, by_column
 from p2pfl.algorithms.steps import shifted
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.tree import wide
@@ -104,7 +104,7 @@ def _sharing(
     return Algorithm(
         init,
         model,
-        step,
+        by_column(step, opt.columnwise),
         lambda s: Mass(s.x, s.w),
         receive,
         needs=Needs(weights="mass", counts=("w",)),

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from p2pfl.algorithm import S
+from p2pfl.algorithm import S, by_column
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.tree import wide
 
@@ -27,7 +27,7 @@ def plain_step(opt: Optimiser, besides: Callable[[S], S] = lambda s: s) -> Calla
         update, state = opt.update(grads, s.opt, s.x)
         return besides(s._replace(x=s.x + update, opt=state))
 
-    return step
+    return by_column(step, opt.columnwise)
 
 
 def plain_factor(

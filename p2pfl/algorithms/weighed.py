@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from p2pfl.algorithm import Algorithm, Inbox, M, R, Rows, on_inner
+from p2pfl.algorithm import Algorithm, ByColumn, Inbox, M, R, Rows, by_column, on_inner
 from p2pfl.learning.checks import above_zero
 from p2pfl.learning.optim import Optimiser
 from p2pfl.learning.tree import wide
@@ -52,7 +52,7 @@ def weighed(algorithm: Algorithm[Any, M, R], mean_examples: float) -> Algorithm[
     return Algorithm(
         init,
         lambda s: inner.model(s.inner),
-        step,
+        by_column(step, isinstance(inner.step, ByColumn)),
         lambda s: inner.send(s.inner),
         receive,
         inner.absorb,

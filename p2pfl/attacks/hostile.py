@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from p2pfl import rng
-from p2pfl.algorithm import Algorithm, Inbox, M, R, Rows, newest, on_inner
+from p2pfl.algorithm import Algorithm, ByColumn, Inbox, M, R, Rows, by_column, newest, on_inner
 from p2pfl.attacks.attack import Attack, Known
 from p2pfl.attacks.refusal import without_non_finite
 from p2pfl.learning.pieces import stacked
@@ -95,7 +95,7 @@ def hostile(
     return Algorithm(
         init,
         lambda s: inner.model(s.inner),
-        lambda s, grads: s._replace(inner=inner.step(s.inner, grads)),
+        by_column(_inner_step(inner), isinstance(inner.step, ByColumn)),
         send,
         receive,
         inner.absorb,
@@ -103,6 +103,10 @@ def hostile(
         carry=on_inner(inner.carry),
         settle=on_inner(inner.settle),
     )
+
+
+def _inner_step(inner: Algorithm[Any, M, R]) -> Callable[[Hostile, Tensor], Hostile]:
+    return lambda s, grads: s._replace(inner=inner.step(s.inner, grads))
 
 
 def _models(algorithm: Algorithm[Any, Any, Any], attack: Attack) -> tuple[int, ...]:

@@ -29,11 +29,13 @@ class Optimiser(NamedTuple):
         update: ``(gradients, state, parameters) -> (what to add to the parameters, state)``.
         linear: whether an update is the gradient times a number that depends on neither
             gradient nor parameters; `factor` tells that number.
+        columnwise: whether it treats every parameter by itself.
     """
 
     init: Callable[[Tensor], State]
     update: Callable[[Tensor, State, Tensor], tuple[Tensor, State]]
     linear: bool = False
+    columnwise: bool = False
 
     def factor(self, state: State, params: Tensor) -> tuple[Tensor, State]:
         """Return what a `linear` optimiser multiplies gradients by, ``[rows, 1]``, and its state.
@@ -123,7 +125,7 @@ def clip_norm(norm: float) -> Optimiser:
         length = torch.linalg.vector_norm(grads, dim=1, keepdim=True)
         return torch.mul(grads, norm / length.clamp(min=norm))
 
-    return _stateless(clip)
+    return _stateless(clip, columnwise=False)
 
 
 def clip_value(value: float) -> Optimiser:
@@ -157,14 +159,17 @@ def chain(parts: list[Optimiser]) -> Optimiser:
             after.append(state)
         return grads, tuple(after)
 
-    return Optimiser(init, update, all(part.linear for part in parts))
+    linear = all(part.linear for part in parts)
+    return Optimiser(init, update, linear, all(part.columnwise for part in parts))
 
 
-def _stateless(function: Callable[[Tensor, Tensor], Tensor], linear: bool = False) -> Optimiser:
+def _stateless(
+    function: Callable[[Tensor, Tensor], Tensor], linear: bool = False, columnwise: bool = True
+) -> Optimiser:
     def update(grads: Tensor, state: State, params: Tensor) -> tuple[Tensor, State]:
         return function(grads, params), state
 
-    return Optimiser(lambda params: (), update, linear)
+    return Optimiser(lambda params: (), update, linear, columnwise)
 
 
 def _add_decay(name: str, rate: float) -> Optimiser:
@@ -179,7 +184,7 @@ def _heavy_ball(momentum: float, nesterov: bool) -> Optimiser:
         ahead = torch.add(grads, trace, alpha=momentum) if nesterov else trace
         return ahead, Trace(trace)
 
-    return Optimiser(lambda params: Trace(torch.zeros_like(params)), update)
+    return Optimiser(lambda params: Trace(torch.zeros_like(params)), update, columnwise=True)
 
 
 def _descend(lr: float | Schedule) -> Optimiser:
@@ -191,7 +196,7 @@ def _descend(lr: float | Schedule) -> Optimiser:
         (steps,) = state
         return grads * -_rate(lr, steps, params), Count(steps + 1)
 
-    return Optimiser(lambda params: Count(_zero(params)), update, linear=True)
+    return Optimiser(lambda params: Count(_zero(params)), update, linear=True, columnwise=True)
 
 
 def _adam(
@@ -219,7 +224,7 @@ def _adam(
             change.addcmul_(rate, params, value=-decoupled)
         return change, Moments(steps, first, second)
 
-    return Optimiser(init, update)
+    return Optimiser(init, update, columnwise=True)
 
 
 def _correction(beta: float, steps: Tensor, params: Tensor) -> Tensor:

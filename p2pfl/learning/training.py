@@ -7,15 +7,28 @@ every step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from p2pfl.algorithm import Algorithm, M, R, S
+from p2pfl.algorithm import Algorithm, ByColumn, M, R, S
 from p2pfl.data.batches import BatchSize
 from p2pfl.learning.checks import require
 from p2pfl.learning.crew import share_out
+from p2pfl.learning.pieces import BLOCK
 from p2pfl.learning.task import Task
-from p2pfl.learning.tree import assign, leaves, put_, take, tree_map, views, wide
+from p2pfl.learning.tree import (
+    assign,
+    columns,
+    has_columns,
+    leaves,
+    put_,
+    take,
+    tree_map,
+    views,
+    wide,
+)
 
 TOGETHER = 64  # plain steps whose batches are drawn at once
 
@@ -140,10 +153,35 @@ def _steps(
     else:
         for step in range(steps):
             loss, grads = task.grad(algorithm.model(after), nodes, first + step)
-            after = algorithm.step(after, grads)
+            after = _stepped(algorithm.step, after, grads)
             total += loss
     assign(state, after)
     return total
+
+
+def _stepped(step: Callable[[S, Tensor], S], state: S, grads: Tensor) -> S:
+    """Return the state after a step, which is the old one overwritten where that can be.
+
+    A model that is larger than the cache is then fetched once, not once for every operation, and
+    nothing of its size is made in between.
+    """
+    d = grads.shape[1]
+    if not isinstance(step, ByColumn) or d <= BLOCK or grads.device.type != "cpu":
+        return step(state, grads)
+    after = state
+    for start in range(0, d, BLOCK):
+        some = slice(start, min(d, start + BLOCK))
+        part = columns(state, d, some)
+        after = step(part, grads[:, some])
+        # What has no columns is what it was until all of them are done.
+        assign(part, _pick(d, state, after, part))
+    assign(state, _pick(d, state, state, after))
+    return state
+
+
+def _pick(d: int, state: S, wide: S, small: S) -> S:
+    """Return leaves of `wide` where those of a state have d columns, and else of `small`."""
+    return tree_map(lambda leaf, *two: two[not has_columns(leaf, d)], state, wide, small)
 
 
 def _zeros(state: S, rows: int) -> Tensor:

@@ -144,14 +144,18 @@ class Recorder:
         metadata: Mapping[str, str],
     ) -> None:
         """Save the model of a node, or the mean model, as `predictor.save_tensors` gives it."""
-        from safetensors.torch import save  # not needed by runs that keep no model
+        from safetensors import SafetensorError  # not needed by runs that keep no model
+        from safetensors.torch import save_file
 
         name = which if isinstance(which, str) else f"node-{which:04d}"
         path = self.folder / MODELS / f"{name}.safetensors"
-        data = save(dict(tensors), {**metadata, "node": str(which)})
         with _writing(path):
             path.parent.mkdir(exist_ok=True)
-            files.replace(path, data)
+            with files.replacing(path) as draft:
+                try:
+                    save_file(dict(tensors), draft, {**metadata, "node": str(which)})
+                except SafetensorError as error:  # also where the disk is full
+                    raise OSError(str(error)) from error
 
     def finish(self, status: Status, summary: Mapping[str, Any], error: str | None = None) -> None:
         """Write the summary for good and close the files.

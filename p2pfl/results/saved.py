@@ -26,7 +26,9 @@ FORMAT = "p2pfl-model 1"
 def save_tensors(
     predictor: Predictor, round: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return what `load` needs of a predictor: copies of its tensors, and texts about them.
+    """Return what `load` needs of a predictor: its tensors, and texts about them.
+
+    A tensor is a copy only where such files ask for it.
 
     Args:
         predictor: what is to be saved.
@@ -38,7 +40,13 @@ def save_tensors(
         "round": "" if round is None else str(round),
         **predictor.signature.metadata(),
     }
-    return {name: place.detach().cpu().clone() for name, place in _places(predictor).items()}, texts
+    tensors, held = {}, set()
+    for name, place in _places(predictor).items():
+        tensor = place.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if memory in held else tensor  # no two may share theirs
+        held.add(memory)
+    return tensors, texts
 
 
 def load(run: str | Path, node: int | None = None) -> Predictor:

@@ -24,12 +24,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from p2pfl.algorithm import Inbox, Rows
+from p2pfl.algorithm import ByColumn, Inbox, Rows
 from p2pfl.algorithms import ALGORITHMS, choco, dpsgd, proximal, weighed
 from p2pfl.algorithms.averaging import Params
 from p2pfl.attacks import ATTACKS, hostile
 from p2pfl.codec import CODECS, random_k
-from p2pfl.learning.optim import chain, clip_norm, sgd
+from p2pfl.learning import training
+from p2pfl.learning.optim import adam, chain, clip_norm, sgd
 from p2pfl.learning.schedules import exponential
 from p2pfl.learning.tree import leaves, take, tree_map, unshared
 from p2pfl.runtime import exchange as in_place
@@ -140,6 +141,32 @@ def test_columns_may_be_received_one_after_the_other(name, data):
             state = in_place.receive_(a, state, heard, around, 4)
         close(state, expected)
     assert a.columnwise != any(word in name for word in WHOLE)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "opt", [sgd(exponential(0.1, 0.9), 0.9), adam(0.1, weight_decay=0.01)], ids=["trace", "adam"]
+)
+@LAWS
+@given(data=st.data())
+def test_columns_may_make_a_step_one_after_the_other(name, opt, data):
+    """Local steps overwrite a state a few columns at a time, and come to the same."""
+    a = ALL[name](opt)
+    x, rows, grads = data.draw(blocks(3))
+    state = unshared(a.init(x, told(rows, torch.ones(3, 3))))
+    assert isinstance(a.step, ByColumn) != (name == "average")  # which makes none
+    for g in grads:
+        expected = tree_map(torch.clone, a.step(state, g))
+        own = [leaf.data_ptr() for leaf in leaves(state)]
+        with mock.patch.object(training, "BLOCK", data.draw(st.integers(1, 3))):
+            state = training._stepped(a.step, state, g)
+        assert [leaf.data_ptr() for leaf in leaves(state)] == own
+        assert all(torch.equal(*pair) for pair in zip(leaves(state), leaves(expected), strict=True))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_step_that_looks_at_whole_rows_says_so(name):
+    assert not isinstance(ALL[name](chain([clip_norm(1.0), OPT])).step, ByColumn)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 import p2pfl
@@ -14,7 +17,7 @@ from p2pfl.cli.predict import Format, predict
 from p2pfl.data import PARTITIONERS, Affine, Dataset, federate, moments_by_node, standardise
 from p2pfl.data.datasets import DATASETS
 from p2pfl.data.holdout import HOLDOUTS
-from p2pfl.errors import UserError
+from p2pfl.errors import RunError, UserError
 from p2pfl.learning import LOSSES, MODELS, ModelTask, default_loss, per_node
 from p2pfl.results.predictor import Predictor, Signature
 from p2pfl.results.record import Recorder
@@ -337,6 +340,32 @@ def test_files_that_are_no_models_are_refused(heart):
     save_file(tensors, path, texts | {"shape": "[x]"})
     with pytest.raises(UserError, match="metadata are damaged"):
         load(folder, 0)
+
+
+def test_a_model_that_cannot_be_written_is_an_error_and_leaves_nothing(
+    heart, tmp_path, monkeypatch
+):
+    def full(tensors, path, texts):
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    recorder = Recorder(tmp_path / "full", HEADLESS)
+    with pytest.raises(RunError, match=r"safetensors cannot be written: .*No space left"):
+        recorder.model(0, *save_tensors(heart[1][0]))
+    recorder.finish("failed", {})
+    assert [*(tmp_path / "full" / "models").iterdir()] == []
+
+
+def test_tensors_that_share_memory_are_saved_all_the_same(heart):
+    predictor = copy.deepcopy(heart[1][0])
+    one = torch.arange(4.0)
+    predictor.model.register_buffer("one", one[:2])
+    predictor.model.register_buffer("other", one[1:])
+    predictor.model.register_buffer("across", torch.ones(3, 2).T)
+    tensors, _ = save_tensors(predictor)
+    found = safetensors.torch.load(safetensors.torch.save(tensors))
+    assert all(torch.equal(found[name], place) for name, place in predictor.state_dict().items())
 
 
 def test_the_verb_writes_what_was_asked_for(heart, tmp_path, capsys):
