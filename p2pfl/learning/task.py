@@ -186,11 +186,12 @@ class ModelTask(Task):
         A node without examples has loss NaN and gradient 0.
         """
         nodes, steps = nodes.to(self.device), steps.to(self.device)
+        groups = [*self._alike(nodes)]
+        if groups and groups[0] is None:
+            return self.backend(params, *next(self._batches(nodes, steps, 1)))
         losses = params.new_full((len(params),), math.nan, dtype=self._wide)
         grads = torch.zeros_like(params)
-        for rows in self._alike(nodes):
-            if rows is None:
-                return self.backend(params, *next(self._batches(nodes, steps, 1)))
+        for rows in groups:
             batch = next(self._batches(nodes[rows], steps[rows], 1))
             losses[rows], grads[rows] = self.backend(params[rows], *batch)
         return losses, grads

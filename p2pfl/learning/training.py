@@ -155,6 +155,7 @@ def _steps(
             loss, grads = task.grad(algorithm.model(after), nodes, first + step)
             after = _stepped(algorithm.step, after, grads)
             total += loss
+            del grads  # the next ones may lie there
     assign(state, after)
     return total
 
