@@ -15,6 +15,7 @@ Three things stand in the way, and each has a rule:
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -163,13 +164,19 @@ def _called(module: nn.Module, values: dict[str, Tensor], x: Tensor, when: str) 
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """Copy the structure, the buffers and what is frozen, with stand-ins for what is trained."""
-    memo: dict[int, Any] = {
-        id(parameter): nn.Parameter(parameter.detach().new_zeros(()).expand(parameter.shape))
-        for parameter in model.parameters()
-        if parameter.requires_grad  # and so is replaced whenever the copy is called
-    }
+    """Copy the structure and the buffers, share what is frozen, and hold nothing that is trained.
+
+    Callers replace what is trained. Where a module has kept it elsewhere as well, so that they
+    cannot, it finds NaN.
+    """
+    memo: dict[int, Any] = {id(p): _stand_in(p) for p in model.parameters()}
     return copy.deepcopy(model, memo)
+
+
+def _stand_in(parameter: nn.Parameter) -> nn.Parameter:
+    if not parameter.requires_grad:
+        return parameter
+    return nn.Parameter(parameter.detach().new_full((), math.nan).expand(parameter.shape))
 
 
 def _estimator(model: nn.Module) -> nn.Module:

@@ -56,7 +56,8 @@ def train_(
 ) -> Tensor:
     """Make ``count[i]`` local steps on row i, the first of which is its step ``first[i]``.
 
-    No row depends on who else is in the block.
+    No row depends on who else is in the block. If it is broken off, rows are between two steps or
+    in the midst of one.
 
     Args:
         algorithm: where gradients are taken and what is made of them.

@@ -186,7 +186,7 @@ def _mix(
             here, some = list(parts), _among(inbox, list(parts))
         fields = (tuple(parts.values()) if isinstance(f, tuple) else f for f in some.heard)
         heard = type(some.heard)(*fields)
-        letters = replace(some, heard=heard, into=[whole.room(start, stop)])
+        letters = replace(some, heard=heard, into=whole.room(start, stop))
         before = whole.cut(start, stop)
         whole.write(before, algorithm.receive(before, letters), start, stop)
         for stream in streams:
@@ -211,35 +211,35 @@ class _After:
         self._state, self._d, self._empty = state, d, empty
         self._before = list(leaves(state))
         self._after = list(self._before)
-        model = next(field for field in self._before if self._is_wide(field))
-        self._room = empty(tuple(model.shape), model.dtype)
 
     def cut(self, start: int, stop: int) -> Any:  # noqa: ANN401
         """Return some columns of the state before the exchange, as views."""
         return tree_map(lambda f: f[:, start:stop] if self._is_wide(f) else f, self._state)
 
-    def room(self, start: int, stop: int) -> Tensor:
-        """Return where these columns of a new field may be worked out, to stay there."""
-        return self._room[:, start:stop]
+    def room(self, start: int, stop: int) -> list[Tensor]:
+        """Return where a sum of these columns may be worked out, as `Letters` want it.
+
+        That is where the first field lies that changes, once it is known which; mostly to stay.
+        """
+        each = zip(self._before, self._after, strict=True)
+        changed = [new for old, new in each if new is not old and self._is_wide(old)]
+        return [field[:, start:stop] for field in changed[:1]]
 
     def write(self, part: Any, after: Any, start: int, stop: int) -> None:  # noqa: ANN401
         """Put columns in their place; those that are still what they were are not copied."""
-        room = self.room(start, stop).data_ptr()
+        room, moved = {one.data_ptr() for one in self.room(start, stop)}, []
         for k, (old, new) in enumerate(zip(leaves(part), leaves(after), strict=True)):
             if not self._is_wide(self._before[k]):
                 self._after[k] = new  # the same in all blocks
             elif new.data_ptr() != old.data_ptr():
                 if self._after[k] is self._before[k]:  # which may still be on its way to others
-                    self._after[k] = self._memory(new.data_ptr() == room)
+                    before = self._before[k]
+                    self._after[k] = self._empty(tuple(before.shape), before.dtype)
                 place = self._after[k][:, start:stop]
-                if new.data_ptr() != place.data_ptr():
-                    place.copy_(new)
-
-    def _memory(self, is_in_room: bool) -> Tensor:
-        room = self._room
-        if is_in_room and not any(field is room for field in self._after):
-            return room
-        return self._empty(tuple(room.shape), room.dtype)
+                if new.data_ptr() != place.data_ptr():  # what is in another's place makes way
+                    moved.append((place, new.clone() if new.data_ptr() in room else new))
+        for place, new in moved:
+            place.copy_(new)
 
     def state(self) -> Any:  # noqa: ANN401
         """Return the whole."""

@@ -88,7 +88,22 @@ def test_copies_hold_no_memory_for_what_is_trained():
     for part in (made.training, made.evaluating, made.pattern, made.estimating):
         held = sum(p.untyped_storage().nbytes() for p in part.parameters() if p.requires_grad)
         assert held < 100
-        torch.testing.assert_close(part.get_parameter("2.weight"), model[2].weight)
+        assert part.get_parameter("2.weight") is model[2].weight  # frozen, and nobody writes it
+
+
+def test_what_a_module_keeps_outside_its_registry_is_not_taken_for_trained():
+    class Aside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 1)
+            self.aside = [self.linear.weight]
+
+        def forward(self, x):
+            return x @ self.aside[0].T
+
+    model = Aside()
+    params = Spec.of(model).unflatten(Spec.of(model).flatten(model))
+    assert forward(pure(model), params, key(0), torch.ones(3, 2)).isnan().all()
 
 
 def test_the_model_is_left_alone():

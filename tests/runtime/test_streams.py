@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -141,6 +142,43 @@ def test_a_connection_that_breaks_ends_a_stream_and_its_rest_is_not_asked_for_ag
     torch.testing.assert_close(mixed[:, :first], exchange.expected(1, 2)[:, :first])
     torch.testing.assert_close(mixed[:, first:second], exchange.expected(1)[:, first:second])
     assert torch.equal(mixed[:, second:], exchange.own[:, second:])
+
+
+class Several(NamedTuple):
+    """A state of fields of several types."""
+
+    few: Tensor
+    mask: Tensor
+    x: Tensor
+    master: Tensor
+    kept: Tensor
+
+
+def test_every_field_of_a_state_stays_of_its_type_and_in_its_own_memory():
+    d, half = 6, torch.bfloat16
+    x, wide = torch.arange(d).unsqueeze(0), torch.zeros(1, d)
+    before = Several(torch.ones(1, 1), x > 2, x.to(half), wide, wide.clone())
+    given: list[Tensor] = []
+
+    def receive(s: Several, into: list[Tensor]) -> Several:
+        given.extend(into)
+        mixed = into[0] if into and into[0].dtype == torch.float32 else torch.empty_like(s.master)
+        mixed.fill_(1 / 3)
+        return Several(s.few + 1, s.mask, s.x, mixed * 2, mixed)  # one of them in another's place
+
+    whole = streams._After(before, d, chunks.fresh)
+    for start, stop in pairwise(range(0, d + 1, 2)):
+        part = whole.cut(start, stop)
+        whole.write(part, receive(part, whole.room(start, stop)), start, stop)
+    after = whole.state()
+    third = torch.full((1, d), 1 / 3)
+    assert [field.data_ptr() for field in given] == [
+        after.master[:, start:].data_ptr() for start in (2, 4)
+    ]
+    assert (after.mask is before.mask, after.x is before.x) == (True, True)
+    assert after.few.item() == 2
+    torch.testing.assert_close((after.master, after.kept), (third * 2, third))
+    assert not before.master.any()
 
 
 @pytest.mark.usefixtures("small_chunks")
