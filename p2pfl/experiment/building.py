@@ -14,6 +14,8 @@ from p2pfl.errors import UserError
 from p2pfl.experiment.config import Section
 from p2pfl.experiment.sections import Timer
 from p2pfl.learning.backends import BACKENDS
+from p2pfl.learning.modules import predict, pure
+from p2pfl.learning.spec import Spec
 from p2pfl.learning.task import ModelTask, per_node
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ def build_model(section: Section, seed: int, shape: tuple[int, ...], outputs: in
             model: nn.Module = section.build("model")(shape, outputs)
             with torch.no_grad():
                 made = copy.deepcopy(model).eval()(torch.zeros(2, *shape))
+                replaced = _with_its_own_weights(model, torch.zeros(2, *shape))
     except UserError:
         raise
     except ValueError as error:
@@ -97,7 +100,18 @@ def build_model(section: Section, seed: int, shape: tuple[int, ...], outputs: in
         raise UserError(f"model{own} makes a {type(made).__name__} of examples, not a tensor")
     if tuple(made.shape) != (2, outputs):
         raise UserError(f"model{own} makes {list(made.shape[1:])} of an example, not [{outputs}]")
+    if replaced.isnan().any() and not made.isnan().any():
+        raise UserError(
+            f"model{own} keeps parameters in a place of its own as well, where training cannot "
+            "replace them: a list has to be an nn.ParameterList"
+        )
     return model
+
+
+def _with_its_own_weights(model: nn.Module, x: Tensor) -> Tensor:
+    """Return what a model makes of examples if it is given its weights, as in training."""
+    spec = Spec.of(model)
+    return predict(pure(model), spec.unflatten(spec.flatten(model)), {}, x)
 
 
 def check_complete(federation: Federation) -> None:

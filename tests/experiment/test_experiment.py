@@ -370,6 +370,7 @@ def test_the_default_optimiser_makes_way_for_another(change, rate):
         ("few", "makes [3] of an example, not [10]"),
         ("nothing", "not an nn.Module"),
         ("two", "mine.py:two) makes a tuple of examples, not a tensor"),
+        ("aside", "mine.py:aside) keeps parameters in a place of its own as well, where training"),
     ],
 )
 def test_what_is_wrong_with_a_model_of_the_users_own_is_told_in_one_line(tmp_path, name, words):
@@ -382,6 +383,13 @@ def test_what_is_wrong_with_a_model_of_the_users_own_is_told_in_one_line(tmp_pat
         "class Two(nn.Module):\n"
         "    def forward(self, x): return x, x\n"
         "def two(shape, outputs): return Two()\n"
+        "class Aside(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.linear = nn.Linear(64, 10)\n"
+        "        self.weights = [self.linear.weight]\n"
+        "    def forward(self, x): return x.flatten(1) @ self.weights[0].T + self.linear.bias\n"
+        "def aside(shape, outputs): return Aside()\n"
     )
     tables = {"nodes": 2, "model": {"name": "custom", "factory": f"mine.py:{name}"}}
     experiment = Experiment.from_dict(tables, tmp_path)
