@@ -89,7 +89,6 @@ def build_model(section: Section, seed: int, shape: tuple[int, ...], outputs: in
             model: nn.Module = section.build("model")(shape, outputs)
             with torch.no_grad():
                 made = copy.deepcopy(model).eval()(torch.zeros(2, *shape))
-                replaced = _with_its_own_weights(model, torch.zeros(2, *shape))
     except UserError:
         raise
     except ValueError as error:
@@ -100,7 +99,7 @@ def build_model(section: Section, seed: int, shape: tuple[int, ...], outputs: in
         raise UserError(f"model{own} makes a {type(made).__name__} of examples, not a tensor")
     if tuple(made.shape) != (2, outputs):
         raise UserError(f"model{own} makes {list(made.shape[1:])} of an example, not [{outputs}]")
-    if replaced.isnan().any() and not made.isnan().any():
+    if not made.isnan().any() and _keeps_aside(model, torch.zeros(2, *shape)):
         raise UserError(
             f"model{own} keeps parameters in a place of its own as well, where training cannot "
             "replace them: a list has to be an nn.ParameterList"
@@ -108,10 +107,12 @@ def build_model(section: Section, seed: int, shape: tuple[int, ...], outputs: in
     return model
 
 
-def _with_its_own_weights(model: nn.Module, x: Tensor) -> Tensor:
-    """Return what a model makes of examples if it is given its weights, as in training."""
+def _keeps_aside(model: nn.Module, x: Tensor) -> bool:
+    """Say whether a model finds NaN in place of a weight, given all there are; see `pure`."""
     spec = Spec.of(model)
-    return predict(pure(model), spec.unflatten(spec.flatten(model)), {}, x)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        outputs = predict(pure(model), spec.unflatten(spec.flatten(model)), {}, x)
+    return bool(outputs.isnan().any())
 
 
 def check_complete(federation: Federation) -> None:
