@@ -21,7 +21,7 @@ from p2pfl.cli.report import report
 from p2pfl.cli.run import run
 from p2pfl.cli.show import partition_show, version
 from p2pfl.cli.sweep import sweep
-from p2pfl.cli.terminal import end_at_once, perhaps_closed, tidy_up_first
+from p2pfl.cli.terminal import dealt_with, end_at_once, perhaps_closed, tidy_up_first
 from p2pfl.errors import P2pflError, RunError, UserError, short_of_memory
 
 app = typer.Typer(
@@ -79,6 +79,7 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail(RunError("interrupted"), 130)
     finally:
+        dealt_with()
         tidy_up_first()
 
 

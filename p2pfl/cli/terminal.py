@@ -25,6 +25,16 @@ def tidy_up_first() -> None:
     _exchange(signal.SIG_DFL, signal.default_int_handler)
 
 
+def dealt_with() -> None:
+    """Have an interrupt that was caught be over, so that this process ends with the code we say.
+
+    CPython remembers one that has left code which was compiled from a text, as that of every
+    dataclass is, and ``python -m`` then ends by SIGINT whatever we exit with. The next such code
+    makes it forget.
+    """
+    exec("")
+
+
 def requests() -> list[signal.Signals]:
     """Return the signals that ask us to end: SIGTERM, and SIGHUP from a terminal that is closed.
 

@@ -29,6 +29,15 @@ except KeyboardInterrupt:  # as torch's own start-up does
     pass
 raise SystemExit(77)
 """
+WITHIN_A_TEXT = """
+from p2pfl import cli
+
+def app():  # what dataclasses and named tuples do while they are made
+    exec("raise KeyboardInterrupt")
+
+cli.app = app
+cli.main()
+"""
 VERBS = {
     "run": ("digits",),
     "sweep": ("s.toml",),
@@ -181,3 +190,10 @@ def test_a_sweep_whose_terminal_is_closed_goes_on_later(tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 2  # what is to be done again; its worker may not have come to say why
     assert not any(row["status"] in ("finished", "failed") for row in rows)
+
+
+def test_an_interrupt_within_a_text_ends_with_the_same_code(tmp_path):
+    (tmp_path / "within.py").write_text(WITHIN_A_TEXT)
+    words = [sys.executable, "-m", "within"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "p2pfl: interrupted\n")
