@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 import threading
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -30,9 +31,9 @@ def dealt_with() -> None:
 
     CPython remembers one that has left code which was compiled from a text, as that of every
     dataclass is, and ``python -m`` then ends by SIGINT whatever we exit with. The next such code
-    makes it forget.
+    makes it forget: that of a named tuple will do.
     """
-    exec("")
+    namedtuple("Over", ())
 
 
 def requests() -> list[signal.Signals]:
