@@ -105,11 +105,16 @@ class Connections:
             one.credit += nbytes
             one.known, one.key = True, key or one.key
 
-    def look(self) -> None:
-        """Cut the connections that have just brought more than they may."""
+    def look(self, untold: Callable[[int], int]) -> None:
+        """Cut the connections that have just brought more than they may.
+
+        Args:
+            untold: returns how many bytes of a descriptor's connection the application has
+                taken of which `taken` was not told yet.
+        """
         for descriptor, _ in self._epoll.poll(0):
             if one := self._open.get(descriptor):
-                self._look(one)
+                self._look(one, untold)
 
     def cut(self, descriptor: int, reason: str) -> None:
         """Cut a connection, if it is still there."""
@@ -122,7 +127,7 @@ class Connections:
             if one.link is None and one.key not in keys:
                 self._cut(one, "a key that is no longer allowed" if one.key else "a new list")
 
-    def _look(self, one: Connection) -> None:
+    def _look(self, one: Connection, untold: Callable[[int], int]) -> None:
         try:
             with _borrowed(one.descriptor) as connection:
                 info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
@@ -134,7 +139,8 @@ class Connections:
             # What still lies in the kernel is limited there, and the program may be slow to read.
             with suppress(OSError):
                 received -= _unread(one.descriptor)
-            if received - one.credit > one.allowance:
+            # Asked last: what came before we counted may have been taken since.
+            if received - one.credit - untold(one.descriptor) > one.allowance:
                 self._cut(one, f"{one.allowance} bytes without a whole message")
 
     def _cut(self, one: Connection, reason: str) -> None:

@@ -246,7 +246,12 @@ class Gate:
                 self._connections.keep(order)
             elif not isinstance(order, _Watched):
                 self._connections.cut(*order)
-        self._connections.look()
+        self._connections.look(self._untold)
+
+    def _untold(self, descriptor: int) -> int:
+        """Return the bytes that the application has taken since this turn began."""
+        with self._lock:
+            return self._taken.get(descriptor, (0, None))[0]
 
     def _answer(self) -> None:
         """Answer those who ask to come in."""
