@@ -99,7 +99,7 @@ def build_model(section: Section, seed: int, shape: tuple[int, ...], outputs: in
         raise UserError(f"model{own} makes a {type(made).__name__} of examples, not a tensor")
     if tuple(made.shape) != (2, outputs):
         raise UserError(f"model{own} makes {list(made.shape[1:])} of an example, not [{outputs}]")
-    if not made.isnan().any() and _keeps_aside(model, torch.zeros(2, *shape)):
+    if own and not made.isnan().any() and _keeps_aside(model, torch.zeros(2, *shape)):
         raise UserError(
             f"model{own} keeps parameters in a place of its own as well, where training cannot "
             "replace them: a list has to be an nn.ParameterList"

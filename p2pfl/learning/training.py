@@ -21,13 +21,14 @@ from p2pfl.learning.task import Task
 from p2pfl.learning.tree import (
     assign,
     columns,
-    has_columns,
     leaves,
+    merged,
     put_,
     take,
     tree_map,
     views,
     wide,
+    write_columns,
 )
 
 TOGETHER = 64  # plain steps whose batches are drawn at once
@@ -172,18 +173,12 @@ def _stepped(step: Callable[[S, Tensor], S], state: S, grads: Tensor) -> S:
         return step(state, grads)
     after = state
     for start in range(0, d, BLOCK):
-        some = slice(start, min(d, start + BLOCK))
+        some = slice(start, start + BLOCK)
         part = columns(state, d, some)
         after = step(part, grads[:, some])
-        # What has no columns is what it was until all of them are done.
-        assign(part, _pick(d, state, after, part))
-    assign(state, _pick(d, state, state, after))
+        write_columns(part, after, state, d)
+    assign(state, merged(state, after, d))  # what is small is the same in all blocks
     return state
-
-
-def _pick(d: int, state: S, wide: S, small: S) -> S:
-    """Return leaves of `wide` where those of a state have d columns, and else of `small`."""
-    return tree_map(lambda leaf, *two: two[not has_columns(leaf, d)], state, wide, small)
 
 
 def _zeros(state: S, rows: int) -> Tensor:

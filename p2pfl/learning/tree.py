@@ -103,6 +103,19 @@ def assign(tree: T, values: T) -> None:
         leaf.copy_(new)
 
 
+def write_columns(part: T, after: T, tree: T, d: int) -> None:
+    """Overwrite some columns of a tree, of which `part` holds views; the other leaves are left."""
+    wide = [has_columns(leaf, d) for leaf in leaves(tree)]
+    old = tuple(leaf for leaf, is_wide in zip(leaves(part), wide, strict=True) if is_wide)
+    new = tuple(leaf for leaf, is_wide in zip(leaves(after), wide, strict=True) if is_wide)
+    assign(old, new)
+
+
+def merged(tree: T, after: T, d: int) -> T:
+    """Return the leaves of the one that have d columns, and the others of the other."""
+    return tree_map(lambda old, new: old if has_columns(old, d) else new, tree, after)
+
+
 def unshared(tree: T) -> T:
     """Return a tree of contiguous leaves no two of which share memory: copies of what did."""
     seen: set[int] = set()

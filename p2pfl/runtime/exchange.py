@@ -14,7 +14,7 @@ from torch import Tensor
 from p2pfl.algorithm import Algorithm, Inbox
 from p2pfl.learning.cache import cache_bytes
 from p2pfl.learning.crew import Crew
-from p2pfl.learning.tree import assign, columns, has_columns, leaves, tree_map, unshared
+from p2pfl.learning.tree import columns, has_columns, merged, unshared, write_columns
 from p2pfl.runtime.ranks import Fields, Neighbourhood
 
 PART = 8  # of a thread's cache: a block is read as often as a node has neighbours
@@ -51,7 +51,7 @@ def receive_(
         part = columns(state, d, slice(start, start + width))
         known = _interleaved(is_wide, fields, narrow)
         after = algorithm.receive(part, _inbox(around, heard, known))
-        _write(part, after, state, d)
+        write_columns(part, after, state, d)
         last[:] = [after]  # of whichever block: what is small is the same in all
 
     with Crew(torch.get_num_threads() if around.side_by_side else 1) as crew:
@@ -60,7 +60,7 @@ def receive_(
             if start + width < d:  # the next columns may travel while these are mixed
                 ahead = around.fetch(columns(wide, d, slice(start + width, start + 2 * width)))
             crew.do(mix, start, fields)
-    return unshared(_merged(state, last[0], d))
+    return unshared(merged(state, last[0], d))
 
 
 def block_width(fields: tuple[Tensor, ...], d: int) -> int:
@@ -98,16 +98,3 @@ def _interleaved(is_wide: list[bool], wide: Fields, narrow: Fields) -> Fields:
     """Return the fields in the order in which `_select` found them."""
     some, others = iter(wide), iter(narrow)
     return tuple(next(some) if each else next(others) for each in is_wide)
-
-
-def _write(part: Any, after: Any, state: Any, d: int) -> None:  # noqa: ANN401
-    """Write the new columns over the old ones; what is small waits for the last block."""
-    wide = [has_columns(leaf, d) for leaf in leaves(state)]
-    old = tuple(leaf for leaf, is_wide in zip(leaves(part), wide, strict=True) if is_wide)
-    new = tuple(leaf for leaf, is_wide in zip(leaves(after), wide, strict=True) if is_wide)
-    assign(old, new)
-
-
-def _merged(state: Any, after: Any, d: int) -> Any:  # noqa: ANN401
-    """Return the large fields of the one, and the small fields of the other."""
-    return tree_map(lambda old, new: old if has_columns(old, d) else new, state, after)

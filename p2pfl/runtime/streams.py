@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.algorithm import Algorithm, Inbox
-from p2pfl.learning.tree import leaves, tree_map
+from p2pfl.learning.tree import columns, has_columns, leaves, tree_map
 from p2pfl.peer.events import PeerId, Received
 from p2pfl.peer.letters import WIDE, Letters
 from p2pfl.runtime.chunks import Empty, Incoming, Piece, Schema, check_values, fresh
@@ -214,7 +214,7 @@ class _After:
 
     def cut(self, start: int, stop: int) -> Any:  # noqa: ANN401
         """Return some columns of the state before the exchange, as views."""
-        return tree_map(lambda f: f[:, start:stop] if self._is_wide(f) else f, self._state)
+        return columns(self._state, self._d, slice(start, stop))
 
     def room(self, start: int, stop: int) -> list[Tensor]:
         """Return where a sum of these columns may be worked out, as `Letters` want it.
@@ -222,14 +222,14 @@ class _After:
         That is where the first field lies that changes, once it is known which; mostly to stay.
         """
         each = zip(self._before, self._after, strict=True)
-        changed = [new for old, new in each if new is not old and self._is_wide(old)]
+        changed = [new for old, new in each if new is not old and has_columns(old, self._d)]
         return [field[:, start:stop] for field in changed[:1]]
 
     def write(self, part: Any, after: Any, start: int, stop: int) -> None:  # noqa: ANN401
         """Put columns in their place; those that are still what they were are not copied."""
         room, moved = {one.data_ptr() for one in self.room(start, stop)}, []
         for k, (old, new) in enumerate(zip(leaves(part), leaves(after), strict=True)):
-            if not self._is_wide(self._before[k]):
+            if not has_columns(self._before[k], self._d):
                 self._after[k] = new  # the same in all blocks
             elif new.data_ptr() != old.data_ptr():
                 if self._after[k] is self._before[k]:  # which may still be on its way to others
@@ -245,6 +245,3 @@ class _After:
         """Return the whole."""
         each = iter(self._after)
         return tree_map(lambda field: next(each), self._state)
-
-    def _is_wide(self, field: Tensor) -> bool:
-        return field.ndim == 2 and field.shape[1] == self._d

@@ -92,13 +92,14 @@ class Memory:
 
     def __init__(self) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is there
-        self._before = _status("VmRSS")
+        self._before = megabytes("VmRSS")
 
     def grown(self) -> float:
         """Return by how many MB the memory was larger than at the start, at its largest."""
-        return _status("VmHWM") - self._before
+        return megabytes("VmHWM") - self._before
 
 
-def _status(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
+def megabytes(key: str, process: int | str = "self") -> float:
+    """Return what Linux says of the memory of a process, as ``VmHWM``, the most it has had."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024 / 1e6

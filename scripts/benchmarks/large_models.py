@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from crowd import megabytes
 from machine import describe
 from peers import grandchildren, round_seconds
 from rich.console import Console
@@ -78,17 +79,11 @@ def measure(hidden: int, nodes: int, rounds: int, words: list[str]) -> Found:
             while process.poll() is None:
                 for pid in grandchildren(process.pid):
                     with suppress(FileNotFoundError, ProcessLookupError, StopIteration):
-                        most[pid] = megabytes_at_most(pid)
+                        most[pid] = megabytes("VmHWM", pid)
                 time.sleep(0.02)
         if process.returncode:
             sys.exit(f"the run failed with code {process.returncode}")
         return Found(statistics.median(most.values()), round_seconds(run))
-
-
-def megabytes_at_most(pid: int) -> float:
-    """Return the most memory that a process has had."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e6
 
 
 if __name__ == "__main__":

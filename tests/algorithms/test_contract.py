@@ -143,6 +143,12 @@ def test_columns_may_be_received_one_after_the_other(name, data):
     assert a.columnwise != any(word in name for word in WHOLE)
 
 
+def begun(a, data):
+    """Return the state of three rows that all hear each other, and gradients for them."""
+    x, rows, grads = data.draw(blocks(3))
+    return unshared(a.init(x, told(rows, torch.ones(3, 3)))), grads
+
+
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize(
     "opt", [sgd(exponential(0.1, 0.9), 0.9), adam(0.1, weight_decay=0.01)], ids=["trace", "adam"]
@@ -152,8 +158,7 @@ def test_columns_may_be_received_one_after_the_other(name, data):
 def test_columns_may_make_a_step_one_after_the_other(name, opt, data):
     """Local steps overwrite a state a few columns at a time, and come to the same."""
     a = ALL[name](opt)
-    x, rows, grads = data.draw(blocks(3))
-    state = unshared(a.init(x, told(rows, torch.ones(3, 3))))
+    state, grads = begun(a, data)
     assert isinstance(a.step, ByColumn) != (name == "average")  # which makes none
     for g in grads:
         expected = tree_map(torch.clone, a.step(state, g))
@@ -175,8 +180,7 @@ def test_a_step_that_looks_at_whole_rows_says_so(name):
 @given(data=st.data())
 def test_a_step_is_its_factor_times_the_gradient(name, opt, data):
     a = ALL[name](opt)
-    x, rows, grads = data.draw(blocks(3))
-    state = unshared(a.init(x, told(rows, torch.ones(3, 3))))
+    state, grads = begun(a, data)
     if a.factor is None:
         assert name.split()[0] in NO_FACTOR
         return

@@ -188,8 +188,9 @@ def test_values_that_are_not_finite_leave_their_sender_out_from_there_on():
     exchange.sent[1][0, second - 1] = math.nan
     exchange.arrive(1)
     exchange.arrive(2, stop=2)
-    with pytest.raises(RemoteProtocolError, match="x has values which are not finite"):
+    with pytest.raises(RemoteProtocolError) as caught:
         exchange.arrive(2, start=2, stop=3)
+    assert str(caught.value) == "x has values which are not finite"
     exchange.arrive(2, start=3)  # is passed over
     mixed = exchange.mix()
     torch.testing.assert_close(mixed[:, :first], exchange.expected(1, 2)[:, :first])
