@@ -165,9 +165,9 @@ class Incoming(ABC):
         self._fresh = header.kind is Kind.ANEW
 
     @property
-    def is_complete(self) -> bool:
-        """Whether all chunks are there."""
-        return self._next == len(self.layout)
+    def left(self) -> int:
+        """How many chunks are still to come."""
+        return len(self.layout) - self._next
 
     def take(self, header: Header, frames: Sequence[memoryview]) -> None:
         """Take in the next chunk.
@@ -176,7 +176,7 @@ class Incoming(ABC):
             RemoteProtocolError: it is not the next, not of this schema, or has values that
                 nobody honest sends.
         """
-        if _about(header) != self._about or header.number != self._next or self.is_complete:
+        if _about(header) != self._about or header.number != self._next or not self.left:
             raise RemoteProtocolError(f"chunk {header.number} instead of {self._next}")
         pieces = self.layout[self._next]
         _check(header, frames, pieces, self.schema)

@@ -197,6 +197,8 @@ class Inflow:
         self._streams = [s for s in self._streams if s.held or s is last]
         room = self._expected.window - sum(one.held for one in self._streams)
         owed = room - self._given
+        if last is not None and last.left <= self._given:  # the next is long in coming
+            return 0
         if 2 * owed < max(self._expected.window, 2):
             return 0
         self._given = room
@@ -256,11 +258,11 @@ class Inflow:
         self._arriving = model
         if begins and isinstance(model, Stream):
             self._streams.append(model)
-        if model.is_complete:
+        if not model.left:
             self._arriving, self.next = None, header.round + 1
         if isinstance(model, Stream):
             return model.received() if begins else None
-        return model.received() if model.is_complete else None
+        return None if model.left else model.received()
 
 
 class Expected(NamedTuple):

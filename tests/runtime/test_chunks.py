@@ -54,10 +54,10 @@ def travel(outgoing: Outgoing, schema: chunks.Schema) -> Received:
     for index in range(len(outgoing)):
         header, *frames = copies(outgoing.chunk(index))
         arriving = arriving or Arriving(wire.unpack(header), schema)
-        assert not arriving.is_complete
+        assert arriving.left
         arriving.take(wire.unpack(header), frames)
     assert arriving is not None
-    assert arriving.is_complete
+    assert not arriving.left
     return arriving.received()
 
 
@@ -228,7 +228,7 @@ def test_pieces_must_be_those_of_the_layout(change, reason: str):
     arriving = Arriving(HEADER, chunks.schema(message()))
     with pytest.raises(RemoteProtocolError, match=reason):
         arriving.take(header, frames)
-    assert not arriving.is_complete
+    assert arriving.left
 
 
 @pytest.mark.parametrize("bit", range(0, 8 * 32, 5))

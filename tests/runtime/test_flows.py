@@ -195,13 +195,23 @@ def test_credit_is_kept_for_a_few_phases_only():
 
 
 def test_credit_is_given_when_it_is_worth_a_message():
-    flow, one = inflow(window=4), outgoing(0)
+    flow, one = inflow(d=32, window=4), outgoing(0, d=32)  # of 8 chunks
     assert flow.owed() == 4
     assert flow.owed() == 0
     arrive(flow, one.chunk(0))
     assert flow.owed() == 0
     arrive(flow, one.chunk(1))
     assert flow.owed() == 2
+
+
+def test_no_more_credit_is_given_while_there_is_enough_for_the_rest_of_a_model():
+    flow, one = inflow(window=4), outgoing(0)
+    assert flow.owed() == 4
+    arrive(flow, one.chunk(0))
+    arrive(flow, one.chunk(1))
+    assert flow.owed() == 0  # the last of three is on its way
+    arrive(flow, one.chunk(2))
+    assert flow.owed() == 3  # and with it goes word that the model has come
 
 
 def test_the_window_is_a_share_of_the_budget_and_never_nothing():
