@@ -484,7 +484,7 @@ def test_nobody_lingers_when_all_end_together(stage):
     for links in peers:
         links.send(send(*(p for p in range(5) if p != links.me)))
     took = together(*(lambda links=links: links.close("done", PATIENCE) for links in peers))
-    assert max(took) < 2
+    assert max(took) < PATIENCE / 2
 
 
 def test_the_last_model_arrives_before_the_goodbye(stage):
@@ -506,7 +506,7 @@ def test_those_who_go_on_lose_only_who_has_left(stage):
         closing = pool.submit(together, lambda: a.close("done", PATIENCE))
         seen_b = events_until(lambda seen: closing.done(), b, c)
         (took,) = closing.result()
-    assert took < 2
+    assert took < PATIENCE / 2
     assert seen_b == [PeerDown(0)]
     b.send(send(0, 2))
     assert rounds_of(events_until(bool, c, b)) == [0]
@@ -515,11 +515,11 @@ def test_those_who_go_on_lose_only_who_has_left(stage):
 def test_a_frozen_neighbour_costs_the_linger_and_a_dead_one_nothing(stage):
     a, _frozen = stage(2).all_met()
     (took,) = together(lambda: a.close("done", 0.5))
-    assert 0.4 < took < 2
+    assert 0.4 < took < PATIENCE / 2
     a, dead = stage(2).all_met()
     vanish(dead)
     (took,) = together(lambda: a.close("done", PATIENCE))
-    assert took < 2
+    assert took < PATIENCE / 2
 
 
 def open_files() -> int:
