@@ -17,7 +17,8 @@ import asyncssh
 
 from p2pfl.errors import P2pflError, RunError
 from p2pfl.experiment.experiment import Experiment
-from p2pfl.fleet.hosts import Fleet, Host, Seat, read_hosts
+from p2pfl.fleet.host import Fleet, Host, Seat
+from p2pfl.fleet.hosts import read_hosts
 from p2pfl.fleet.parcel import parcel
 from p2pfl.fleet.ssh import quoted
 

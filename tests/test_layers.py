@@ -21,6 +21,8 @@ def test_the_order_of_imports_holds():
         ("p2pfl", {"torch", "networkx", "zmq"}),
         ("p2pfl.cli", {"torch", "sklearn", "matplotlib", "pandas"}),
         ("p2pfl.security.roster", {"torch", "networkx"}),
+        ("p2pfl.fleet.control", {"torch", "numpy", "networkx", "zmq"}),
+        ("p2pfl.fleet.remote", {"torch", "numpy", "asyncssh"}),
         ("p2pfl.peer.rounds", {"zmq", "sklearn", "msgpack"}),
         ("p2pfl.launch.local", {"sklearn", "matplotlib", "pandas", "torch._dynamo"}),
     ],

@@ -129,7 +129,7 @@ def down(run: RunArgument) -> None:
 
     Example:  p2pfl down runs/digits
     """
-    from p2pfl.fleet.control import down as stop
+    from p2pfl.fleet.down import down as stop
 
     tidy_up_first()
     _tell(asyncio.run(stop(run)), asked=True)

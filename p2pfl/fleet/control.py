@@ -1,4 +1,7 @@
-"""``p2pfl status``, ``logs`` and ``down``: a launch that goes on without its launcher."""
+"""``p2pfl status`` and ``p2pfl logs``: how a launch goes on without its launcher.
+
+People call them again and again, so nothing here may need torch, which takes seconds to load.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from p2pfl.errors import UserError
-from p2pfl.fleet.launch import Ended, conclude, ended_before, everywhere
-from p2pfl.fleet.record import Ending, Place, read_record
-from p2pfl.fleet.ssh import HostError, Shell
+from p2pfl.fleet.record import Place, read_record
+from p2pfl.fleet.ssh import HostError, Shell, everywhere
 
 
 class PeerStatus(NamedTuple):
@@ -80,43 +82,3 @@ async def logs(
                     say(news)
 
     await everywhere(map(read, record.places), "cannot be read")
-
-
-async def down(folder: Path) -> Ended:
-    """Stop what still runs of a launch, and collect what all peers have left.
-
-    A run that was collected already is left as it is, and `up` may still be following this one.
-    Where a host is out of reach the others are stopped and collected, and another call can
-    fetch the rest.
-
-    Raises:
-        UserError: the folder is not that of a launch.
-    """
-    record = read_record(folder)
-    if record.collected:
-        return ended_before(folder)
-    shells: dict[str, Shell] = {}
-    try:
-        await asyncio.gather(*(_stop(place, shells) for place in record.places))
-        peers = await status(folder)
-        interrupted = any(peer.phase == "interrupted" for peer in peers)
-        return await conclude(folder, record, shells, _endings(peers), interrupted)
-    finally:
-        for shell in shells.values():
-            shell.close()
-
-
-async def _stop(place: Place, shells: dict[str, Shell]) -> None:
-    try:
-        shells[place.host.name] = await Shell.connect(place.host)
-        await shells[place.host.name].ask("stop", folder=place.folder, nodes=place.nodes)
-    except HostError:  # its status is going to say so
-        pass
-
-
-def _endings(peers: list[PeerStatus]) -> dict[int, Ending]:
-    known = ("finished", "interrupted")
-    return {
-        peer.node: {"status": peer.phase if peer.phase in known else "failed", "why": peer.why}
-        for peer in peers
-    }

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from p2pfl.errors import RunError, UserError
 from p2pfl.experiment.experiment import Experiment
 from p2pfl.fleet.collect import fetch, gather, open_folder, set_aside
-from p2pfl.fleet.hosts import Fleet, Host
+from p2pfl.fleet.host import Fleet, Host
 from p2pfl.fleet.interrupts import (
     completing,
     heeding_signals,
@@ -22,13 +22,11 @@ from p2pfl.fleet.interrupts import (
 from p2pfl.fleet.parcel import data_files, parcel
 from p2pfl.fleet.preflight import Checks, preflight, refuse_shared
 from p2pfl.fleet.record import Ending, Place, Record, locked, read_record
-from p2pfl.fleet.ssh import HostError, Shell
+from p2pfl.fleet.ssh import HostError, Shell, everywhere
 from p2pfl.fleet.watch import OnFailure, View, Watching
 from p2pfl.launch.membership import IN_CLEAR
 from p2pfl.results.runs import read_summary
 from p2pfl.runtime.setup import Status
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -133,27 +131,6 @@ async def up(launch: Launch, make: Callable[[], Path], view: View) -> Ended:
     finally:
         for shell in shells.values():
             shell.close()
-
-
-async def everywhere(asked: Iterable[Awaitable[T]], cannot: str) -> list[T]:
-    """Do something on all hosts at the same time.
-
-    Args:
-        asked: what is done, for each host.
-        cannot: what to say of hosts that have a fault, as ``"cannot take part"``.
-
-    Raises:
-        RunError: with the faults of all hosts that have some.
-    """
-    answers = await asyncio.gather(*asked, return_exceptions=True)
-    faults = [answer for answer in answers if isinstance(answer, BaseException)]
-    for fault in faults:
-        if not isinstance(fault, HostError):
-            raise fault
-    if faults:
-        lines = "\n".join(map(str, faults))
-        raise RunError(f"{len(faults)} of {len(answers)} hosts {cannot}\n{lines}")
-    return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 async def conclude(

@@ -9,7 +9,7 @@ import tomlkit
 
 from p2pfl.errors import UserError
 from p2pfl.experiment.experiment import Experiment
-from p2pfl.fleet.hosts import Fleet, Seat
+from p2pfl.fleet.host import Fleet, Seat
 
 FILES = "files"  # a folder of their own: one may be called experiment.toml
 

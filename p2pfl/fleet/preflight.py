@@ -10,7 +10,7 @@ from typing import NamedTuple
 from p2pfl import __version__
 from p2pfl.errors import UserError
 from p2pfl.experiment.experiment import Experiment
-from p2pfl.fleet.hosts import Fleet, Seat
+from p2pfl.fleet.host import Fleet, Seat
 from p2pfl.fleet.parcel import data_files
 from p2pfl.fleet.ssh import Done, HostError, Shell, last_line, quoted
 

@@ -13,7 +13,7 @@ import msgspec
 
 from p2pfl import files
 from p2pfl.errors import UserError
-from p2pfl.fleet.hosts import Host
+from p2pfl.fleet.host import Host
 
 NAME = "fleet.json"
 POLL = 0.1  # seconds between two looks whether a folder is free

@@ -7,13 +7,13 @@ import errno
 import json
 import os
 import shlex
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 from p2pfl.errors import RunError, UserError
-from p2pfl.fleet.hosts import Host
+from p2pfl.fleet.host import Host
 
 try:
     import asyncssh
@@ -21,6 +21,8 @@ except ImportError as missing:
     raise UserError(
         "peers on other machines are started over SSH: pip install 'p2pfl-gossip[lan]'"
     ) from missing
+
+T = TypeVar("T")
 
 PATIENCE = 10.0  # seconds to wait for a connection, and for a login
 KEEPALIVE = 5.0  # seconds between two signs of life; three missed ones are a lost connection
@@ -179,6 +181,27 @@ class Shell:
                 ) from error
             async with client as sftp:
                 yield sftp
+
+
+async def everywhere(asked: Iterable[Awaitable[T]], cannot: str) -> list[T]:
+    """Do something on all hosts at the same time.
+
+    Args:
+        asked: what is done, for each host.
+        cannot: what to say of hosts that have a fault, as ``"cannot take part"``.
+
+    Raises:
+        RunError: with the faults of all hosts that have some.
+    """
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    faults = [answer for answer in answers if isinstance(answer, BaseException)]
+    for fault in faults:
+        if not isinstance(fault, HostError):
+            raise fault
+    if faults:
+        lines = "\n".join(map(str, faults))
+        raise RunError(f"{len(faults)} of {len(answers)} hosts {cannot}\n{lines}")
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 def last_line(text: str) -> str:
