@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -83,7 +84,8 @@ def catch_up(
         exact = torch.zeros(1, features, dtype=wide(example.params))
         example = GivenConstants(example.params, exact, exact)
     offered = _offers(links, node, example, patience)
-    elapsed = statistics.median(max(0.0, one.score) for one in offered)  # one alone may lie
+    told = [one.score for one in offered if 0 <= one.score < math.inf]
+    elapsed = statistics.median(told or [0.0])  # one alone may lie
     affine = Affine(*offered[0].message[1:]) if features else None
     offers = [Offer(one.round, one.message[0]) for one in offered]
     begin = setup.joined(node, offers, own)

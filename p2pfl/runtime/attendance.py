@@ -80,6 +80,7 @@ class Attendance:
         for peer, one in busy.items():
             if connection := one.has_left(self.leaving):
                 self._meeting.drop(peer)
+                self._meeting.giving.pop(peer, None)
                 self._meeting.departed.add(peer)
                 self._listener.answer(connection, wire.pack(self._about(Kind.BYE)))
                 left.append(PeerDown(peer, one.is_done))
@@ -99,7 +100,7 @@ class Attendance:
                 if there[peer].seems_wrong and peer not in lost
             ]
         for peer in lost:
-            self._meeting.drop(peer)
+            self._lose(peer)
         return [PeerDown(peer) for peer in lost]
 
     def _looked_out(self, busy: Busy) -> list[Presence]:
@@ -118,12 +119,20 @@ class Attendance:
         events = [*again, *self._cut_off(busy), *self.lookout.tend(self._tell)]
         for event in events:
             if isinstance(event, PeerDown) and event not in again:
-                self._meeting.drop(event.peer)
-            elif isinstance(event, PeerUp):
-                self._meeting.reach(event.peer, self.lookout.address(event.peer))
+                self._lose(event.peer)
+        # One lie can give somebody a hundred lives: whatever they are, it is dialled once.
+        there = {e.peer: isinstance(e, PeerUp) for e in events if not isinstance(e, PeerSuspected)}
+        for peer in [peer for peer, is_up in there.items() if is_up]:
+            self._meeting.reach(peer, self.lookout.address(peer))
         # Others may say again that it is there; as long as we do not reach it, we do not wait.
         up = [event.peer for event in events if isinstance(event, PeerUp)]
         return [*events, *(PeerSuspected(peer) for peer in up if peer in self._unreachable)]
+
+    def _lose(self, peer: PeerId) -> None:
+        """Hang up on a peer that is gone; one that still listens to us may yet be back."""
+        self._meeting.drop(peer)
+        if not self._meeting.handshake.is_connected(self._listener, peer):
+            self._meeting.giving.pop(peer, None)
 
     def _cut_off(self, busy: Busy) -> list[Presence]:
         """Say who is there, as others tell, and cannot be reached by us: it is not waited for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -54,7 +55,7 @@ class Endpoint:
     ) -> None:
         self.keyring, self.poller, self._insecure = keyring, zmq.Poller(), insecure
         self._links: dict[int, Link] = {}
-        self._dialled = 0
+        self._numbers = itertools.count()
         own, allowed = (keyring.own, keyring.of.values()) if keyring else (None, ())
         with ExitStack() as undo:
             self.context = new_context(links)
@@ -88,10 +89,8 @@ class Endpoint:
             if peer not in self.keyring.of:
                 raise UserError(f"no key is listed for peer {peer}")
             to = Dialling(address, self.keyring.own, self.keyring.of[peer])
-        self._dialled += 1
-        link = Link(self.context, self.gate, self._dialled, to, hello)
-        self._links[self._dialled] = link
-        self.poller.register(link.socket, zmq.POLLIN)
+        link = Link(self.context, self.gate, next(self._numbers), to, hello)
+        self._follow(link)
         return link
 
     def tend(self) -> bool:
@@ -103,22 +102,28 @@ class Endpoint:
         for one in news:
             if link := self._links.get(one.link):
                 link.happened(one.event)
-        for link in self._links.values():
-            if link.is_given_up():
-                self.dial_again(link)
+        for link in [one for one in self._links.values() if one.is_given_up()]:
+            self.dial_again(link)
         return bool(news)
 
     def dial_again(self, link: Link) -> None:
         """Make a connection anew; what was on its way is lost."""
-        self.poller.unregister(link.socket)
-        link.dial_again()
-        self.poller.register(link.socket, zmq.POLLIN)
+        self._leave(link)
+        link.dial_again(next(self._numbers))  # what is yet to be heard of the last is not of this
+        self._follow(link)
 
     def hang_up(self, link: Link) -> None:
         """Close a link; what was not sent is lost."""
-        self._links = {number: one for number, one in self._links.items() if one is not link}
-        self.poller.unregister(link.socket)
+        self._leave(link)
         link.close()
+
+    def _follow(self, link: Link) -> None:
+        self._links[link.number] = link
+        self.poller.register(link.socket, zmq.POLLIN)
+
+    def _leave(self, link: Link) -> None:
+        del self._links[link.number]
+        self.poller.unregister(link.socket)
 
     def allow(self, keys: Mapping[PeerId, str]) -> None:
         """Take in a new list of keys; connections of a key that is gone are cut."""

@@ -124,6 +124,7 @@ class Handshake:
         # another process that made it.
         before = [old for old, whose in self._senders.items() if whose == peer]
         known = self.lives.get(peer)
+        listener.make_way(mail, peer)
         if known not in (None, life):
             for old in before:
                 self.refuse(listener, old, f"a process {STARTED_LATER} takes part as peer {peer}")
@@ -144,6 +145,11 @@ class Handshake:
         lost = [peer for peer, key in before.items() if keys.get(peer) != key]
         self._senders = {i: peer for i, peer in self._senders.items() if peer not in lost}
         return lost
+
+    def is_connected(self, listener: Listener, peer: PeerId) -> bool:
+        """Try whether anybody is there who was let in as this peer."""
+        welcome = self._header(Kind.WELCOME)
+        return any(listener.answer(i, welcome) for i, p in self._senders.items() if p == peer)
 
     def is_proven(self, peer: PeerId, key: str | None) -> bool:
         """Say whether a key is that of a peer; without keys everybody is believed."""
@@ -201,14 +207,9 @@ class Handshake:
             return ""
         if self._returns and self.done:  # of two the later goes on, and the other hears of it
             return "" if life > before else f"there is a peer {peer} already"
-        if self._is_connected(listener, peer):
+        if self.is_connected(listener, peer):
             return f"there is a peer {peer} already"
         return f"peer {peer} was started again after the run had begun" if self.done else ""
-
-    def _is_connected(self, listener: Listener, peer: PeerId) -> bool:
-        """Try whether anybody is there who was let in as this peer."""
-        welcome = self._header(Kind.WELCOME)
-        return any(listener.answer(i, welcome) for i, p in self._senders.items() if p == peer)
 
     def _header(self, kind: Kind, round: int = 0) -> bytes:
         return wire.pack(Header(kind, self.run, 0, self.me, round))

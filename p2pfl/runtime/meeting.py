@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from p2pfl.errors import RemoteProtocolError, UserError
+from p2pfl.errors import RemoteProtocolError, RunError, UserError
+from p2pfl.membership.ration import Ration
 from p2pfl.peer.events import PeerId
 from p2pfl.runtime import finding, wire
 from p2pfl.runtime.endpoint import Endpoint
@@ -17,6 +19,7 @@ from p2pfl.runtime.neighbour import Neighbour
 from p2pfl.runtime.sockets import Mail
 from p2pfl.runtime.wire import Header, Kind
 
+DIALS, EVERY = 16, 1.0  # times that a peer is dialled anew at once; seconds until once more
 OTHER_RUN = "peers take part in another run: their experiments or seeds differ"
 
 
@@ -58,6 +61,7 @@ class Meeting:
         self.departed: set[PeerId] = set()
         self.met: dict[PeerId, int] = {}
         self.prepare: Callable[[Neighbour], None] = lambda one: None
+        self._ration = Ration(DIALS, EVERY)
         self._useless: dict[PeerId, str] = {}  # why the address that was told is of no use
         self._elsewhere: set[PeerId] = set()  # peers of another run have asked for addresses
 
@@ -103,9 +107,20 @@ class Meeting:
         address = self._book.addresses.get(peer, address)
         known = peer in self.handshake.neighbours and peer not in self.departed
         if peer not in self.neighbours and known and address:
-            with suppress(UserError):  # a key that is revoked, an address beyond this machine
-                self._dial(peer, address)
+            self._dial_in_turn(peer, address)
         return self.neighbours.get(peer)
+
+    def _dial_in_turn(self, peer: PeerId, address: str) -> None:
+        """Dial a peer unless that was done again and again: anybody can say that it came back.
+
+        If it cannot be now, whatever is to be told to it next is a reason to try again.
+        """
+        now = time.monotonic()
+        if not self._ration.wait(now, peer):
+            self._ration.take(now, peer)
+            # A key that is revoked, an address beyond this machine, no room for another socket.
+            with suppress(UserError, RunError):
+                self._dial(peer, address)
 
     def _dial(self, peer: PeerId, address: str) -> None:
         link = self._endpoint.dial(peer, address, self.handshake.hello)

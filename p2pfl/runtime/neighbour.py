@@ -17,6 +17,7 @@ HEARTBEAT = 2.0  # seconds between two
 UNANSWERED = 10.0  # seconds after which no answer is expected any more
 LATE = 3.0  # seconds after which an address that leads nowhere may be the wrong one
 MOST_OFFENCES = 100  # messages that may have to be refused before a neighbour is given up
+FORGIVEN = 60.0  # seconds after which one of them counts no more: in weeks, accidents add up
 
 
 class Neighbour:
@@ -29,16 +30,16 @@ class Neighbour:
         inflow: what we get of it.
         is_done: whether it has said goodbye because it has come to its end.
         is_unwanted: whether its key is not to be trusted any more.
-        offences: messages of it that were refused.
+        offences: messages of it that were refused, and are not forgiven yet.
     """
 
     def __init__(self, link: Link, outflow: Outflow, inflow: Inflow) -> None:
         self.link, self.outflow, self.inflow = link, outflow, inflow
-        self.is_unwanted, self.offences = False, 0
+        self.is_unwanted, self.offences = False, 0.0
         self.round_trips: deque[float] = deque(maxlen=64)
         self._goodbye: tuple[bytes, Mark] | None = None
         self.is_done = False
-        self._since = time.monotonic()
+        self._since = self._offended = time.monotonic()
         self._pinged: float | None = None  # when, if the answer is still out
         self._next_ping = 0.0
         self._broken = False
@@ -63,6 +64,12 @@ class Neighbour:
         """Say whether its link has been broken for more than so many seconds."""
         since = self.link.broken_since
         return since is not None and time.monotonic() - since > grace
+
+    def offend(self) -> None:
+        """Count a message that was refused."""
+        now = time.monotonic()
+        self.offences = max(0.0, self.offences - (now - self._offended) / FORGIVEN) + 1
+        self._offended = now
 
     def tell(self, *frames: bytes) -> None:
         """Send a small message."""

@@ -62,7 +62,7 @@ class Reader:
         source = "a stranger" if sender is None else f"peer {sender}"
         self.rejected.note(source, f"{source}: {error}")
         if sender in self._meeting.neighbours:
-            self._meeting.neighbours[sender].offences += 1
+            self._meeting.neighbours[sender].offend()
 
     def begin_anew(self) -> None:
         """Let what comes from now on be what has come lately."""

@@ -10,7 +10,7 @@ import errno
 import math
 import resource
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -19,7 +19,9 @@ import zmq
 
 from p2pfl.addresses import is_direct
 from p2pfl.errors import RunError, UserError
+from p2pfl.peer.events import PeerId
 from p2pfl.runtime.wire import CHUNK, MOST_CREDIT
+from p2pfl.security.connections import Ends, ends_of
 from p2pfl.security.curve import HANDSHAKE, LARGEST, secure_dialler, secure_listener, sender_key
 from p2pfl.security.gate import Gate
 from p2pfl.security.keys import KeyPair
@@ -35,6 +37,7 @@ QUEUE = 64  # messages that lie in a socket: those that dial send small ones, an
 UNDER_WAY = (MOST_CREDIT + 1) * CHUNK  # bytes on their way to us that we may have asked for
 SLACK = 256  # bytes that encryption adds to a frame, at most
 OUT_OF_REACH = 20_000  # milliseconds after which a machine that acknowledges nothing is lost
+KEPT = 2  # connections of a peer that has dialled us again and again
 TRY_AGAIN = 1.0  # seconds after which a neighbour that has turned us away is dialled again
 SOURCE = 2  # ZMQ_SRCFD: the descriptor a message came from
 # As plain numbers: pyzmq's flags are sets of names, and slow to put together and to compare.
@@ -49,12 +52,14 @@ _TURNED_AWAY: dict[int, str] = {
 
 def new_context(links: int) -> Context:
     """Return a context with room for so many links, and let the process open as many files."""
-    need = 64 + 6 * links  # a link takes a connection each way, and mailboxes
+    # A link takes a connection each way and three mailboxes, and those that are closed to be
+    # dialled again give them back a little later.
+    need = 64 + 10 * links
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < need:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(need, hard), hard))
     context: Context = zmq.Context()
-    context.set(zmq.MAX_SOCKETS, 64 + 4 * links)
+    context.set(zmq.MAX_SOCKETS, 64 + 8 * links)
     return context
 
 
@@ -102,6 +107,7 @@ class Listener:
             self.socket = context.socket(zmq.ROUTER)
             gate.watch(self.socket)
         self._gate = gate
+        self._connections: defaultdict[PeerId, deque[tuple[int, Ends]]] = defaultdict(deque)
         self.socket.linger = 200  # a refusal should reach whom it is for
         self.socket.rcvhwm, self.socket.sndhwm = 8, QUEUE
         self.socket.setsockopt(zmq.MAXMSGSIZE, LARGEST)  # nobody who dials sends more
@@ -125,6 +131,18 @@ class Listener:
     def address(self) -> str:
         """Where it listens."""
         return str(self.socket.get_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+
+    def make_way(self, mail: Mail, peer: PeerId) -> None:
+        """Cut the connections of a peer that are older than its last, as another has come in.
+
+        What waits in each is kept in memory. The last may hold words that are still to be read.
+        """
+        mine, ends = self._connections[peer], ends_of(mail.descriptor)
+        if ends and (mail.descriptor, ends) not in mine:
+            mine.append((mail.descriptor, ends))
+        while len(mine) > KEPT:
+            descriptor, ends = mine.popleft()
+            self._gate.cut(descriptor, "a later connection of the same peer", ends)
 
     def read(self) -> Iterator[Mail]:
         """Yield what has come."""
@@ -166,7 +184,7 @@ class Link:
     Args:
         context: where its socket lives.
         gate: which watches it, and calls it by `number`.
-        number: told to nobody else.
+        number: given to no other socket.
         to: where the neighbour listens.
         hello: what goes out first on every connection.
 
@@ -175,6 +193,7 @@ class Link:
         RunError: the process may open no more files.
 
     Attributes:
+        number: of its socket.
         welcomed: whether the neighbour has accepted this connection.
         broken_since: when (monotonic) the last connection was lost, until we are welcome again.
         lost: whether a connection was lost since this was last set to False.
@@ -191,29 +210,34 @@ class Link:
         self.trouble = ""
         self.last_words: list[memoryview] = []
         self.unsent: deque[Frames] = deque()
-        self._context, self._gate, self._number, self._to = context, gate, number, to
+        self._context, self._gate, self._to = context, gate, to
         self._hello, self._hello_due = hello, True
         self._next_try = math.inf
-        self._open()
+        self._open(number)
 
-    def _open(self) -> None:
+    def _open(self, number: int) -> None:
         to = self._to
         with _opening():
-            self.socket = self._context.socket(zmq.DEALER)
-            self._gate.watch(self.socket, self._number, UNDER_WAY)
-        self.socket.linger = 0
-        self.socket.sndhwm, self.socket.rcvhwm = QUEUE, QUEUE
-        self.socket.setsockopt(zmq.MAXMSGSIZE, CHUNK + SLACK)
-        _common(self.socket, to.address)
-        self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
-        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 400)
+            socket = self._context.socket(zmq.DEALER)
+            try:
+                self._gate.watch(socket, number, UNDER_WAY)
+            except zmq.ZMQError:
+                socket.close(0)
+                raise
+        socket.linger = 0
+        socket.sndhwm, socket.rcvhwm = QUEUE, QUEUE
+        socket.setsockopt(zmq.MAXMSGSIZE, CHUNK + SLACK)
+        _common(socket, to.address)
+        socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 400)
         try:
             if to.own:
-                secure_dialler(self.socket, to.own, to.theirs)
-            self.socket.connect(to.address)
+                secure_dialler(socket, to.own, to.theirs)
+            socket.connect(to.address)
         except zmq.ZMQError as error:
-            self.close()
+            socket.close(0)
             raise UserError(f"cannot dial {to.address}: {error.strerror}") from error
+        self.socket, self.number = socket, number
 
     @property
     def is_guarded(self) -> bool:
@@ -260,13 +284,21 @@ class Link:
         """Say whether ZeroMQ has stopped trying, as it does when it was turned away."""
         return time.monotonic() > self._next_try
 
-    def dial_again(self) -> None:
-        """Begin anew with another socket."""
-        self.socket.close(0)
+    def dial_again(self, number: int) -> None:
+        """Begin anew with another socket, which has a number of its own.
+
+        If there is no room for one now, the last is kept, and the time comes to try again.
+        """
         self.welcomed, self.lost = False, True
         self.broken_since = self.broken_since or time.monotonic()
         self._next_try, self._hello_due = math.inf, True
-        self._open()
+        last = self.socket
+        try:
+            self._open(number)
+        except RunError:
+            self._next_try = time.monotonic() + TRY_AGAIN
+        else:
+            last.close(0)
 
     def accepted(self) -> None:
         """Take note that the neighbour has accepted this connection."""

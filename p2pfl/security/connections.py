@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeAlias
 
 # What a message may cost beyond its own bytes: framing, encryption, heartbeats since the last.
 EXTRA = 1 << 14  # bytes
@@ -26,12 +27,16 @@ _AT_ONCE = struct.pack("ii", 1, 0)  # closing sends nothing that is left, but a 
 _BYTES_RECEIVED = 128  # where it stands in the kernel's tcp_info
 
 
+Ends: TypeAlias = tuple[object, object]
+"""The addresses of both ends: no two connections have the same, but those through files."""
+
+
 @dataclass(slots=True)
 class Connection:
     """One TCP connection (or one through a file, whose bytes cannot be counted)."""
 
     descriptor: int
-    ends: tuple[object, object]  # addresses: the descriptor may be somebody else's one day
+    ends: Ends  # the descriptor may be somebody else's one day
     link: int | None  # which we have dialled; None: it came in
     allowance: int  # bytes
     since: float  # monotonic
@@ -116,9 +121,10 @@ class Connections:
             if one := self._open.get(descriptor):
                 self._look(one, untold)
 
-    def cut(self, descriptor: int, reason: str) -> None:
-        """Cut a connection, if it is still there."""
-        if one := self._open.get(descriptor):
+    def cut(self, descriptor: int, reason: str, ends: Ends | None = None) -> None:
+        """Cut a connection, if it is still there, and still has these ends if some are given."""
+        one = self._open.get(descriptor)
+        if one and ends in (None, one.ends):
             self._cut(one, reason)
 
     def keep(self, keys: frozenset[str]) -> None:
@@ -165,7 +171,16 @@ def _borrowed(descriptor: int) -> Iterator[socket.socket]:
         connection.detach()  # or Python would close it
 
 
-def _ends(descriptor: int) -> tuple[object, object]:
+def ends_of(descriptor: int) -> Ends | None:
+    """Return the ends of a connection; None: it is gone, or goes through a file."""
+    try:
+        ends = _ends(descriptor)
+    except OSError:
+        return None
+    return ends if isinstance(ends[1], tuple) else None
+
+
+def _ends(descriptor: int) -> Ends:
     with _borrowed(descriptor) as connection:
         return connection.getsockname(), connection.getpeername()
 

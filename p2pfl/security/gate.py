@@ -23,7 +23,7 @@ from zmq.auth import Authenticator
 from zmq.utils.monitor import parse_monitor_message
 
 from p2pfl.errors import RunError
-from p2pfl.security.connections import EXTRA, Connections
+from p2pfl.security.connections import EXTRA, Connections, Ends
 from p2pfl.security.curve import DOMAIN, Socket, require_curve
 from p2pfl.security.refusals import Refusals
 
@@ -58,6 +58,12 @@ class _Watched(NamedTuple):
     allowance: int
 
 
+class _Cut(NamedTuple):
+    descriptor: int
+    reason: str
+    ends: Ends | None
+
+
 class Gate:
     """Guards the sockets of one ZeroMQ context.
 
@@ -84,7 +90,7 @@ class Gate:
         self._refused = Refusals()
         self._news: deque[News] = deque(maxlen=MOST_NEWS)
         self._taken: dict[int, tuple[int, str | None]] = {}
-        self._orders: deque[_Watched | tuple[int, str] | frozenset[str]] = deque()
+        self._orders: deque[_Watched | _Cut | frozenset[str]] = deque()
         self._error: BaseException | None = None
         self._stop = False
         self._asking = ""  # the address of who asks to come in
@@ -110,8 +116,8 @@ class Gate:
 
         Args:
             socket: it must have no other monitor.
-            link: what `news` calls a socket that dials; None for one that listens, of which
-                there are no news.
+            link: what `news` calls a socket that dials, and no other, not even one that is
+                closed; None for the one that listens, of which there are no news.
             allowance: bytes a connection may bring beyond what is `taken`. It must be more than
                 honest messages that lie unread can come to, RCVHWM times their size. Without any
                 message a connection lasts until its heartbeats add up to so much.
@@ -142,9 +148,15 @@ class Gate:
             sum_, known = self._taken.get(descriptor, (0, None))
             self._taken[descriptor] = (sum_ + nbytes + EXTRA, key or known)
 
-    def cut(self, descriptor: int, reason: str) -> None:
-        """Break an incoming or outgoing connection, and count why."""
-        self._order((descriptor, reason))
+    def cut(self, descriptor: int, reason: str, ends: Ends | None = None) -> None:
+        """Break an incoming or outgoing connection, and count why.
+
+        Args:
+            descriptor: of the connection.
+            reason: in words.
+            ends: of it, if the descriptor may be that of another one by now.
+        """
+        self._order(_Cut(descriptor, reason, ends))
 
     def refused(self) -> dict[str, int]:
         """Return how often a client or a connection was refused, by address, key and reason."""
@@ -198,7 +210,7 @@ class Gate:
         self._refuse(who, f"{who} ({text[:8]}...): a key that is not allowed")
         return False
 
-    def _order(self, order: _Watched | tuple[int, str] | frozenset[str]) -> None:
+    def _order(self, order: _Watched | _Cut | frozenset[str]) -> None:
         self._orders.append(order)
         if not self._stop:
             os.eventfd_write(self._wake, 1)
@@ -244,7 +256,7 @@ class Gate:
         for order in orders:
             if isinstance(order, frozenset):
                 self._connections.keep(order)
-            elif not isinstance(order, _Watched):
+            elif isinstance(order, _Cut):
                 self._connections.cut(*order)
         self._connections.look(self._untold)
 

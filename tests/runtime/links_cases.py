@@ -16,6 +16,7 @@ import torch
 import zmq
 
 from p2pfl.errors import RunError, UserError
+from p2pfl.membership.timers import Timers
 from p2pfl.peer.events import Event, Received, Send
 from p2pfl.runtime import chunks, wire
 from p2pfl.runtime.chunks import Outgoing
@@ -23,6 +24,7 @@ from p2pfl.runtime.endpoint import Endpoint
 from p2pfl.runtime.finding import Book
 from p2pfl.runtime.handshake import Terms
 from p2pfl.runtime.links import Links
+from p2pfl.runtime.lookout import Roll
 from p2pfl.runtime.wire import Header, Kind
 
 TERMS = Terms({"seed": "1", "algorithm.name": "dpsgd"})
@@ -93,21 +95,28 @@ def make_links(
     addresses: dict[int, str],
     terms: Terms = TERMS,
     descriptor: int | None = None,
+    roll: Roll | None = None,
 ) -> Links:
     endpoint = Endpoint(bind, len(addresses), descriptor=descriptor)
     nodes = 1 + max(me, *addresses, 0)
     try:
-        return Links(me, endpoint, addresses, terms, Book(nodes, {me: bind, **addresses}))
+        book = Book(nodes, {me: bind, **addresses})
+        return Links(me, endpoint, addresses, terms, book, None, roll)
     except BaseException:
         endpoint.close()
         raise
 
 
 class Stage:
-    """Some peers, all neighbours of one another unless a test says otherwise."""
+    """Some peers, all neighbours of one another unless a test says otherwise.
+
+    Attributes:
+        timers: how they look after each other; None: they do not.
+    """
 
     def __init__(self, stack: ExitStack, n: int) -> None:
         self.stack, self.n = stack, n
+        self.timers: Timers | None = None
         self.sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
         ports = [held.getsockname()[1] for held in self.sockets]
         self.addresses = {node: f"tcp://127.0.0.1:{port}" for node, port in enumerate(ports)}
@@ -138,7 +147,8 @@ class Stage:
         descriptor: int | None = None,
     ) -> Links:
         addresses = {p: self.addresses[p] for p in neighbours}
-        links = make_links(node, bind, addresses, terms, descriptor)
+        roll = Roll(5, self.timers, frozenset({node, *addresses})) if self.timers else None
+        links = make_links(node, bind, addresses, terms, descriptor, roll)
         self.stack.callback(close_quietly, links)
         return links
 
