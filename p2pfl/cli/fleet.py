@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from p2pfl.fleet.control import PeerStatus
     from p2pfl.fleet.launch import Ended
 
+WIDE = 1000  # columns of what is no terminal
+
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder of `p2pfl up`.", show_default=False)
 ]
@@ -83,8 +85,7 @@ def up(  # noqa: PLR0913 - every parameter is an option of the command
         for note in checked.notes:
             view.note(f"note: {note}")
         ended = asyncio.run(launch_and_follow(launch, make, view))
-    with contextlib.suppress(OSError):  # the terminal may be gone
-        _tell(ended)
+    _tell(ended)
 
 
 def status(run: RunArgument) -> None:
@@ -101,6 +102,8 @@ def status(run: RunArgument) -> None:
     for peer in asyncio.run(ask(run)):
         table.add_row(*_cells(peer))
     console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:  # a line each, however long, for other programs
+        console.width = WIDE
     console.print(table, soft_wrap=True)
 
 
@@ -121,7 +124,7 @@ def logs(
         typer.echo(f"{news['node']:>3}  {news['log' if 'log' in news else 'line']}")
 
     tidy_up_first()
-    asyncio.run(read(run, say, peer, follow))
+    asyncio.run(read(run, say, lambda fault: typer.echo(fault, err=True), peer, follow))
 
 
 def down(run: RunArgument) -> None:
@@ -137,6 +140,23 @@ def down(run: RunArgument) -> None:
 
 def _tell(ended: Ended, asked: bool = False) -> None:
     """Print what a launch has come to; raise what it failed of."""
+    folder = ended.folder
+    rest = f"`p2pfl down {folder}` ends and fetches the rest" if ended.away else ""
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        _show(ended)
+    if ended.status == "failed":
+        raise RunError(f"{ended.error} (what there was is in {folder}{rest and '; '}{rest})")
+    if ended.status == "interrupted" and ended.away and asked:
+        raise RunError(f"{ended.away}; {rest}")
+    if ended.status == "interrupted" and not asked:
+        with contextlib.suppress(OSError):
+            typer.echo("p2pfl: interrupted; the folder holds what there was", err=True)
+            if ended.away:
+                typer.echo(f"p2pfl: {ended.away}; {rest}", err=True)
+        raise typer.Exit(130)
+
+
+def _show(ended: Ended) -> None:
     from p2pfl.cli.report import show
     from p2pfl.results.runs import read_run
 
@@ -147,11 +167,6 @@ def _tell(ended: Ended, asked: bool = False) -> None:
         return
     show([read_run(folder)])
     typer.echo(f"\nresults in {folder}  (p2pfl report {folder} draws them)")
-    if ended.status == "failed":
-        raise RunError(f"{ended.error} (what there was is in {folder})")
-    if ended.status == "interrupted" and not asked:
-        typer.echo("p2pfl: interrupted; the folder holds what there was", err=True)
-        raise typer.Exit(130)
 
 
 def _cells(peer: PeerStatus) -> list[str]:

@@ -23,12 +23,20 @@ SHOWN = 24  # peers in the live table; more would not fit a screen
 GONE = "gone"  # the phase of a peer that was killed or has left, and may come back
 
 
+class _Console(Console):
+    """One whose reader may go away."""
+
+    def on_broken_pipe(self) -> None:
+        """Say nothing more: that nobody reads it is no reason to end what goes on."""
+        self.quiet = True
+
+
 class LiveView:
     """Show progress on standard error: a live table on a terminal, else a line now and then."""
 
     def __init__(self, nodes: int, rounds: int, title: str, quiet: bool = False) -> None:
         self.nodes, self.rounds, self.title = nodes, rounds, title
-        self._console = Console(stderr=True, quiet=quiet, emoji=False)
+        self._console = _Console(stderr=True, quiet=quiet, emoji=False)
         self._last: dict[int, Row] = {}
         self._measured: dict[int, Row] = {}
         self._phase: dict[int, str] = {}

@@ -41,6 +41,8 @@ from p2pfl.results.saved import load, save_tensors
 from p2pfl.runtime.setup import Status
 
 ON = "lan"
+# What stands in the summary from the start: files that the experiment names may change later.
+FACTS = ("experiment", "on", "algorithm", "topology", "seed", "nodes", "attackers", "attack")
 COUNTS = ("node_updates", "missed", "rejected")
 TOLD = {"reason", *COUNTS}  # by the summary of a peer that has trained
 LOG = "peer.log"
@@ -54,7 +56,7 @@ def open_folder(folder: Path, experiment: Experiment) -> None:
     Raises:
         UserError: it holds something already.
     """
-    about = _facts(experiment.to_dict())._asdict() | {"base": str(experiment.base)}
+    about = _facts(experiment)._asdict() | {"base": str(experiment.base)}
     Recorder(folder, experiment.to_toml(), **about).finish("running", {})
 
 
@@ -113,7 +115,8 @@ def gather(folder: Path, endings: Mapping[int, Ending], status: Status, error: s
         recorder.event("peer", node=node, phase=ending["status"], why=ending["why"])
     recorder.rows(rows)
     sums = [read_summary(home) for home in sorted((folder / PEERS).glob("*")) if _ended(home)]
-    facts = _facts(tables)._replace(
+    known: dict[str, Any] = {key: about[key] for key in FACTS}
+    facts = Facts(**known)._replace(
         reason=", ".join(sorted({part["reason"] for part in sums})),
         **{key: sum(part[key] for part in sums) for key in COUNTS},
     )
@@ -128,8 +131,8 @@ def gather(folder: Path, endings: Mapping[int, Ending], status: Status, error: s
         try:
             mean = mean_model(folder, got_through)
             recorder.model("mean", *save_tensors(mean, summary["rounds"]))
-        except UserError as reason:
-            summary["mean_model_missing"] = str(reason)
+        except Exception as why:
+            summary["mean_model_missing"] = str(why) if isinstance(why, UserError) else repr(why)
     recorder.finish(status, summary, error)
     _move(draft, folder)
 
@@ -179,8 +182,8 @@ def _ended(home: Path) -> bool:
         return False
 
 
-def _facts(tables: Mapping[str, Any]) -> Facts:
-    experiment = Experiment.from_dict(tables, tables.get("base", "."))
+def _facts(experiment: Experiment) -> Facts:
+    tables = experiment.to_dict()
     return Facts(
         experiment=tables["name"],
         on=ON,

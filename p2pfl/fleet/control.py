@@ -6,12 +6,14 @@ People call them again and again, so nothing here may need torch, which takes se
 from __future__ import annotations
 
 import asyncio
+import csv
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from p2pfl.errors import UserError
-from p2pfl.fleet.record import Place, read_record
+from p2pfl.fleet.record import Place, Record, read_record
 from p2pfl.fleet.ssh import HostError, Shell, everywhere
 
 
@@ -32,8 +34,21 @@ async def status(folder: Path) -> list[PeerStatus]:
     Raises:
         UserError: the folder is not that of a launch.
     """
-    found = await asyncio.gather(*map(_status, read_record(folder).places))
+    record = read_record(folder)
+    if record.collected:  # and what is there may be gone
+        return [_collected(folder, record, node) for node in record.hosts]
+    found = await asyncio.gather(*map(_status, record.places))
     return [peer for part in found for peer in part]
+
+
+def _collected(folder: Path, record: Record, node: int) -> PeerStatus:
+    """Say how a peer had ended when it was collected."""
+    ending, rounds = record.endings.get(node, {}), 0
+    with suppress(OSError, ValueError, KeyError, IndexError):  # it has left none, or damaged ones
+        text = (folder / "peers" / f"{node:03d}" / "metrics.csv").read_text(encoding="utf-8")
+        rounds = int(list(csv.DictReader(text.splitlines()))[-1]["round"]) + 1
+    phase, why = ending.get("status", "finished"), ending.get("why", "")
+    return PeerStatus(node, record.hosts[node], phase, rounds, None, why)
 
 
 async def _status(place: Place) -> list[PeerStatus]:
@@ -53,7 +68,11 @@ def _peer(place: Place, told: dict[str, Any]) -> PeerStatus:
 
 
 async def logs(
-    folder: Path, say: Callable[[dict[str, Any]], None], peer: int | None, follow: bool
+    folder: Path,
+    say: Callable[[dict[str, Any]], None],
+    warn: Callable[[str], None],
+    peer: int | None,
+    follow: bool,
 ) -> None:
     """Tell what peers have said, and what went wrong with them.
 
@@ -61,12 +80,13 @@ async def logs(
         folder: the run folder.
         say: told ``{"node": ..., "line": ...}``, and ``{"node": ..., "log": ...}`` for what
             stands in the peer's log.
+        warn: told at once of a host that cannot be followed while others are.
         peer: only this one.
         follow: go on until all have ended.
 
     Raises:
         UserError: the folder is not that of a launch, or there is no such peer.
-        RunError: a host cannot be reached.
+        RunError: a host cannot be reached, or cannot say what its peers do.
     """
     record = read_record(folder)
     if peer is not None and peer not in record.hosts:
@@ -81,4 +101,11 @@ async def logs(
                 if "line" in news or "log" in news:
                     say(news)
 
-    await everywhere(map(read, record.places), "cannot be read")
+    async def follow_on(place: Place) -> None:
+        try:
+            await read(place)
+        except HostError as error:  # told again in the end, which may be far
+            warn(str(error))
+            raise
+
+    await everywhere(map(follow_on if follow else read, record.places), "cannot be read")

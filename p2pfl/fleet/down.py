@@ -15,8 +15,8 @@ async def down(folder: Path) -> Ended:
     """Stop what still runs of a launch, and collect what all peers have left.
 
     A run that was collected already is left as it is, and `up` may still be following this one.
-    Where a host is out of reach the others are stopped and collected, and another call can
-    fetch the rest.
+    Where a host is out of reach, or a peer does not end, the others are stopped and collected,
+    and another call can end and fetch the rest.
 
     Raises:
         UserError: the folder is not that of a launch.
@@ -46,6 +46,9 @@ async def _stop(place: Place, shells: dict[str, Shell]) -> None:
 def _endings(peers: list[PeerStatus]) -> dict[int, Ending]:
     known = ("finished", "interrupted")
     return {
-        peer.node: {"status": peer.phase if peer.phase in known else "failed", "why": peer.why}
+        peer.node: {
+            "status": peer.phase if peer.phase in known else "failed",
+            "why": peer.why or ("" if peer.phase in known else "it still goes on"),
+        }
         for peer in peers
     }

@@ -180,7 +180,9 @@ def _seats(host: Host, place: str, first: int) -> list[Seat]:
 
 def _keys(host: Host, port: int) -> str | None:
     """A peer is known by its key, so no two peers have the same."""
-    if host.keys is None or len(host.ports) == 1:
+    if not host.keys:  # "" where the defaults have some
+        return None
+    if len(host.ports) == 1:
         return host.keys
     path = PurePosixPath(host.keys)
     return str(path.with_stem(f"{path.stem}-{port}"))

@@ -48,7 +48,10 @@ async def unless_interrupted(work: Coroutine[Any, Any, T], detach: asyncio.Event
 
 @contextmanager
 def heeding_signals(interrupt: Callable[[], object], detach: asyncio.Event) -> Iterator[None]:
-    """Let SIGINT and SIGTERM interrupt, and SIGHUP, a terminal that was closed, detach."""
+    """Let SIGINT and SIGTERM interrupt, and SIGHUP, a terminal that was closed, detach.
+
+    Where SIGHUP is ignored, as by ``nohup``, it stays so.
+    """
     loop = asyncio.get_running_loop()
     politely = (signal.SIGINT, signal.SIGTERM)
 
@@ -59,9 +62,12 @@ def heeding_signals(interrupt: Callable[[], object], detach: asyncio.Event) -> I
 
     for number in politely:
         loop.add_signal_handler(number, once)
-    loop.add_signal_handler(signal.SIGHUP, detach.set)
+    heeded = [*politely]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGHUP, detach.set)
+        heeded.append(signal.SIGHUP)
     try:
         yield
     finally:
-        for number in (*politely, signal.SIGHUP):
+        for number in heeded:
             loop.remove_signal_handler(number)

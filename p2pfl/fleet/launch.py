@@ -83,11 +83,19 @@ class Launch:
 
 
 class Ended(NamedTuple):
-    """How a launch has ended, or ``"running"``: it goes on without us."""
+    """How a launch has ended, or ``"running"``: it goes on without us.
+
+    Attributes:
+        folder: the run folder.
+        status: how the run has ended.
+        error: what went wrong.
+        away: which part of it is that something was not collected, and may go on.
+    """
 
     folder: Path
     status: Status
     error: str | None = None
+    away: str | None = None
 
 
 async def up(launch: Launch, make: Callable[[], Path], view: View) -> Ended:
@@ -142,7 +150,8 @@ async def conclude(
 ) -> Ended:
     """Collect what is there, and say how the run has ended.
 
-    A host that is out of reach keeps its part, and `p2pfl down` can fetch it later. A peer whose
+    A host that is out of reach, or whose peers go on, keeps its part, and `p2pfl down` can end
+    them and fetch it later. A peer whose
     metrics are damaged has failed. What somebody else has collected meanwhile is left as it is.
     """
     async with locked(folder):
@@ -160,8 +169,10 @@ async def conclude(
         error = "; ".join(filter(None, (record.error(endings), away))) or None
         status: Status = "interrupted" if interrupted else "failed" if error else "finished"
         gather(folder, endings, status, error)
+        if record.collected:
+            record.endings = {node: dict(ending) for node, ending in endings.items()}
         record.save(folder)
-        return Ended(folder, status, error)
+        return Ended(folder, status, error, away)
 
 
 def ended_before(folder: Path) -> Ended:
@@ -179,10 +190,21 @@ async def _fetch(folder: Path, place: Place, shells: Mapping[str, Shell]) -> Non
     if place.host.name not in shells:
         raise HostError(f"{place.host.name}: nothing was collected, because it is out of reach")
     try:
-        await fetch(folder, place, shells[place.host.name])
+        going = await _fetch_ended(folder, place, shells[place.host.name])
     except HostError:  # nobody may have followed it any more when its connection was lost
         async with Shell.to(place.host) as shell:
-            await fetch(folder, place, shell)
+            going = await _fetch_ended(folder, place, shell)
+    if going:
+        raise HostError(f"{place.host.name}: still at work: {', '.join(map(str, going))}")
+
+
+async def _fetch_ended(folder: Path, place: Place, shell: Shell) -> list[int]:
+    """Collect from a host, if all of its peers have ended; return which have not."""
+    told = await shell.ask("status", folder=place.folder, nodes=place.nodes)
+    if going := [peer["node"] for peer in told["peers"] if "ended" not in peer]:
+        return going
+    await fetch(folder, place, shell)
+    return []
 
 
 async def _check_all(launch: Launch, shells: dict[str, Shell]) -> dict[int, str]:

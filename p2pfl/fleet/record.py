@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from p2pfl import files
-from p2pfl.errors import UserError
+from p2pfl.errors import RunError, UserError
 from p2pfl.fleet.host import Host
 
 NAME = "fleet.json"
@@ -38,12 +38,14 @@ class Record(msgspec.Struct):
         rounds: how many there are to be at most.
         places: the hosts.
         collected: whether all has ended and its results are here.
+        endings: then, how each peer has ended.
     """
 
     started: str
     rounds: int
     places: list[Place]
     collected: bool = False
+    endings: dict[int, dict[str, str]] = {}
 
     def save(self, folder: Path) -> None:
         """Write it, so that at every moment the old or the new one is there, whole."""
@@ -67,8 +69,18 @@ class Record(msgspec.Struct):
 
 @asynccontextmanager
 async def locked(folder: Path) -> AsyncIterator[None]:
-    """Keep a run folder to ourselves, once nobody else does: `up` and `down` both complete it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Keep a run folder to ourselves, once nobody else does: `up` and `down` both complete it.
+
+    Raises:
+        RunError: it is not there any more.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise RunError(
+            f"{folder} is there no more ({error.strerror}); where it is now,"
+            " `p2pfl down` collects what the peers have left"
+        ) from error
     try:
         while True:
             try:

@@ -8,7 +8,7 @@ A run folder holds, for peer 3::
     003.jsonl     what it says, a JSON object a line
     003.log       what goes wrong, in words
     003.pid       its process, and when that started: a number alone may be used again
-    003.stop      only where it was asked to end: how it took that
+    003.stop      only where it was asked to end, started or not: how it took that
 """
 
 from __future__ import annotations
@@ -128,10 +128,13 @@ def status(folder: str, nodes: list[int]) -> dict[str, Any]:
 
 
 def stop(folder: str, nodes: list[int], grace: float = GRACE) -> dict[str, Any]:
-    """Ask peers to end, and kill those that have not after some seconds."""
+    """Ask peers to end, and kill those that have not after some seconds.
+
+    One that was not started yet is not started any more.
+    """
     places = [Path(folder, f"{node:03d}") for node in nodes]
     for place in places:
-        _note_stop(place, "it was asked to end")
+        _note_stop(place, "it was asked to end", also_before=True)
         _signal(place, signal.SIGTERM)
         _signal(place, signal.SIGCONT)  # a stopped process cannot hear
     deadline = time.monotonic() + grace
@@ -174,6 +177,8 @@ def ending(place: Path) -> dict[str, str]:
 
 
 def _start(place: Path, command: list[str]) -> None:
+    if place.with_suffix(".stop").exists():
+        return
     with (
         place.with_suffix(".jsonl").open("wb") as out,
         place.with_suffix(".log").open("wb") as err,
@@ -192,6 +197,8 @@ def _start(place: Path, command: list[str]) -> None:
     except OSError:  # without this file nobody would ever find it
         process.kill()
         raise
+    if place.with_suffix(".stop").exists():  # written by one who did not find that file yet
+        process.terminate()
 
 
 def _command(peer: dict[str, Any], fair: int) -> list[str]:
@@ -204,8 +211,9 @@ def _command(peer: dict[str, Any], fair: int) -> list[str]:
     return [*words, "--insecure"] if peer["insecure"] else words
 
 
-def _note_stop(place: Path, why: str) -> None:
-    if pid(place) is not None:
+def _note_stop(place: Path, why: str, also_before: bool = False) -> None:
+    before = also_before and not place.with_suffix(".pid").exists()
+    if before or pid(place) is not None:
         with contextlib.suppress(OSError):  # a full disk is no reason not to stop it
             place.with_suffix(".stop").write_text(why)
 

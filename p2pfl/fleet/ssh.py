@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -100,8 +100,14 @@ class Shell:
         """
         with _telling(self.host):
             try:
-                async with asyncio.timeout(ANSWER):
-                    done = await self._connection.run(command, input=text)
+                async with (
+                    asyncio.timeout(ANSWER),
+                    self._connection.create_process(command) as process,
+                ):
+                    with suppress(BrokenPipeError):  # it has ended already, and says why
+                        process.stdin.write(text)
+                        process.stdin.write_eof()
+                    done = await process.wait()
             except TimeoutError:
                 raise HostError(
                     f"{self.host.name}: its shell, or Python, does not answer within {ANSWER:g} s"
@@ -134,17 +140,24 @@ class Shell:
         """Yield what `p2pfl.fleet.remote.follow` prints.
 
         Raises:
-            HostError: the connection is lost, or was silent for too long.
+            HostError: it cannot be run or was killed, or the connection is lost or was silent
+                for too long.
         """
         fields = {"folder": folder, "at": at, "wait": wait, "log": log}
         command = f"{quoted(self.host.interpreter)} -m p2pfl.fleet.remote follow"
         with _telling(self.host):
             async with self._connection.create_process(command) as process:
-                process.stdin.write(json.dumps(fields) + "\n")
+                with suppress(BrokenPipeError):  # it has ended already, and says why
+                    process.stdin.write(json.dumps(fields) + "\n")
                 while True:
                     async with asyncio.timeout(SILENCE):
                         line = await process.stdout.readline()
                     if not line:
+                        async with asyncio.timeout(SILENCE):
+                            done = await process.wait()
+                        if done.returncode != 0:  # None: the connection is lost
+                            why = last_line(str(done.stderr)) or "the connection is lost"
+                            raise HostError(f"{self.host.name}: {why}")
                         return
                     if (news := _parsed(line)) is not None:
                         yield news

@@ -82,9 +82,9 @@ class Watching:
 
     def interrupt(self) -> None:
         """End all peers, because the user wants it."""
-        self.view.note("stopping all peers ...")
         self.interrupted = True
         self._end()
+        self.view.note("stopping all peers ...")
 
     def lost(self, place: Place, why: str) -> None:
         """Take those peers of a host for failed whose end is not known."""

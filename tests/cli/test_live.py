@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 
 import pytest
 from rich.console import Console
@@ -77,3 +78,14 @@ def test_who_is_gone_has_no_part_in_the_scores_until_it_is_back():
 def test_peers_that_are_gone_stay_in_the_table():
     text = shown(view_of(3, {0: 5, 1: 5, 2: 3}, gone=[2], terminal=True))
     assert "gone" in text
+
+
+def test_a_reader_that_goes_away_ends_nothing(monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    with LiveView(1, 1, "title") as view:
+        view.note("nobody reads this")
+        view.note("nor this")

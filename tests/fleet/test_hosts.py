@@ -143,8 +143,9 @@ def test_a_shell_takes_a_path_as_python_does(path, there):
     assert done.stdout == (path if there is None else str(Path.home()) + there) + "\n"
 
 
-def test_keys_of_some_only(tmp_path):
-    text = GOOD.replace('keys = "~/keys.toml"', "").replace('user = "me"', 'keys = "k"')
+@pytest.mark.parametrize("none", ["", 'keys = ""'])
+def test_keys_of_some_only(tmp_path, none):
+    text = GOOD.replace('keys = "~/keys.toml"', none).replace('user = "me"', 'keys = "k"')
     with pytest.raises(UserError, match="a has no `keys`, but others have"):
         read(tmp_path, text)
 

@@ -8,9 +8,9 @@ import zmq
 from fleet_cases import experiment, small, summary
 
 import p2pfl
-from p2pfl.errors import UserError
+from p2pfl.errors import RunError, UserError
 from p2pfl.experiment.experiment import Experiment
-from p2pfl.fleet import launch
+from p2pfl.fleet import control, launch
 from p2pfl.fleet.collect import gather, mean_model, open_folder, set_aside
 from p2pfl.fleet.hosts import read_hosts
 from p2pfl.fleet.parcel import data_files, parcel
@@ -109,6 +109,66 @@ def test_a_run_without_any_model_is_a_valid_folder(tmp_path):
     assert summary(folder)["mean_model_missing"] == "no peer has got through"
 
 
+class Ended:
+    """A connection to a host on which some peers are still at work."""
+
+    def __init__(self, *going):
+        self.going = going
+
+    async def ask(self, verb, folder, nodes):
+        assert verb == "status"
+        return {"peers": [{"node": n} | ({} if n in self.going else {"ended": {}}) for n in nodes]}
+
+
+def test_nothing_is_taken_for_collected_while_a_peer_is_at_work(tmp_path, fleet, monkeypatch):
+    folder, places = tmp_path / "run", [Place(fleet.hosts[0], "/there", [0, 1, 2])]
+    open_folder(folder, experiment())
+    Record("now", 3, places).save(folder)
+    endings = {node: {"status": "failed", "why": "it is out of reach"} for node in range(3)}
+    going = launch.conclude(folder, read_record(folder), {"a": Ended(1, 2)}, endings, False)
+    ended = asyncio.run(going)
+    assert ended.away == "1 of 1 hosts have not given all they have: a: still at work: 1, 2"
+    assert ended.away in ended.error
+    assert not read_record(folder).collected
+
+    async def fetch(folder, place, shell):
+        pass
+
+    monkeypatch.setattr(launch, "fetch", fetch)
+    done = launch.conclude(folder, read_record(folder), {"a": Ended()}, endings, True)
+    assert asyncio.run(done).away is None
+    assert read_record(folder).endings == endings
+    told = asyncio.run(control.status(folder))  # without asking hosts where nothing may be left
+    assert [(peer.node, peer.phase, peer.why) for peer in told] == [
+        (node, "failed", "it is out of reach") for node in range(3)
+    ]
+
+
+def test_a_run_is_collected_whatever_has_become_of_the_files_it_was_made_of(tmp_path):
+    (tmp_path / "mine.py").write_text("raise KeyError(1)")
+    (tmp_path / "line.edges").write_text("0 1\n1 2\n")
+    folder, begun = (
+        tmp_path / "run",
+        Experiment.from_dict(small(topology={"name": "file", "path": "line.edges"}), tmp_path),
+    )
+    open_folder(folder, begun)
+    text = (folder / "experiment.toml").read_text()
+    (folder / "experiment.toml").write_text(
+        text.replace("[model]", "[model]\nfactory = 'mine.py:make'")
+    )
+    (tmp_path / "line.edges").unlink()
+    for _ in range(2):  # `up` and then `down`
+        gather(folder, {0: {"status": "finished", "why": ""}}, "finished", None)
+        told = summary(folder)
+        assert (told["status"], told["topology"], told["nodes"]) == ("finished", "file", 3)
+
+
+def test_a_run_folder_that_was_moved_is_one_line(tmp_path, fleet):
+    record = Record("now", 3, [Place(fleet.hosts[0], "/there", [0, 1, 2])])
+    with pytest.raises(RunError, match=r"moved is there no more .*`p2pfl down` collects"):
+        asyncio.run(launch.conclude(tmp_path / "moved", record, {}, {}, False))
+
+
 @pytest.mark.parametrize("text", ["", "round,no", "round,node\n"])
 def test_a_host_with_a_full_disk_keeps_no_other_from_being_collected(
     tmp_path, fleet, text, monkeypatch
@@ -131,7 +191,7 @@ def test_a_host_with_a_full_disk_keeps_no_other_from_being_collected(
     endings = {node: {"status": "finished", "why": "all rounds"} for node in (0, 2)}
     endings[1] = {"status": "failed", "why": "no space"}
     ended = asyncio.run(
-        launch.conclude(folder, read_record(folder), {"a": None}, endings, interrupted=False)
+        launch.conclude(folder, read_record(folder), {"a": Ended()}, endings, interrupted=False)
     )
     assert ended.error.startswith("peer 1 on a failed: no space")
     assert ("damaged" in ended.error) == text.endswith("\n")

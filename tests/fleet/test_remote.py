@@ -50,6 +50,26 @@ def test_a_stubborn_process_is_killed(tmp_path):
     assert ending["why"].endswith("did not, and was killed")
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_one_that_was_asked_to_end_before_it_began(tmp_path, monkeypatch, late):
+    """As by `p2pfl down` while `up` still starts peers; `late`: just as this one is started."""
+    begun, popen = [], subprocess.Popen
+
+    def start(*words, **options):
+        if late:
+            remote.stop(str(tmp_path), [3])
+        begun.append(popen(*words, **options))
+        return begun[-1]
+
+    monkeypatch.setattr(remote.subprocess, "Popen", start)
+    if not late:
+        assert remote.stop(str(tmp_path), [3]) == {"killed": []}
+    remote._start(tmp_path / "003", SLEEPER)
+    assert [one.wait(10) for one in begun] == [-15] * late
+    ending = remote.ending(tmp_path / "003")
+    assert ending == {"status": "interrupted", "why": "it was asked to end"}
+
+
 def test_one_that_broke_down_before_it_was_asked_to_end_has_failed(tmp_path, sleeper):
     place = register(tmp_path, sleeper)
     sleeper.kill()

@@ -18,6 +18,7 @@ from p2pfl.cli import app
 from p2pfl.errors import RunError
 from p2pfl.fleet import launch
 from p2pfl.fleet.collect import gather, open_folder
+from p2pfl.fleet.interrupts import heeding_signals
 from p2pfl.fleet.launch import Launch, conclude
 from p2pfl.fleet.launch import up as launch_up
 from p2pfl.fleet.record import Place, Record, locked
@@ -179,6 +180,68 @@ def test_detached_peers_are_collected_when_they_have_ended(tmp_path, sshd, run):
     assert summary(run)["status"] == "finished"
 
 
+def test_peers_that_cannot_be_asked_to_end_are_not_taken_for_collected(tmp_path, sshd, run):
+    """As where Python is gone on a host for a while; `logs` says so as well."""
+    gone = sshd.home("ward-c") / "gone"
+    script = f'[ -e "{gone}" ] && {{ echo no Python >&2; exit 127; }}; exec "{sys.executable}" "$@"'
+    hosts = hosts_file(sshd, c={"python": str(sshd.fake("ward-c", "python", script))})
+    code, told = up(tmp_path, run, hosts, "--detach", pace=LONG)
+    assert code == 0, told
+    places = wait_for(lambda: training(sshd))
+    gone.touch()
+    code, told = call("logs", run, "--peer", 2)
+    assert (code, told) == (1, "1 of 3 hosts cannot be read\nward-c: no Python")
+    code, told = call("down", run)
+    assert code == 1
+    assert told.startswith("1 of 3 hosts have not given all they have: ward-c: no Python; ")
+    assert told.endswith(f"`p2pfl down {run}` ends and fetches the rest")
+    assert [pid(place) is not None for place in places] == [False, False, True]
+    gone.unlink()
+    assert call("down", run)[0] == 0
+    assert not any(map(pid, places))
+    assert summary(run)["status"] == "interrupted"
+    assert len(list(run.glob("peers/*/metrics.csv"))) == 3
+
+
+def test_a_follower_that_is_killed_is_no_end(tmp_path, sshd, run):
+    script = f'case "$*" in *follow*) kill -9 $$;; esac; exec "{sys.executable}" "$@"'
+    hosts = hosts_file(sshd, b={"python": str(sshd.fake("ward-b", "python", script))})
+    assert up(tmp_path, run, hosts, "--detach")[0] == 0
+    done = CliRunner().invoke(app, ["logs", str(run), "-f"])
+    assert str(done.exception).startswith("1 of 3 hosts cannot be read\nward-b: ")
+    assert done.stderr.startswith("ward-b: ")  # at once
+    assert call("down", run)[0] == 0
+
+
+def test_ctrl_c_behind_a_reader_that_is_gone(tmp_path, sshd, run):
+    """As of ``p2pfl up ... 2>&1 | tee log``, where Ctrl-C ends `tee` first."""
+    words = ("up", write(tmp_path, pace=LONG), "--hosts", hosts_file(sshd), "--out", run)
+    words = [sys.executable, "-m", "p2pfl", *map(str, words)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as launcher:
+        places = wait_for(lambda: training(sshd))
+        launcher.stderr.close()
+        launcher.send_signal(signal.SIGINT)
+        assert launcher.wait(60) == 130
+    assert not any(map(pid, places))
+    assert summary(run)["status"] == "interrupted"
+
+
+def test_nohup_keeps_following_when_the_terminal_is_closed():
+    async def heeded():
+        detach = asyncio.Event()
+        with heeding_signals(lambda: None, detach):
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0.05)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        return detach.is_set()
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert not asyncio.run(heeded())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_ctrl_c_stops_all_peers(sshd, run):
     ended, watcher = follow(sshd, run, lambda: os.kill(os.getpid(), signal.SIGINT), pace=LONG)
     assert ended.status == summary(run)["status"] == "interrupted"
@@ -238,10 +301,11 @@ def test_who_leaves_while_it_is_collected_is_told_what_completes_it(sshd, run, m
     async def interrupted(*_):
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(launch, "conclude", interrupted)
     wanted, watcher = Launch(experiment(), fleet(sshd)), Watcher(None)
+    monkeypatch.setattr(launch, "conclude", interrupted)
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(launch_up(wanted, lambda: run, watcher))
+    monkeypatch.undo()
     assert watcher.notes == [f"p2pfl down {run}  ends the peers and collects what they have left"]
     assert call("down", run)[0] == 0
     assert summary(run)["status"] == "finished"

@@ -44,7 +44,7 @@ def test_keys_and_insecure_contradict_each_other(tmp_path):
 
 
 def test_blank_lines_of_a_log_stay_blank(tmp_path, monkeypatch):
-    async def logs(folder, say, peer, follow):
+    async def logs(folder, say, warn, peer, follow):
         for line in ("before", "", "after"):
             say({"node": 1, "log": line})
         say({"node": 1, "line": "{}"})
@@ -56,11 +56,12 @@ def test_blank_lines_of_a_log_stay_blank(tmp_path, monkeypatch):
 
 def test_names_are_printed_as_they_are(tmp_path, monkeypatch, capsys):
     async def status(_):
-        return [control.PeerStatus(0, ":x:", "[b]training", 3, 1.0)]
+        return [control.PeerStatus(0, ":x:", "[b]training", 3, 1.0, "why " * 50 + "not")]
 
     monkeypatch.setattr(control, "status", status)
     told = CliRunner().invoke(app, ["status", str(tmp_path)]).output
     assert ":x:" in told
     assert "[b]training" in told
+    assert told.splitlines()[-1].rstrip().endswith("why " * 50 + "not")
     LiveView(1, 1, "title").note("host :x: [b]")
     assert capsys.readouterr().err == "host :x: [b]\n"
