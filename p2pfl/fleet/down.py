@@ -39,7 +39,7 @@ async def _stop(place: Place, shells: dict[str, Shell]) -> None:
     try:
         shells[place.host.name] = await Shell.connect(place.host)
         await shells[place.host.name].ask("stop", folder=place.folder, nodes=place.nodes)
-    except HostError:  # its status is going to say so
+    except HostError:  # whether it has ended is asked again before anything is collected
         pass
 
 

@@ -195,7 +195,7 @@ async def _fetch(folder: Path, place: Place, shells: Mapping[str, Shell]) -> Non
         async with Shell.to(place.host) as shell:
             going = await _fetch_ended(folder, place, shell)
     if going:
-        raise HostError(f"{place.host.name}: still at work: {', '.join(map(str, going))}")
+        raise HostError(f"{place.host.name}: peers still at work: {', '.join(map(str, going))}")
 
 
 async def _fetch_ended(folder: Path, place: Place, shell: Shell) -> list[int]:

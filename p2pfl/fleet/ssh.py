@@ -100,10 +100,8 @@ class Shell:
         """
         with _telling(self.host):
             try:
-                async with (
-                    asyncio.timeout(ANSWER),
-                    self._connection.create_process(command) as process,
-                ):
+                async with asyncio.timeout(ANSWER):
+                    process = await self._connection.create_process(command)
                     with suppress(BrokenPipeError):  # it has ended already, and says why
                         process.stdin.write(text)
                         process.stdin.write_eof()

@@ -287,7 +287,7 @@ class Link:
     def dial_again(self, number: int) -> None:
         """Begin anew with another socket, which has a number of its own.
 
-        If there is no room for one now, the last is kept, and the time comes to try again.
+        If it cannot be made now, the last is kept, and the time comes to try again.
         """
         self.welcomed, self.lost = False, True
         self.broken_since = self.broken_since or time.monotonic()
@@ -295,7 +295,7 @@ class Link:
         last = self.socket
         try:
             self._open(number)
-        except RunError:
+        except (RunError, UserError):
             self._next_try = time.monotonic() + TRY_AGAIN
         else:
             last.close(0)

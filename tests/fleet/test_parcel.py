@@ -127,7 +127,7 @@ def test_nothing_is_taken_for_collected_while_a_peer_is_at_work(tmp_path, fleet,
     endings = {node: {"status": "failed", "why": "it is out of reach"} for node in range(3)}
     going = launch.conclude(folder, read_record(folder), {"a": Ended(1, 2)}, endings, False)
     ended = asyncio.run(going)
-    assert ended.away == "1 of 1 hosts have not given all they have: a: still at work: 1, 2"
+    assert ended.away == "1 of 1 hosts have not given all they have: a: peers still at work: 1, 2"
     assert ended.away in ended.error
     assert not read_record(folder).collected
 
