@@ -336,7 +336,11 @@ class Links:
         return {
             "encrypted": self._endpoint.keyring is not None,
             "round_trip_ms": {str(p): round(1000 * t, 3) for p, t in trips.items() if t},
-            "rejections": {**self.rejected, **self._endpoint.gate.refused()},
+            "rejections": {
+                **self.rejected,
+                **self._endpoint.gate.refused(),
+                **self._meeting.undialled,
+            },
         }
 
     def allow(self, keys: Mapping[PeerId, str]) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 
 from p2pfl.errors import RemoteProtocolError, RunError, UserError
 from p2pfl.membership.ration import Ration
@@ -41,6 +40,7 @@ class Meeting:
         departed: who has said goodbye, and is not dialled any more.
         met: in which life those are who have said hello since all had met; to be taken out.
         prepare: called with every new one.
+        undialled: how often a peer could not be dialled for want of room, and which.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Meeting:
         self.departed: set[PeerId] = set()
         self.met: dict[PeerId, int] = {}
         self.prepare: Callable[[Neighbour], None] = lambda one: None
+        self.undialled: Counter[str] = Counter()
         self._ration = Ration(DIALS, EVERY)
         self._useless: dict[PeerId, str] = {}  # why the address that was told is of no use
         self._elsewhere: set[PeerId] = set()  # peers of another run have asked for addresses
@@ -118,9 +119,12 @@ class Meeting:
         now = time.monotonic()
         if not self._ration.wait(now, peer):
             self._ration.take(now, peer)
-            # A key that is revoked, an address beyond this machine, no room for another socket.
-            with suppress(UserError, RunError):
+            try:
                 self._dial(peer, address)
+            except UserError:  # a key that is revoked, an address beyond this machine
+                pass
+            except RunError as error:  # no room for another socket
+                self.undialled[f"peer {peer}: {error}"] += 1
 
     def _dial(self, peer: PeerId, address: str) -> None:
         link = self._endpoint.dial(peer, address, self.handshake.hello)

@@ -129,6 +129,22 @@ def test_where_there_is_no_room_for_a_socket_it_is_tried_again(stage, monkeypatc
     assert still_train(a, b)
 
 
+def test_a_peer_that_there_is_no_room_to_dial_is_counted_and_dialled_later(stage, monkeypatch):
+    a, b = stage(2).all_met()
+    a._meeting.drop(1)
+
+    def full(context, kind):
+        raise zmq.ZMQError(errno.EMFILE)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(zmq.Context, "socket", full)
+        assert a._meeting.reach(1) is None
+    why = "peer 1: too many links: Too many open files (see `ulimit -n`)"
+    assert a.report()["rejections"] == {why: 1}
+    assert a._meeting.reach(1)
+    assert still_train(a, b)
+
+
 def test_of_many_connections_of_one_neighbour_the_last_two_stay(stage):
     with stage(2).scripted() as (a, other), zmq.Context() as context:
         dialled = []
