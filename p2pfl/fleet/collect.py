@@ -131,7 +131,7 @@ def gather(folder: Path, endings: Mapping[int, Ending], status: Status, error: s
         try:
             mean = mean_model(folder, got_through)
             recorder.model("mean", *save_tensors(mean, summary["rounds"]))
-        except Exception as why:
+        except Exception as why:  # anything: the model may be the user's, and changed since
             summary["mean_model_missing"] = str(why) if isinstance(why, UserError) else repr(why)
     recorder.finish(status, summary, error)
     _move(draft, folder)

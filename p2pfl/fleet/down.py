@@ -29,7 +29,8 @@ async def down(folder: Path) -> Ended:
         await asyncio.gather(*(_stop(place, shells) for place in record.places))
         peers = await status(folder)
         interrupted = any(peer.phase == "interrupted" for peer in peers)
-        return await conclude(folder, record, shells, _endings(peers), interrupted)
+        endings = {peer.node: _ending(peer) for peer in peers}
+        return await conclude(folder, record, shells, endings, interrupted)
     finally:
         for shell in shells.values():
             shell.close()
@@ -43,12 +44,7 @@ async def _stop(place: Place, shells: dict[str, Shell]) -> None:
         pass
 
 
-def _endings(peers: list[PeerStatus]) -> dict[int, Ending]:
-    known = ("finished", "interrupted")
-    return {
-        peer.node: {
-            "status": peer.phase if peer.phase in known else "failed",
-            "why": peer.why or ("" if peer.phase in known else "it still goes on"),
-        }
-        for peer in peers
-    }
+def _ending(peer: PeerStatus) -> Ending:
+    if peer.phase in ("finished", "interrupted", "failed"):
+        return {"status": peer.phase, "why": peer.why}
+    return {"status": "failed", "why": peer.why or "it still goes on"}

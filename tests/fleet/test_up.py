@@ -302,10 +302,10 @@ def test_who_leaves_while_it_is_collected_is_told_what_completes_it(sshd, run, m
         os.kill(os.getpid(), signal.SIGINT)
 
     wanted, watcher = Launch(experiment(), fleet(sshd)), Watcher(None)
-    monkeypatch.setattr(launch, "conclude", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        asyncio.run(launch_up(wanted, lambda: run, watcher))
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(launch, "conclude", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(launch_up(wanted, lambda: run, watcher))
     assert watcher.notes == [f"p2pfl down {run}  ends the peers and collects what they have left"]
     assert call("down", run)[0] == 0
     assert summary(run)["status"] == "finished"
